@@ -1,0 +1,81 @@
+# make demo   draw a data set of shapes, train on it, evaluate, and write pictures of what was found
+# make test   formatting, linting, types, tests
+# Both make .venv and install what they need the first time.  The rest: format, soak, golden-full, clean.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test format soak golden-full clean
+
+PYTHON ?=
+MODEL ?= r18
+CONFIG ?= configs/shapes_$(MODEL).py
+SEED ?= 0
+WORK ?= workdir/demo
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DATA := $(WORK)/shapes-$(SEED)
+RUN := $(WORK)/$(basename $(notdir $(CONFIG)))-$(SEED)
+SPLITS := --config.data.train.images=$(DATA)/train \
+  --config.data.train.annotations=$(DATA)/annotations/instances_train.json \
+  --config.data.val.images=$(DATA)/val \
+  --config.data.val.annotations=$(DATA)/annotations/instances_val.json
+
+demo: $(BIN)/.demo-installed
+	@test -f $(CONFIG) || { echo "error: no $(CONFIG); MODEL can be one of:" \
+	  $$(ls configs | sed -n 's/^shapes_\(.*\)\.py$$/\1/p') >&2; exit 2; }
+	@$(BIN)/python -m kpjax shapes --out $(DATA) --seed $(SEED)
+	@SECONDS=0; \
+	$(BIN)/python train.py --config $(CONFIG) --workdir $(RUN) --config.seed=$(SEED) $(SPLITS); \
+	trained=$$SECONDS; \
+	$(BIN)/python eval.py --config $(CONFIG) --workdir $(RUN) --config.seed=$(SEED) $(SPLITS) --per-class \
+	  --show-dir $(RUN)/pictures | tee $(RUN)/eval.txt; \
+	evaluated=$$((SECONDS - trained)); \
+	$(BIN)/python detect.py --checkpoint $(RUN) --out $(RUN)/detected $(DATA)/val/00000?.jpg; \
+	echo; \
+	echo "held-out split of $(DATA), by pycocotools:"; \
+	grep -m 2 'Average Precision' $(RUN)/eval.txt; \
+	echo "training $$trained s, evaluation $$evaluated s"; \
+	echo "checkpoints, logs, eval.txt in  $(RUN)"; \
+	echo "pictures of the whole split in  $(RUN)/pictures"; \
+	echo "ten images through detect.py in $(RUN)/detected"
+
+test: $(BIN)/.test-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(BIN)/.test-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: $(BIN)/.test-installed
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
+golden-full: $(BIN)/.test-installed
+	$(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+$(BIN)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing kpjax and what it needs into .venv (once; some minutes)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(PIP) -e .
+	@touch $@
+
+$(BIN)/.test-installed: $(BIN)/.demo-installed
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    exec "$$python" -m venv .venv; \
+	  fi; \
+	done; \
+	echo "error: no Python 3.11 or newer with its venv module was found;" \
+	  "install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1

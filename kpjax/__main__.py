@@ -1,0 +1,39 @@
+"""`python -m kpjax COMMAND`: everything beside training, evaluation and detection."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# name -> (module, what --help says); a module is imported only when its command is called.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
+    "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
+    "yolo": ("kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 2 after a line of explanation."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m kpjax", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name in argv[:1]:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing more was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

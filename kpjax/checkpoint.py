@@ -1,0 +1,301 @@
+"""Checkpoints through Orbax (API v1): training states to resume from, inference weights to hand on.
+
+A work directory holds
+
+    config.json            the run's configuration
+    checkpoints/STEP/      `weights` (params, batch_stats), `average` (EMA, if on) and `train` (the rest)
+    model/                 an inference checkpoint, written when training ends
+
+and an inference checkpoint is a plain tree {"params", "batch_stats"} that Orbax reads without
+kpjax, with `kpjax.json` (model, options, class names, normalisation, configuration) beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from kpjax import config as configs
+from kpjax.config import Config, ConfigError
+from kpjax.detectors import build
+from kpjax.detectors.base import Detector
+from kpjax.errors import UserError
+from kpjax.train_step import TrainState
+
+INFO = "kpjax.json"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or written.  Its text is one line."""
+
+
+def _ocp() -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp
+
+
+def environment() -> dict[str, Any]:
+    """What bitwise repetition depends on (the design's decision 16)."""
+    import flax
+    import jaxlib
+
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": platform.machine(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+    }
+
+
+def describe(detector: Detector, names: tuple[str, ...], config: Config | None) -> dict[str, Any]:
+    """What a reader needs beside the arrays, as plain JSON values."""
+    return {
+        "format": 1,
+        "model": detector.name,
+        "num_classes": detector.num_classes,
+        "options": detector.options,
+        "classes": list(names),
+        "input": dataclasses.asdict(detector.preprocess) | {"layout": "NHWC", "stride": detector.stride},
+        "config": json.loads(configs.to_json(config)) if config else None,
+    }
+
+
+class Checkpoints:
+    """The training checkpoints of one work directory.
+
+    keep: the newest so many stay; the best by its "ap" metric stays beside them.
+    """
+
+    def __init__(self, workdir: str, keep: int, info: dict[str, Any]):
+        ocp = _ocp()
+        policies = ocp.training.preservation_policies
+        self._directory = absolute(workdir) / "checkpoints"
+        self._info = info
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory,
+            # Saving is decided by the training loop alone.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics["ap"], n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: TrainState, ap: float | None = None) -> None:
+        """Start writing the state (asynchronously; donated buffers are copied first)."""
+        step = int(state.step)
+        trees = {
+            "weights": {"params": state.params, "batch_stats": state.batch_stats},
+            "train": {"step": state.step, "opt_state": state.opt_state, "first_bad_step": state.first_bad_step},
+        }
+        if state.ema is not None:
+            trees["average"] = {"params": state.ema, "batch_stats": state.batch_stats}
+        metadata = self._info | {"environment": environment()}
+        with _plain_errors(self._directory):
+            self._checkpointer.save_checkpointables_async(
+                step,
+                trees,
+                force=True,
+                overwrite=True,
+                metrics=None if ap is None else {"ap": float(ap)},
+                custom_metadata=metadata,
+            )
+
+    def wait(self) -> None:
+        """Until the last save is on disk.  Raises CheckpointError where it could not be written."""
+        with _plain_errors(self._directory):
+            self._checkpointer.wait()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a step, laid out as `like` (arrays or ShapeDtypeStructs with shardings)."""
+        wanted = {
+            "weights": {"params": like.params, "batch_stats": like.batch_stats},
+            "train": {"step": like.step, "opt_state": like.opt_state, "first_bad_step": like.first_bad_step},
+        }
+        if like.ema is not None:
+            wanted["average"] = {"params": like.ema, "batch_stats": like.batch_stats}
+        try:
+            found = self._checkpointer.load_checkpointables(step, wanted)
+        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
+            raise CheckpointError(f"{self._directory / str(step)} cannot be restored: {_first_line(error)}") from error
+        return TrainState(
+            step=found["train"]["step"],
+            params=found["weights"]["params"],
+            batch_stats=found["weights"]["batch_stats"],
+            opt_state=found["train"]["opt_state"],
+            ema=found["average"]["params"] if like.ema is not None else None,
+            first_bad_step=found["train"]["first_bad_step"],
+        )
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What was stored beside a step: model, classes, configuration, environment."""
+        return self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+
+    def best(self) -> tuple[int, float] | None:
+        """The kept step with the highest AP, and that AP."""
+        scored = [(c.metrics["ap"], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        return (max(scored)[1], max(scored)[0]) if scored else None
+
+    def close(self) -> None:
+        """Wait for writing and release the directory."""
+        with _plain_errors(self._directory):
+            self._checkpointer.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Weights ready for inference.  variables: {"params", "batch_stats"} as NumPy arrays."""
+
+    detector: Detector
+    variables: dict[str, Any]
+    names: tuple[str, ...]
+    config: Config | None
+    step: int | None
+
+
+def save_inference(
+    path: str, detector: Detector, variables: Any, names: tuple[str, ...], config: Config | None = None
+) -> None:
+    """Write an inference checkpoint; an older one at the same path is replaced once the new one is complete."""
+    target = absolute(path)
+    with _plain_errors(target):
+        _ocp().save(
+            target, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True
+        )
+        if jax.process_index() == 0:
+            write_text(target / INFO, json.dumps(describe(detector, names, config), indent=1))
+
+
+def load_inference(path: str, best: bool = False) -> Loaded:
+    """Weights from an inference checkpoint, or from a work directory's newest (or best) step.
+
+    Of a run with a moving average it is the average that is loaded.  Raises CheckpointError.
+    """
+    root = absolute(path)
+    if not root.exists():
+        raise CheckpointError(f"{path}: no such checkpoint or work directory")
+    ocp = _ocp()
+    if (root / INFO).exists():
+        info = _read_json(root / INFO)
+        read, step = (lambda: ocp.load(root, _on_host(ocp.metadata(root).metadata))), None
+    else:
+        folder = root / "checkpoints"
+        if not folder.exists() and root.name.isdigit():
+            folder, wanted_step = root.parent, int(root.name)
+        else:
+            wanted_step = None
+        if not folder.exists():
+            raise CheckpointError(f"{path} is neither an inference checkpoint ({INFO} is missing) nor a work directory")
+        checkpointer = ocp.training.Checkpointer(folder)
+        steps = [c for c in checkpointer.checkpoints if wanted_step in (None, c.step)]
+        if not steps:
+            raise CheckpointError(f"{folder} holds no complete checkpoint; train first, or name another directory")
+        scored = [c for c in steps if c.metrics]
+        chosen = max(scored, key=lambda c: c.metrics["ap"]) if best and scored else max(steps, key=lambda c: c.step)
+        step = chosen.step
+        found = checkpointer.checkpointables_metadata(step)
+        info = found.custom_metadata or {}
+        item = "average" if "average" in found.metadata else "weights"
+        tree = _on_host(found.metadata[item])
+        read = lambda: checkpointer.load_checkpointables(step, {item: tree})[item]  # noqa: E731
+    if "model" not in info:
+        raise CheckpointError(f"{path} was not written by kpjax: it does not say which model it holds")
+    try:
+        detector = build(info["model"], info["num_classes"], **info["options"])
+        config = configs.from_json(json.dumps(info["config"])) if info.get("config") else None
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    try:
+        variables = read()
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+    check_shapes(detector, variables, path)
+    return Loaded(detector, variables, tuple(info["classes"]), config, step)
+
+
+def check_shapes(detector: Detector, variables: Any, path: str) -> None:
+    """Raise CheckpointError where the arrays are not those of the detector."""
+    wanted = jax.eval_shape(
+        lambda key: detector.net.init(key, np.zeros((1, 64, 64, 3), np.float32), train=False), jax.random.key(0)
+    )
+    flat = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(dict(wanted))}
+    found = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(dict(variables))}
+    for key in sorted(flat.keys() | found.keys()):
+        if flat.get(key) != found.get(key):
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model than {detector.name}: "
+                f"{key} is {found.get(key, 'missing')}, expected {flat.get(key, 'nothing')}"
+            )
+
+
+def absolute(path: str) -> epath.Path:
+    """Orbax refuses relative paths; a URL (gs://...) is absolute as it is."""
+    return epath.Path(path if "://" in path else os.path.abspath(path))
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    part = path.parent / (path.name + ".part")
+    with _plain_errors(path):
+        part.write_text(text)
+        part.replace(path)
+
+
+def _on_host(tree: Any) -> Any:
+    # NumPy leaves ask Orbax for host arrays: no device layout of the writer is needed.
+    return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class _plain_errors:
+    """Turn an operating system's refusal to write into one line; the checkpoints before stay as they are."""
+
+    def __init__(self, path: Any):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        text = str(error)
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise CheckpointError(f"{self.path} cannot be written: {os.strerror(cause.errno)}") from error
+        if error is not None and ("No space left" in text or "RESOURCE_EXHAUSTED" in text):
+            raise CheckpointError(f"{self.path} cannot be written: {os.strerror(errno.ENOSPC)}") from error

@@ -1,0 +1,29 @@
+"""`python -m kpjax shapes`: write the data set of drawn shapes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from kpjax.data import shapes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.description = "Write a data set of drawn shapes: JPEG files and COCO instances JSON."
+    parser.add_argument("--out", required=True, help="folder to write: train/, val/ and annotations/")
+    parser.add_argument("--train", type=int, default=1000, help="training images (default %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="held-out images (default %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of an image in pixels (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another data set (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the data set and say what was written.  Raises ConfigError on settings that cannot work."""
+    start = time.perf_counter()
+    written = shapes.write(args.out, train=args.train, val=args.val, size=args.size, seed=args.seed)
+    what = f"{args.train} train and {args.val} val images of {args.size} px, seed {args.seed}"
+    how = f"written in {time.perf_counter() - start:.1f} s" if written else "already there"
+    print(f"{os.path.abspath(args.out)}: {what}, classes {', '.join(shapes.CLASSES)}: {how}")
+    return 0

@@ -1,0 +1,278 @@
+"""The configuration of a run: nested dataclasses, one a subject.
+
+A file in `configs/` returns a `Config`; `--config.optim.lr=1e-3` on the command
+line changes one field of it.  A key that does not exist is an error (see
+`kpjax.flags`), and `Config.check` tests values and the rules between fields once,
+before anything is allocated.
+
+Units: sizes are pixels of the network's input unless a name says otherwise.
+"""
+
+# No `from __future__ import annotations` here: ml_collections reads the fields' types, which
+# have to be classes and not their names.
+import dataclasses
+import json
+from typing import Any, get_type_hints
+
+from kpjax.errors import UserError
+
+
+class ConfigError(UserError):
+    """A setting that cannot work.  Its text is one line that names the key and what to do."""
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Which network, and how it computes."""
+
+    name: str = "centernet_r18"  # a key of kpjax.list_models()
+    num_classes: int = 0  # 0: as many as the training annotations list
+    dtype: str = "float32"  # "float32" or "bfloat16": activations; parameters stay float32
+    remat: bool = False  # recompute each residual block in the backward pass: less memory, more time
+    bn_groups: int = 1  # BatchNorm statistics over this many groups of the batch (recipes with per-GPU statistics)
+    options: dict = dataclasses.field(default_factory=dict)  # fields of the model's own config, e.g. width
+
+
+@dataclasses.dataclass
+class SplitConfig:
+    """One split of a data set: a folder of images and a COCO instances file."""
+
+    images: str = ""  # folder
+    annotations: str = ""  # COCO instances JSON
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where images and boxes come from, and how they reach the device."""
+
+    source: str = "coco"  # "coco": folders and JSON below; "tfds": a prepared TensorFlow data set
+    train: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    val: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    tfds_name: str = "coco/2017"
+    tfds_dir: str = ""  # "": TensorFlow Datasets' own default
+    tfds_train: str = "train"
+    tfds_val: str = "validation"
+    canvas: int = 640  # side of the uint8 canvas an image is decoded to; larger images are shrunk to fit
+    max_boxes: int = 128  # boxes of an image beyond this many are dropped, and counted
+    bad_images: str = "stop"  # "stop" or "skip" (an unreadable image becomes an empty one, and is counted)
+    threads: int = 0  # decoding threads; 0: one for each core
+    prefetch: int = 2  # batches ready ahead of the device
+
+
+@dataclasses.dataclass
+class AugmentConfig:
+    """What happens to an image on its way into the training step (on the device)."""
+
+    kind: str = "crop"  # "crop": random centre and scale; "shift": centre and scale jittered; "none": whole image
+    height: int = 512
+    width: int = 512
+    scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    border: int = 128  # crop: its centre stays this many image pixels from the edge (halved until it fits)
+    shift: float = 0.1  # shift: standard deviation of the centre's move, in units of the longer side
+    scale: float = 0.4  # shift: standard deviation of the scale
+    flip: float = 0.5
+    color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
+    lighting: float = 0.1  # standard deviation of the PCA noise
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """Optimiser, learning rate and what limits a step."""
+
+    name: str = "adam"  # "adam" or "sgd"
+    lr: float = 1.25e-4
+    momentum: float = 0.9  # sgd
+    weight_decay: float = 0.0  # sgd and adam: added to the gradient (L2), as PyTorch's optimisers do
+    schedule: str = "step"  # "step": times `gamma` at each of `drops`; "cosine": to zero at the last step
+    drops: tuple = ()  # fractions of the run, e.g. (90 / 140, 120 / 140)
+    gamma: float = 0.1
+    warmup_steps: int = 0
+    warmup_start: float = 0.0  # the first step's rate as a fraction of lr
+    clip: float = 0.0  # largest global gradient norm; 0: none
+    ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
+    accumulate: int = 1  # micro-batches a step
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """How a split is evaluated."""
+
+    resolution: str = "keep"  # "keep": each image's own size, padded; "fixed": warped to the training size
+    max_side: int = 0  # keep only: larger images are shrunk to this side; 0: never
+    batch: int = 8
+    preset: str = "na"  # the published test protocols: "na", "flip", "ms"
+    every: int = 0  # evaluate each so many training steps; 0: only at the end
+    top_k: int = 100
+    images: int = 0  # only the first so many images; 0: all
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """What is kept on disk."""
+
+    every: int = 1000  # steps
+    keep: int = 2  # the newest so many; the best by AP is kept beside them
+
+
+@dataclasses.dataclass
+class ShardingConfig:
+    """How the devices are laid out."""
+
+    fsdp: int = 1  # devices that share one copy of the parameters
+
+
+@dataclasses.dataclass
+class Config:
+    """Everything a run depends on.  See the groups above for each field."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    sharding: ShardingConfig = dataclasses.field(default_factory=ShardingConfig)
+    batch: int = 32  # images a step, over all devices and micro-batches
+    steps: int = 0  # give one of steps and epochs
+    epochs: float = 0.0
+    seed: int = 0
+    log_every: int = 10
+    deterministic: bool = False  # GPU: bitwise repeatable operations, slower
+    init_from: str = ""  # weights to start from: a torchvision or timm ResNet .pth, or a kpjax checkpoint
+
+    def check(self) -> "Config":
+        """Return self, or raise ConfigError with one line that names the key."""
+        _check_types(self, "config")
+        for name, value, allowed in (
+            ("model.dtype", self.model.dtype, ("float32", "bfloat16")),
+            ("data.source", self.data.source, ("coco", "tfds")),
+            ("data.bad_images", self.data.bad_images, ("stop", "skip")),
+            ("augment.kind", self.augment.kind, ("crop", "shift", "none")),
+            ("optim.name", self.optim.name, ("adam", "sgd")),
+            ("optim.schedule", self.optim.schedule, ("step", "cosine")),
+            ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
+            ("eval.preset", self.eval.preset, ("na", "flip", "ms")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"config.{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
+        for name, number, least in (
+            ("model.num_classes", self.model.num_classes, 0),
+            ("model.bn_groups", self.model.bn_groups, 1),
+            ("data.canvas", self.data.canvas, 32),
+            ("data.max_boxes", self.data.max_boxes, 1),
+            ("data.threads", self.data.threads, 0),
+            ("data.prefetch", self.data.prefetch, 1),
+            ("augment.height", self.augment.height, 32),
+            ("augment.width", self.augment.width, 32),
+            ("augment.border", self.augment.border, 0),
+            ("optim.accumulate", self.optim.accumulate, 1),
+            ("optim.warmup_steps", self.optim.warmup_steps, 0),
+            ("eval.batch", self.eval.batch, 1),
+            ("eval.max_side", self.eval.max_side, 0),
+            ("eval.every", self.eval.every, 0),
+            ("eval.top_k", self.eval.top_k, 1),
+            ("eval.images", self.eval.images, 0),
+            ("checkpoint.every", self.checkpoint.every, 1),
+            ("checkpoint.keep", self.checkpoint.keep, 1),
+            ("sharding.fsdp", self.sharding.fsdp, 1),
+            ("batch", self.batch, 1),
+            ("steps", self.steps, 0),
+            ("log_every", self.log_every, 1),
+            ("seed", self.seed, 0),
+        ):
+            if number < least:
+                raise ConfigError(f"config.{name} is {number}; it must be at least {least}")
+        for name, real, low, high in (
+            ("augment.flip", self.augment.flip, 0.0, 1.0),
+            ("augment.color", self.augment.color, 0.0, 1.0),
+            ("augment.lighting", self.augment.lighting, 0.0, 10.0),
+            ("optim.lr", self.optim.lr, 0.0, 1e3),
+            ("optim.momentum", self.optim.momentum, 0.0, 1.0),
+            ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
+            ("optim.clip", self.optim.clip, 0.0, 1e9),
+            ("optim.warmup_start", self.optim.warmup_start, 0.0, 1.0),
+            ("epochs", self.epochs, 0.0, 1e9),
+        ):
+            if not low <= real <= high:
+                raise ConfigError(f"config.{name} is {real}; it must lie between {low:g} and {high:g}")
+        if not 0.0 <= self.optim.ema < 1.0:
+            raise ConfigError(f"config.optim.ema is {self.optim.ema}; it must be at least 0 and below 1 (0: off)")
+        if bool(self.steps) == bool(self.epochs):
+            raise ConfigError(f"config.steps is {self.steps} and config.epochs is {self.epochs:g}; set exactly one")
+        if any(not 0.0 < d < 1.0 for d in self.optim.drops) or list(self.optim.drops) != sorted(self.optim.drops):
+            raise ConfigError(f"config.optim.drops is {self.optim.drops}; give ascending fractions between 0 and 1")
+        if not self.augment.scales or min(self.augment.scales) <= 0:
+            raise ConfigError(f"config.augment.scales is {self.augment.scales}; give at least one positive scale")
+        if self.batch % self.optim.accumulate:
+            raise ConfigError(
+                f"config.batch is {self.batch}, which config.optim.accumulate = {self.optim.accumulate} does not divide"
+            )
+        micro = self.batch // self.optim.accumulate
+        if micro % self.model.bn_groups:
+            raise ConfigError(
+                f"config.model.bn_groups = {self.model.bn_groups} does not divide the {micro} images of a micro-batch"
+            )
+        return self
+
+
+def to_json(config: Config) -> str:
+    """The configuration as indented JSON; `from_json` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """Read what `to_json` wrote.  Raises ConfigError where a key is unknown."""
+    return _build(Config, json.loads(text), "config")
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys whose values differ, as lines `config.optim.lr: 0.1 -> 0.2`, in the order of the fields."""
+    before, after = _flatten(dataclasses.asdict(old), "config"), _flatten(dataclasses.asdict(new), "config")
+    keys = list(dict.fromkeys([*before, *after]))
+    return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
+
+
+def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}.{key}")
+        else:  # JSON has no tuples
+            flat[f"{prefix}.{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _build(kind: type, values: dict[str, Any], path: str) -> Any:
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{path}.{unknown[0]} is not a setting of this version")
+    built = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            value = _build(hints[key], value, f"{path}.{key}")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[key] = value
+    return kind(**built)
+
+
+def _check_types(node: Any, path: str) -> None:
+    for key, hint in get_type_hints(type(node)).items():
+        value, here = getattr(node, key), f"{path}.{key}"
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):  # type: ignore[arg-type]
+                raise ConfigError(f"{here} is a {type(value).__name__}; it must be a {hint.__name__}")
+            _check_types(value, here)
+        elif hint is float:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{here} is {value!r}; it must be a number")
+        elif hint is int:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{here} is {value!r}; it must be a whole number")
+        elif hint in (bool, str):
+            if not isinstance(value, hint):
+                raise ConfigError(f"{here} is {value!r}; it must be a {hint.__name__}")
+        elif hint is tuple:
+            if not isinstance(value, tuple) or not all(isinstance(v, (int, float)) for v in value):
+                raise ConfigError(f"{here} is {value!r}; it must be a tuple of numbers")

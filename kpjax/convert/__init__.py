@@ -1,0 +1,79 @@
+"""Weights of other frameworks as variables of our networks.
+
+detector = kpjax.build("centernet_r18", num_classes=80)
+variables = kpjax.import_torch(detector, read_torch_file("ctdet_coco_res18.pth"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from kpjax.convert import resnet
+from kpjax.convert.rules import ImportMismatch, Rule, Variables, apply_rules, flatten, leaf_shapes, unflatten, unwrap
+from kpjax.convert.torch_file import TorchFileError, read_torch_file
+from kpjax.detectors.base import Detector
+
+__all__ = ["BackboneLoad", "ImportMismatch", "TorchFileError", "import_torch", "load_backbone", "read_torch_file"]
+
+# Detector.import_rules -> the table that reads its released checkpoints.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "xingyizhou_resnet": resnet.XINGYIZHOU_RESNET,
+    "mmdet_resnet": resnet.MMDET_RESNET,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneLoad:
+    """What `load_backbone` did.
+
+    variables: the network's variables, the backbone's replaced.  loaded: paths of the leaves that
+    were replaced.  kept: paths of those that were left as they were.  ignored: keys of the
+    checkpoint that were not used, with the reason.
+    """
+
+    variables: Variables
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def import_torch(det: Detector, state_dict: Mapping[str, Any]) -> Variables:
+    """The variables of a released checkpoint: {"params": ..., "batch_stats": ...} of float32 NumPy arrays.
+
+    state_dict: {key: array}, of NumPy arrays or torch tensors in PyTorch's layouts; one that is
+    wrapped in "state_dict" or "model", or whose keys begin with `module.`, is accepted.
+    Raises ImportMismatch, with every difference, unless each key is known and each leaf of the
+    network is filled with an array of its own shape.
+    """
+    if det.import_rules not in RULES:
+        raise ImportMismatch(f"{det.name}: no table of checkpoint names is known for this model")
+    shapes = leaf_shapes(det)
+    return unflatten(apply_rules(RULES[det.import_rules], unwrap(state_dict), shapes, det.name))
+
+
+def load_backbone(
+    det: Detector, variables: Mapping[str, Any], source: str | pathlib.Path | Mapping[str, Any]
+) -> BackboneLoad:
+    """Start a network's ResNet trunk from an ImageNet classifier of torchvision or timm.
+
+    variables: the network's own {"params", "batch_stats"}, as `det.net.init` makes them.
+    source: a .pth file, or its state dict.  The channel order of the first kernel is left as
+    it is, as in xingyizhou's training, which feeds BGR to weights that were trained on RGB.
+    Raises ImportMismatch where the trunk does not fit, TorchFileError where the file cannot be read.
+    """
+    state_dict = unwrap(source) if isinstance(source, Mapping) else read_torch_file(source)
+    leaves = flatten(variables)
+    wanted = {path: leaf.shape for path, leaf in leaves.items() if path.split("/", 1)[1].startswith(resnet.TRUNK + "/")}
+    if not wanted:
+        raise ImportMismatch(f"{det.name}: this model has no ResNet backbone to start from an ImageNet checkpoint")
+    filled = apply_rules(resnet.IMAGENET_RESNET, state_dict, wanted, f"the backbone of {det.name}")
+    dropped = sorted(key for key in state_dict if key.startswith("fc."))
+    return BackboneLoad(
+        variables=unflatten({**leaves, **filled}),
+        loaded=tuple(filled),
+        kept=tuple(path for path in leaves if path not in filled),
+        ignored=tuple(f"{key}: the ImageNet classifier" for key in dropped),
+    )

@@ -1,0 +1,89 @@
+"""Encoded image files to uint8 RGB, and the size they get on a canvas.
+
+Pixels are those of libjpeg's accurate integer transform, which Pillow uses and OpenCV uses too, so that
+training and prediction see what the originals saw.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kpjax.data.source import DataError
+
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+def decode(data: bytes, name: str, exif: bool = False) -> np.ndarray:
+    """Decode any still image to (H, W, 3) uint8 RGB.
+
+    name: what an error calls the image.  exif: turn the image as its EXIF orientation says.
+    Grey, CMYK, palette and 1-bit images are converted, transparency is dropped, 16-bit grey keeps its
+    upper 8 bits.  Raises DataError where the data is no image, is cut off or has no 8-bit form.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                return _rgb(ImageOps.exif_transpose(image) if exif else image, name)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: the image is too large to decode ({error})") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise DataError(f"{name}: {_why(data, error)}") from error
+
+
+def size_of(data: bytes, name: str) -> tuple[int, int, int]:
+    """(height, width, EXIF orientation 1..8) from the header alone.  Raises DataError where it has none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(0x0112, 1)
+            return image.height, image.width, orientation if orientation in range(1, 9) else 1
+    except Exception as error:
+        raise DataError(f"{name}: {_why(data, error)}") from error
+
+
+def fitted_size(height: Any, width: Any, canvas: int) -> tuple[Any, Any]:
+    """The size of an image on a square canvas: its own, or shrunk to fit.  Numbers or integer arrays."""
+    height, width = np.asarray(height, np.int32), np.asarray(width, np.int32)
+    scale = np.minimum(1.0, canvas / np.maximum(height, width))
+    fitted = [np.clip(np.rint(side * scale), 1, canvas).astype(np.int32) for side in (height, width)]
+    return fitted[0], fitted[1]
+
+
+def shrink(image: np.ndarray, canvas: int) -> np.ndarray:
+    """An image (H, W, 3) uint8 at its size on the canvas; averages areas, so that nothing aliases."""
+    height, width = fitted_size(image.shape[0], image.shape[1], canvas)
+    if (height, width) == image.shape[:2]:
+        return image
+    import cv2
+
+    return cv2.resize(image, (int(width), int(height)), interpolation=cv2.INTER_AREA)
+
+
+def _rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode in _SIXTEEN_BIT:
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError(f"{name}: a 32-bit image; convert it to 8 bits")
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise DataError(f"{name}: a floating-point image; convert it to 8 bits")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _why(data: bytes, error: BaseException) -> str:
+    if not data:
+        return "the image file is empty"
+    text = " ".join(str(error).split())
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in a format that can be read"
+    if "truncated" in text.lower():
+        return f"the image file is truncated ({text})"
+    return f"the image cannot be decoded ({text[:120] or type(error).__name__})"

@@ -1,0 +1,141 @@
+"""The batches of `kpjax.data.pipeline` from memory and without TensorFlow: for small sets and other people's arrays.
+
+Every image is decoded once.  The order of an epoch is NumPy's own permutation, so it differs from the
+pipeline's; without shuffling the two agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kpjax.config import DataConfig
+from kpjax.data.pipeline import Batch, assemble, check_slices, decode_checked
+from kpjax.data.source import Annotations, DataError, Source, make_source
+
+Record = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,)
+
+
+def memory_batches(
+    source: Source | Sequence[Record],
+    data: DataConfig,
+    *,
+    batch: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+) -> MemoryBatches:
+    """As `kpjax.data.pipeline.train_batches`; `source` may also be a sequence of (image, boxes, labels).
+
+    All images are decoded here, before the first batch: three bytes a pixel of memory. Raises as that does.
+    """
+    images: list[np.ndarray] | None = None
+    if not isinstance(source, Source):
+        source, images = _from_arrays(source)
+    check_slices(source, batch, start_step, process_index, process_count)
+    return MemoryBatches(source, data, images, batch, seed, start_step, process_index, process_count, shuffle)
+
+
+class MemoryBatches(Iterator[Batch]):
+    """What `memory_batches` returns.  bad_files: one line for each image that became an empty one ("skip")."""
+
+    def __init__(
+        self,
+        source: Source,
+        data: DataConfig,
+        images: list[np.ndarray] | None,
+        batch: int,
+        seed: int,
+        start_step: int,
+        process_index: int,
+        process_count: int,
+        shuffle: bool,
+    ) -> None:
+        self.bad_files: list[str] = []
+        self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
+        self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
+        self._step = start_step
+        self._order: tuple[int, np.ndarray] | None = None
+        self._images = [self._decode(i, images) for i in range(len(source))]
+
+    def __next__(self) -> Batch:
+        counters = self._step * self._batch + self._slots
+        records = np.array([self._record(int(i)) for i in counters])
+        side = self._data.canvas
+        canvas = np.zeros((len(records), side, side, 3), np.uint8)
+        for slot, record in enumerate(records):
+            image = self._images[record]
+            if image is not None:
+                canvas[slot, : image.shape[0], : image.shape[1]] = image
+        empty = np.array([self._images[record] is None for record in records])
+        self._step += 1
+        return assemble(self._source, self._data, canvas, counters, records, empty)
+
+    def _record(self, counter: int) -> int:
+        epoch, place = divmod(counter, len(self._source))
+        if not self._shuffle:
+            return place
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
+        return int(self._order[1][place])
+
+    def _decode(self, record: int, images: list[np.ndarray] | None) -> np.ndarray | None:
+        if images is not None:
+            from kpjax.data.images import shrink
+
+            return shrink(images[record], self._data.canvas)
+        try:
+            return decode_checked(self._source, record, self._data.canvas)
+        except DataError as bad:
+            if self._data.bad_images == "stop":
+                raise DataError(f"{bad}; or set config.data.bad_images='skip'") from None
+            self.bad_files.append(str(bad))
+            return None
+
+
+def _from_arrays(records: Sequence[Record]) -> tuple[Source, list[np.ndarray]]:
+    images: list[np.ndarray] = []
+    boxes: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for n, (image, box, label) in enumerate(records):
+        box, label = np.asarray(box, np.float64).reshape(-1, 4), np.asarray(label).reshape(-1)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise DataError(f"record {n}: the image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
+        if len(box) != len(label) or not np.isfinite(box).all() or (len(label) and label.min() < 0):
+            raise DataError(
+                f"record {n}: {len(box)} boxes and {len(label)} labels; give finite boxes, a label >= 0 each"
+            )
+        images.append(image)
+        boxes.append(box)
+        labels.append(label.astype(np.int32))
+    if not images:
+        raise DataError("no records; give at least one image")
+    corners, label = np.concatenate(boxes), np.concatenate(labels)
+    bbox = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    classes = max(int(label.max(initial=0)) + 1, 1)
+
+    def read(i: int) -> bytes:
+        raise DataError(f"record {i}: an array in memory; there is no file to read")
+
+    source = make_source(
+        name="arrays in memory",
+        classes=[f"class {k}" for k in range(classes)],
+        category_ids=range(1, classes + 1),
+        image_ids=np.arange(len(images)),
+        heights=np.array([image.shape[0] for image in images], np.int32),
+        widths=np.array([image.shape[1] for image in images], np.int32),
+        files=[f"record {n}" for n in range(len(images))],
+        annotations=Annotations(
+            image=np.repeat(np.arange(len(images)), [len(b) for b in boxes]),
+            label=label,
+            bbox=bbox,
+            area=bbox[:, 2] * bbox[:, 3],
+            crowd=np.zeros(len(label), bool),
+            ids=np.arange(1, len(label) + 1),
+        ),
+        read=read,
+    )
+    return source, images

@@ -1,0 +1,278 @@
+"""The host's share of training, on tf.data: read, decode, pad.  Everything else happens on the device.
+
+The step number is the only state.  Example counter i = step * batch + position goes through a seeded
+permutation of its epoch to a record, so that a batch is a pure function of (source, seed, step): resuming
+is starting at a step, and P processes read P slices of one and the same global batch.
+
+The fast path is TensorFlow's own JPEG decoder.  What it does not do as `kpjax.data.images` does (other
+formats, CMYK, images larger than the canvas) goes through that module instead, inside the same pipeline:
+each record has a route, and one that turns out wrong is corrected and its step started again, so that
+the fast path pays for no test of what a file is.
+TensorFlow is imported at the first call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from kpjax.config import ConfigError, DataConfig
+from kpjax.data.images import decode, fitted_size, shrink
+from kpjax.data.source import DataError, Source
+
+Batch = dict[str, np.ndarray]
+
+_FAST, _PILLOW, _EMPTY = 0, 1, 2  # how a record becomes pixels
+_SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbers of a seed
+_OTHER_FORMATS = (".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class _Unexpected(Exception):
+    """A decoded image is not what the annotations promise, or not RGB."""
+
+
+def train_batches(
+    source: Source,
+    data: DataConfig,
+    *,
+    batch: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+) -> Batches:
+    """Batches of the steps start_step, start_step + 1, ... without end.
+
+    batch: images of a step over all processes; this process gets b = batch // process_count of them.
+    Each batch is a dictionary of NumPy arrays, S = data.canvas and M = data.max_boxes:
+    canvas (b, S, S, 3) uint8 RGB, the image in the top left corner, zeros elsewhere; size (b, 2) int32, the
+    image's height and width on the canvas; boxes (b, M, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (b, M)
+    int32; valid (b, M) bool; counter (b,) int32, the example counter; index (b,) int32, the record in `source`.
+    Raises ConfigError where the batch cannot be divided, DataError while iterating where an image cannot be
+    read and data.bad_images is "stop".
+    """
+    check_slices(source, batch, start_step, process_index, process_count)
+    return Batches(source, data, batch, seed, start_step, process_index, process_count, shuffle)
+
+
+class Batches(Iterator[Batch]):
+    """What `train_batches` returns: an endless iterator.
+
+    bad_files: one line for each image that could not be read and became an empty one ("skip").
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: DataConfig,
+        batch: int,
+        seed: int,
+        start_step: int,
+        process_index: int,
+        process_count: int,
+        shuffle: bool,
+    ) -> None:
+        self.bad_files: list[str] = []
+        self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
+        self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
+        self._step = start_step
+        self._routes = np.full(len(source), _FAST, np.int32)
+        # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way.
+        self._routes[[name.lower().endswith(_OTHER_FORMATS) for name in source.files]] = _PILLOW
+        # It would have to resize these itself, and not as OpenCV does.
+        self._routes[np.maximum(source.heights, source.widths) > data.canvas] = _PILLOW
+        self._iterator: Any = None
+
+    def __next__(self) -> Batch:
+        tf = import_tensorflow()
+        while True:
+            if self._iterator is None:
+                self._iterator = self._dataset(tf).as_numpy_iterator()
+            try:
+                records, rows, shapes = next(self._iterator)
+                canvas = self._canvas(records, rows, shapes)
+            except (tf.errors.OpError, _Unexpected) as error:
+                # The stream delivers in order, so the failure lies in this very step.  Find the file, give it
+                # another route, and go on from the same step.
+                self._iterator = None
+                self._reroute(tf, error)
+                continue
+            counters = self._step * self._batch + self._slots
+            self._step += 1
+            return assemble(self._source, self._data, canvas, counters, records, self._routes[records] == _EMPTY)
+
+    def _dataset(self, tf: Any) -> Any:
+        source, side = self._source, self._data.canvas
+        threads = self._data.threads or os.cpu_count() or 1
+        all_fast = bool((self._routes == _FAST).all())
+        routes = tf.constant(self._routes)
+        paths = tf.constant(source.files) if source.on_disk else None
+
+        def plan(step: Any) -> Any:
+            records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))
+            return records, records if paths is None else tf.gather(paths, records)
+
+        def fast(record: Any, where: Any) -> Any:
+            if paths is not None:
+                data = tf.io.read_file(where)
+            else:
+                data = tf.numpy_function(source.read, [record], tf.string, stateful=False)
+            image = tf.io.decode_jpeg(data, channels=0, dct_method="INTEGER_ACCURATE")
+            image.set_shape((None, None, None))
+            return image
+
+        def load(record: Any, where: Any) -> Any:
+            if all_fast:
+                image = fast(record, where)
+            else:
+                image = tf.cond(
+                    tf.equal(tf.gather(routes, record), _FAST),
+                    lambda: fast(record, where),
+                    lambda: tf.ensure_shape(
+                        tf.numpy_function(self._slow, [record], tf.uint8, stateful=False), (None, None, None)
+                    ),
+                )
+            shape = tf.shape(image)
+            # Padded as two-dimensional rows of bytes: half the cost of padding (H, W, 3).
+            return record, tf.reshape(image, (shape[0], shape[1] * shape[2])), shape
+
+        steps = tf.data.Dataset.range(self._step, np.iinfo(np.int64).max // self._batch)
+        dataset = steps.map(plan).unbatch().map(load, num_parallel_calls=threads, deterministic=True)
+        dataset = dataset.padded_batch(len(self._slots), ([], [side, side * 3], [3]), drop_remainder=True)
+        options = tf.data.Options()
+        options.deterministic = True
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = threads
+        options.threading.max_intra_op_parallelism = 1
+        return dataset.prefetch(self._data.prefetch).with_options(options)
+
+    def _canvas(self, records: np.ndarray, rows: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+        """Padded rows (b, S, S * 3) and decoded shapes (b, 3) -> canvas (b, S, S, 3); raises _Unexpected."""
+        high, wide = fitted_size(self._source.heights[records], self._source.widths[records], self._data.canvas)
+        read = self._routes[records] != _EMPTY
+        if np.any(
+            read & ((shapes[:, 0] != high) | (shapes[:, 1] != wide) | ((shapes[:, 2] != 3) & (shapes[:, 2] != 1)))
+        ):
+            raise _Unexpected
+        grey = np.flatnonzero(read & (shapes[:, 2] == 1))
+        if len(grey):
+            rows = rows.copy()
+            for slot in grey:
+                height, width = shapes[slot, :2]
+                rows[slot, :height, : width * 3] = np.repeat(rows[slot, :height, :width], 3, axis=1)
+        return rows.reshape(len(rows), self._data.canvas, self._data.canvas, 3)
+
+    def _records(self, tf: Any, counters: Any) -> Any:
+        """Example counters (n,) int64 -> record indices (n,) int64."""
+        total = len(self._source)
+        place, epoch = counters % total, counters // total
+        if not self._shuffle or total == 1:
+            return place
+        # tf.random.experimental.index_shuffle(place, [seed, epoch], total - 1) for many at once: the public function
+        # pads the seeds of more than one index along the wrong dimension (TensorFlow 2.21).
+        seeds = tf.stack([tf.fill(tf.shape(epoch), tf.constant(v, tf.int64)) for v in (_SEED_PADDING, self._seed)], 1)
+        seeds = tf.concat([seeds, epoch[:, None]], axis=1)
+        last = tf.constant(total - 1, tf.int64)
+        return tf.raw_ops.RandomIndexShuffle(index=place, seed=seeds, max_index=last, rounds=4)
+
+    def _slow(self, record: int) -> np.ndarray:
+        if self._routes[record] == _EMPTY:
+            return np.zeros((1, 1, 3), np.uint8)
+        return decode_checked(self._source, int(record), self._data.canvas)
+
+    def _reroute(self, tf: Any, error: Exception) -> None:
+        counters = tf.constant(self._step * self._batch + self._slots, tf.int64)
+        found = False
+        for record in dict.fromkeys(self._records(tf, counters).numpy().tolist()):
+            if self._routes[record] == _EMPTY:
+                continue
+            try:
+                decode_checked(self._source, record, self._data.canvas)
+            except DataError as bad:
+                if self._data.bad_images == "stop":
+                    raise DataError(f"{bad}; or set config.data.bad_images='skip'") from None
+                self.bad_files.append(str(bad))
+                self._routes[record], found = _EMPTY, True
+        if found:
+            return
+        # Pillow reads all of them: TensorFlow alone refuses one.
+        step_records = self._records(tf, counters).numpy()
+        fast = step_records[self._routes[step_records] == _FAST]
+        if not len(fast):
+            raise DataError(f"step {self._step}: reading failed ({' '.join(str(error).split())[:200]})") from error
+        self._routes[fast] = _PILLOW
+
+
+def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
+    """Raise one line where the source is empty or the batch cannot be dealt out."""
+    if not len(source):
+        raise DataError(f"{source.name}: no images")
+    if batch < 1 or batch % process_count:
+        raise ConfigError(f"config.batch is {batch}; it must be a positive multiple of the {process_count} processes")
+    if not 0 <= process_index < process_count or start_step < 0:
+        raise ConfigError(f"process {process_index} of {process_count} at step {start_step} does not exist")
+
+
+def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
+    """Record -> its pixels at their size on the canvas, (h, w, 3) uint8.
+
+    Raises DataError where it cannot be decoded or has another size than its annotations state.
+    """
+    name = source.files[record]
+    image = decode(source.read(record), name)
+    stated = int(source.heights[record]), int(source.widths[record])
+    if image.shape[:2] != stated:
+        raise DataError(
+            f"{name}: decodes to {image.shape[1]} x {image.shape[0]} pixels, "
+            f"the annotations state {stated[1]} x {stated[0]}; correct one of them"
+        )
+    return shrink(image, canvas)
+
+
+def assemble(
+    source: Source, data: DataConfig, canvas: np.ndarray, counters: np.ndarray, records: np.ndarray, empty: np.ndarray
+) -> Batch:
+    """The batch of decoded images: boxes looked up, scaled with their image, and padded.
+
+    canvas: (b, S, S, 3).  counters, records: (b,).  empty: (b,) bool, images that lost their boxes with their pixels.
+    """
+    count, most = len(records), data.max_boxes
+    heights, widths = source.heights[records], source.widths[records]
+    high, wide = fitted_size(heights, widths, data.canvas)
+    boxes = np.zeros((count, most, 4), np.float32)
+    labels = np.zeros((count, most), np.int32)
+    valid = np.zeros((count, most), bool)
+    for slot, record in enumerate(records):
+        n = 0 if empty[slot] else min(len(source.labels[record]), most)
+        boxes[slot, :n] = source.boxes[record][:n]
+        labels[slot, :n] = source.labels[record][:n]
+        valid[slot, :n] = True
+    boxes *= np.stack([wide / widths, high / heights] * 2, axis=1).astype(np.float32)[:, None]
+    return {
+        "canvas": canvas,
+        "size": np.stack([high, wide], axis=1),
+        "boxes": boxes,
+        "labels": labels,
+        "valid": valid,
+        "counter": np.asarray(counters, np.int32),
+        "index": np.asarray(records, np.int32),
+    }
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, kept off the accelerators: it would take their memory from JAX, only to decode JPEG."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise DataError("the data pipeline needs TensorFlow; pip install tensorflow") from error
+    for kind in ("GPU", "TPU"):
+        # A program that uses TensorFlow itself may have started them already.
+        with contextlib.suppress(RuntimeError, ValueError):
+            tf.config.set_visible_devices([], kind)
+    return tf

@@ -1,0 +1,198 @@
+"""A source: one split of a data set, open for random access by record index.
+
+Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow Datasets
+(`kpjax.data.tfds`) end in the same `Source`; the pipeline and the evaluation know nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kpjax.config import ConfigError, DataConfig
+from kpjax.errors import UserError
+
+CROWD = "crowd"
+OUTSIDE = "outside the image"
+NO_AREA = "no area"
+
+
+class DataError(UserError):
+    """Data that cannot be used.  Its text is one line that names the file or record and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """All A annotated objects of a split as arrays, crowds and empty boxes included.
+
+    image: (A,) int64 record index.  label: (A,) int32 class index.  bbox: (A, 4) float64 x, y, width,
+    height in image pixels.  area: (A,) float64 square pixels (COCO: of the mask).  crowd: (A,) bool.
+    ids: (A,) int64, unique.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    bbox: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+    ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Random access to N images and their boxes, in the order of the annotation file.
+
+    name: for messages.
+    classes, category_ids: class k's name and COCO id, in ascending order of the id.
+    image_ids: (N,) int64.  heights, widths: (N,) int32, pixels, as the annotations state.
+    files: N absolute paths where `on_disk`, else names for messages.
+    boxes: N arrays (n_i, 4) float32, x1 y1 x2 y2 in image pixels: what training uses. No crowd, no box without
+        area, none wholly outside its image; a box partly outside keeps its corners.
+    labels: N arrays (n_i,) int32.
+    dropped: reason -> number of annotated boxes that training leaves out.
+    read: index -> the encoded image file; raises DataError where it cannot be read.
+    ground_truth: () -> a COCO instances dictionary of all annotations for pycocotools.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    files: tuple[str, ...]
+    boxes: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+    dropped: dict[str, int]
+    read: Callable[[int], bytes]
+    ground_truth: Callable[[], dict[str, Any]]
+    on_disk: bool = False
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def open_source(config: DataConfig, split: str) -> Source:
+    """Open the split "train" or "val" that `config` describes.
+
+    Raises ConfigError where a setting is missing and DataError where the data cannot be used.
+    """
+    if split not in ("train", "val"):
+        raise ConfigError(f"split is {split!r}; choose 'train' or 'val'")
+    if config.source == "coco":
+        from kpjax.data.coco import CocoFolder
+
+        folder = config.train if split == "train" else config.val
+        for key, value in (("images", folder.images), ("annotations", folder.annotations)):
+            if not value:
+                raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
+        return CocoFolder(folder.images, folder.annotations)
+    if config.source == "tfds":
+        from kpjax.data.tfds import Tfds
+
+        return Tfds(
+            config.tfds_name, config.tfds_train if split == "train" else config.tfds_val, config.tfds_dir or None
+        )
+    raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
+
+
+def count_over(source: Source, max_boxes: int) -> int:
+    """How many boxes of the split training leaves out because their image has more than `max_boxes`."""
+    return sum(max(0, len(labels) - max_boxes) for labels in source.labels)
+
+
+def make_source(
+    *,
+    name: str,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    image_ids: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    files: Sequence[str],
+    annotations: Annotations,
+    read: Callable[[int], bytes],
+    on_disk: bool = False,
+    file_names: Sequence[str] | None = None,
+) -> Source:
+    """A Source whose training boxes and ground truth both follow from `annotations`.
+
+    file_names: what the ground truth calls the images; `files` where None.
+    """
+    keep, dropped = _trainable(annotations, heights, widths)
+    # A stable sort keeps the order of the annotation file within an image.
+    order = np.flatnonzero(keep)[np.argsort(annotations.image[keep], kind="stable")]
+    x, y, w, h = annotations.bbox[order].T
+    corners = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
+    cuts = np.searchsorted(annotations.image[order], np.arange(1, len(image_ids)))
+    names = tuple(file_names if file_names is not None else files)
+
+    def ground_truth() -> dict[str, Any]:
+        return _instances(classes, category_ids, image_ids, heights, widths, names, annotations)
+
+    return Source(
+        name=name,
+        classes=tuple(classes),
+        category_ids=tuple(int(c) for c in category_ids),
+        image_ids=np.asarray(image_ids, np.int64),
+        heights=np.asarray(heights, np.int32),
+        widths=np.asarray(widths, np.int32),
+        files=tuple(files),
+        boxes=tuple(np.split(corners, cuts)) if len(image_ids) else (),
+        labels=tuple(np.split(annotations.label[order].astype(np.int32), cuts)) if len(image_ids) else (),
+        dropped=dropped,
+        read=read,
+        ground_truth=ground_truth,
+        on_disk=on_disk,
+    )
+
+
+def _trainable(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Which annotations training uses, and why not the others (each counted once)."""
+    x, y, w, h = annotations.bbox.T
+    right, bottom = np.asarray(widths)[annotations.image], np.asarray(heights)[annotations.image]
+    empty = (w <= 0) | (h <= 0)
+    # The originals clip to the image and then drop what has no area left.
+    outside = (x >= right) | (y >= bottom) | (x + w <= 0) | (y + h <= 0)
+    keep = ~(annotations.crowd | empty | outside)
+    reasons = np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
+    return keep, {str(k): n for k, n in sorted(Counter(reasons[~keep]).items())}
+
+
+def _instances(
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    image_ids: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    files: Sequence[str],
+    annotations: Annotations,
+) -> dict[str, Any]:
+    ids = annotations.ids
+    # pycocotools marks an unmatched detection with the ground-truth id 0, so that a real id 0 could never be found.
+    if len(ids) and ids.min() <= 0:
+        ids = np.arange(1, len(ids) + 1)
+    return {
+        "info": {},
+        "licenses": [],
+        "images": [
+            {"id": int(i), "file_name": f, "height": int(h), "width": int(w)}
+            for i, f, h, w in zip(image_ids, files, heights, widths, strict=True)
+        ],
+        "annotations": [
+            {
+                "id": int(ids[a]),
+                "image_id": int(image_ids[annotations.image[a]]),
+                "category_id": int(category_ids[annotations.label[a]]),
+                "bbox": annotations.bbox[a].tolist(),
+                "area": float(annotations.area[a]),
+                "iscrowd": int(annotations.crowd[a]),
+            }
+            for a in range(len(ids))
+        ],
+        "categories": [{"id": int(i), "name": n} for i, n in zip(category_ids, classes, strict=True)],
+    }

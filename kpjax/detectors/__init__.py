@@ -1,0 +1,40 @@
+"""Every model by name.  A fourth detector is one file and one line here."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from kpjax.config import ConfigError
+from kpjax.detectors import centernet
+from kpjax.detectors.base import Detections, Detector
+
+MODELS = {
+    "centernet_r18": centernet.R18,
+    "centernet_r18_mmdet": centernet.R18_MMDET,
+    "centernet_r34": centernet.R34,
+    "centernet_r50": centernet.R50,
+    "centernet_r101": centernet.R101,
+}
+
+__all__ = ["MODELS", "Detections", "Detector", "build", "list_models"]
+
+
+def list_models() -> list[str]:
+    """The names that `build` accepts."""
+    return sorted(MODELS)
+
+
+def build(name: str, num_classes: int = 80, **options: Any) -> Detector:
+    """Make a detector.
+
+    name: one of `list_models()`.  num_classes: K.  options: fields of the model's own
+    configuration that differ from the released one, e.g. `width=16`, `dtype="bfloat16"`.
+    Raises ConfigError for a name or an option that does not exist.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)
+        raise ConfigError(f"no model {name!r}; did you mean {near[0]!r}? kpjax.list_models() has them all")
+    if num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}; a detector needs at least one class")
+    return centernet.build(name, MODELS[name], num_classes, options)

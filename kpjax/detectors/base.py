@@ -1,0 +1,132 @@
+"""What every detector is: a record of functions around one linen module.
+
+Shapes in this package: B images of a batch, H W their input size, h w the output
+map (H / stride, W / stride), K classes, M box slots of an image, N detections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Targets = dict[str, Array]
+Outputs = list[dict[str, Array]]  # one dictionary of NHWC head maps a stack; the last is final
+
+
+@flax.struct.dataclass
+class Detections:
+    """Boxes found, best first.
+
+    On the device (what `decode` returns) the arrays have fixed shapes with a leading batch
+    axis, boxes are in pixels of the network's input, and a slot without a detection has the
+    score 0.  What `Predictor` returns are NumPy arrays of one image, in that image's pixels,
+    empty slots removed.
+
+    boxes: (..., N, 4) float32, x1 y1 x2 y2.  scores: (..., N) float32.  labels: (..., N) int32,
+    0-based.  names: the class names that labels index; empty on the device.
+    """
+
+    boxes: Any
+    scores: Any
+    labels: Any
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+
+    def __len__(self) -> int:
+        return self.scores.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input, as values.
+
+    order: "BGR" or "RGB", the channel order the network was trained with (images arrive as RGB).
+    mean, std: of the channels in that order, of pixel values divided by 255.
+    pad: the canvas of an image that keeps its resolution: side -> (side | pad) + 1 (`pad_plus_one`)
+        or side | pad.
+    border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
+    centred: the image stands in the middle of the canvas (the originals) or in its top left corner.
+    """
+
+    order: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pad: int = 31
+    pad_plus_one: bool = True
+    border: str = "black"
+    centred: bool = True
+
+    def canvas(self, side: int) -> int:
+        """The padded side of an image side, in pixels."""
+        return (side | self.pad) + 1 if self.pad_plus_one else side | self.pad
+
+    def normalise(self, images: Array) -> Array:
+        """RGB pixels 0..255, (..., 3), any dtype -> the network's float32 input."""
+        images = jnp.asarray(images, jnp.float32)
+        if self.order == "BGR":
+            images = images[..., ::-1]
+        mean = jnp.asarray(self.mean, jnp.float32)
+        std = jnp.asarray(self.std, jnp.float32)
+        return (images / 255.0 - mean) / std
+
+    def border_rgb(self) -> tuple[float, float, float]:
+        """The border's colour in RGB pixel values (0..255)."""
+        if self.border == "black":
+            return (0.0, 0.0, 0.0)
+        mean = self.mean[::-1] if self.order == "BGR" else self.mean
+        return (255.0 * mean[0], 255.0 * mean[1], 255.0 * mean[2])
+
+
+# xingyizhou's CenterNet, CornerNet and the triplet paper: statistics of COCO, in OpenCV's order.
+COCO_BGR = Preprocess(
+    order="BGR",
+    mean=(0.40789654, 0.44719302, 0.47026115),
+    std=(0.28863828, 0.27408164, 0.27809835),
+)
+# mmdetection's CenterNet: statistics of ImageNet; the canvas is filled with black (golden: FACTS_centernet).
+IMAGENET_RGB = Preprocess(
+    order="RGB",
+    mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
+    std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
+    centred=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """A detector is this record; nothing inherits from it.
+
+    name: the key of `MODELS` it was built from.
+    net: the linen module; `net.apply(variables, images, train=False)` -> Outputs.
+    num_classes: K.
+    preprocess: what images have to look like.
+    encode: (boxes (M, 4) xyxy in input pixels, labels (M,), valid (M,), (H, W)) -> Targets of one
+        image; pure and vmappable.
+    normaliser: (batched targets) -> the counts that the loss divides by, a dict of float32
+        scalars over the whole batch, to be summed over micro-batches.
+    loss: (outputs, batched targets, normaliser) -> (loss, parts): float32 scalars.
+    decode: (head maps of the last stack, top_k=100) -> Detections in input pixels, (B, N, ...).
+    merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
+    stride: input pixels an output cell.
+    import_rules: which table of kpjax.convert reads the model's released checkpoints.
+    options: what `build` was given beside the name, so that a checkpoint can build it again.
+    """
+
+    name: str
+    net: nn.Module
+    num_classes: int
+    preprocess: Preprocess
+    encode: Callable[..., Targets]
+    normaliser: Callable[[Targets], dict[str, Array]]
+    loss: Callable[[Outputs, Targets, dict[str, Array]], tuple[Array, dict[str, Array]]]
+    decode: Callable[..., Detections]
+    merge_flip: Callable[[dict[str, Array]], dict[str, Array]]
+    stride: int = 4
+    import_rules: str = ""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,310 @@
+"""CenterNet: Objects as Points (arXiv 1904.07850), and mmdetection's version of it.
+
+An object is the cell of its box's centre.  Three heads: a heatmap of centres for each class,
+the box's width and height, and the centre's offset within its cell (lost by the stride of 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kpjax.backbones.resnet import STAGES, ResNetDeconv
+from kpjax.config import ConfigError
+from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB, Array, Detections, Detector, Outputs, Preprocess, Targets
+from kpjax.nn.layers import ConvParams, conv2d
+from kpjax.ops import losses, peaks
+from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+
+STRIDE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Where the released implementations differ, as values.  The defaults are xingyizhou's.
+
+    radius, overlap: the Gaussian's radius (golden: fn_ctnet_gaussian).
+    round_sides: box sides are rounded up to whole cells before the radius is taken.
+    clip: boxes are cut to the map's cells [0, w - 1] x [0, h - 1] first, and those without area
+        then are no objects (golden: fn_ctdet_targets); otherwise they are used as they come.
+    one_per_cell: of several objects in one cell the last alone trains wh and offset (golden:
+        fn_mmdet_targets); otherwise each does.
+    probabilities: the network returns sigmoid(heatmap), as mmdetection's head does, and the loss
+        has 1e-12 in its logarithms; otherwise logits, and scores are clamped to [1e-4, 1 - 1e-4].
+    count: what the L1 losses divide by: "boxes" 2 n + 1e-4, or "peaks" 2 max(1, heatmap cells that are 1).
+    """
+
+    radius: str = "legacy"
+    overlap: float = 0.7
+    round_sides: bool = True
+    clip: bool = True
+    one_per_cell: bool = False
+    probabilities: bool = False
+    count: str = "boxes"
+
+
+XINGYIZHOU = Rules()
+MMDET = Rules(
+    radius="fixed",
+    overlap=0.3,
+    round_sides=False,
+    clip=False,
+    one_per_cell=True,
+    probabilities=True,
+    count="peaks",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterNetConfig:
+    """One released model, or a variation of it.
+
+    depth, width: of the ResNet.  deconv, neck_conv: of its neck.  head_channels: of each head's
+    3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
+    radius, overlap: override the rules' ("": keep).  dtype, bn_groups, remat: see kpjax.config.
+    """
+
+    depth: int = 18
+    width: int = 64
+    deconv: tuple[int, ...] = (256, 256, 256)
+    neck_conv: bool = False
+    head_channels: int = 64
+    class_specific_wh: bool = False
+    rules: Rules = XINGYIZHOU
+    preprocess: Preprocess = COCO_BGR
+    import_rules: str = "xingyizhou_resnet"
+    radius: str = ""
+    overlap: float = 0.0
+    wh_weight: float = 0.1
+    offset_weight: float = 1.0
+    dtype: str = "float32"
+    bn_groups: int = 1
+    remat: bool = False
+
+
+R18 = CenterNetConfig()
+R34 = CenterNetConfig(depth=34)
+R50 = CenterNetConfig(depth=50)
+R101 = CenterNetConfig(depth=101)
+R18_MMDET = CenterNetConfig(
+    deconv=(256, 128, 64), neck_conv=True, rules=MMDET, preprocess=IMAGENET_RGB, import_rules="mmdet_resnet"
+)
+
+
+class CenterNet(nn.Module):
+    """Backbone and heads: normalised images (B, H, W, 3) -> [{"heatmap", "wh", "offset"}], float32 (B, h, w, .)."""
+
+    config: CenterNetConfig
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Outputs:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        maps = ResNetDeconv(
+            c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone"
+        )(images, train)
+        channels = {
+            "heatmap": self.num_classes,
+            "wh": 2 * self.num_classes if c.class_specific_wh else 2,
+            "offset": 2,
+        }
+        heads = Heads(channels, c.head_channels, dtype, name="heads")
+        outputs = [heads(x) for x in maps]
+        if c.rules.probabilities:
+            outputs = [{**o, "heatmap": jax.nn.sigmoid(o["heatmap"])} for o in outputs]
+        return outputs
+
+
+class Heads(nn.Module):
+    """For each head a 3x3 convolution, ReLU and a 1x1 convolution.  (B, h, w, C) -> float32 maps.
+
+    The 3x3 convolutions read the same map, so they run as one wider convolution.
+    The heatmap's bias starts at -2.19, a score of 0.1 everywhere (CornerNet's supplement;
+    Lin et al. 2017), without which the first steps are lost to the background.
+    """
+
+    channels: dict[str, int]
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> dict[str, Array]:
+        first = {
+            head: ConvParams(self.features, name=f"{head}_conv")(x.shape[-1]) for head in self.channels
+        }
+        kernel = jnp.concatenate([kernel for kernel, _ in first.values()], axis=-1).astype(self.dtype)
+        bias = jnp.concatenate([bias for _, bias in first.values() if bias is not None]).astype(self.dtype)
+        hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1))) + bias)
+        outputs = {}
+        for i, (head, channels) in enumerate(self.channels.items()):
+            heat = head == "heatmap"
+            kernel, bias = ConvParams(
+                channels,
+                kernel=(1, 1),
+                kernel_init=nn.initializers.normal(0.01 if heat else 0.001),
+                bias_init=nn.initializers.constant(-2.19 if heat else 0.0),
+                name=f"{head}_out",
+            )(self.features)
+            part = hidden[..., i * self.features : (i + 1) * self.features].astype(jnp.float32)
+            # Logits decide accuracy: float32 whatever the activations are.
+            outputs[head] = jnp.einsum("bhwc,cd->bhwd", part, kernel[0, 0], precision="highest") + bias
+        return outputs
+
+
+def encode(
+    boxes: Array, labels: Array, valid: Array, size: tuple[int, int], *, rules: Rules, num_classes: int
+) -> Targets:
+    """Targets of one image.
+
+    boxes: (M, 4) float32 x1 y1 x2 y2 in input pixels.  labels: (M,) int32.  valid: (M,) bool.
+    size: (H, W) of the input, static.  Returns "heatmap" (h, w, K) float32; and for each slot m
+    "index" (M,) int32 cell y * w + x, "mask" (M,) bool, "wh" (M, 2) and "offset" (M, 2) float32
+    in cells, "label" (M,) int32.  A box that is no object keeps its slot, with mask False.
+    """
+    height, width = size[0] // STRIDE, size[1] // STRIDE
+    boxes = boxes.astype(jnp.float32) / STRIDE
+    if rules.clip:
+        limit = jnp.asarray([width - 1, height - 1, width - 1, height - 1], jnp.float32)
+        boxes = jnp.clip(boxes, 0.0, limit)
+    wh = boxes[:, 2:] - boxes[:, :2]
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cell = center.astype(jnp.int32)
+    inside = ((cell >= 0) & (cell < jnp.asarray([width, height]))).all(-1)
+    valid = valid & (wh > 0).all(-1) & inside
+    sides = jnp.ceil(wh) if rules.round_sides else wh
+    sides = jnp.where(valid[:, None], sides, 1.0)
+    radius = gaussian_radius(sides[:, 1], sides[:, 0], rules.overlap, rules.radius)
+    radius = jnp.maximum(radius.astype(jnp.int32), 0)
+    labels = jnp.where(valid, labels, num_classes)  # scatters of the empty slots fall off the end
+    heatmap = draw_gaussians(cell, radius, labels, valid, (height, width), num_classes)
+    index = jnp.where(valid, cell[:, 1] * width + cell[:, 0], 0)
+    mask = valid
+    if rules.one_per_cell:
+        same = (index[:, None] == index[None, :]) & valid[None, :]
+        mask = valid & ~jnp.triu(same, 1).any(-1)
+    keep = mask[:, None]
+    return {
+        "heatmap": heatmap,
+        "index": jnp.where(mask, index, 0),
+        "mask": mask,
+        "wh": jnp.where(keep, wh, 0.0),
+        "offset": jnp.where(keep, center - cell, 0.0),
+        "label": jnp.where(mask, labels, 0),
+    }
+
+
+def normaliser(targets: Targets) -> dict[str, Array]:
+    """Counts over a batch: heatmap cells that are objects, and objects that train wh and offset."""
+    return {
+        "peaks": (targets["heatmap"] == 1).sum(dtype=jnp.float32),
+        "boxes": targets["mask"].sum(dtype=jnp.float32),
+    }
+
+
+def loss(
+    outputs: Outputs, targets: Targets, counts: dict[str, Array], *, config: CenterNetConfig
+) -> tuple[Array, dict[str, Array]]:
+    """Objects as Points eq. 4: heatmap + 0.1 wh + offset, the mean over the stacks.
+
+    counts: what `normaliser` returned for the whole batch.  Returns the loss and its unweighted
+    parts ("heatmap", "wh", "offset"), float32 scalars.
+    """
+    rules = config.rules
+    index, mask = targets["index"], targets["mask"]
+    l1_divisor = 2 * jnp.maximum(counts["peaks"], 1) if rules.count == "peaks" else 2 * counts["boxes"] + 1e-4
+    parts = {"heatmap": jnp.float32(0), "wh": jnp.float32(0), "offset": jnp.float32(0)}
+    for maps in outputs:
+        if rules.probabilities:
+            heat = losses.gaussian_focal_loss(maps["heatmap"], targets["heatmap"], jnp.maximum(counts["peaks"], 1))
+        else:
+            heat = losses.focal_loss(maps["heatmap"], targets["heatmap"], counts["peaks"])
+        if config.class_specific_wh:
+            wh = losses.class_l1_at(maps["wh"], index, mask, targets["label"], targets["wh"], l1_divisor)
+        else:
+            wh = losses.l1_at(maps["wh"], index, mask, targets["wh"], l1_divisor)
+        offset = losses.l1_at(maps["offset"], index, mask, targets["offset"], l1_divisor)
+        for key, value in (("heatmap", heat), ("wh", wh), ("offset", offset)):
+            parts[key] += value / len(outputs)
+    total = parts["heatmap"] + config.wh_weight * parts["wh"] + config.offset_weight * parts["offset"]
+    return total, parts
+
+
+def score_map(maps: dict[str, Array], rules: Rules) -> Array:
+    """The heatmap as scores, (B, h, w, K) float32: what `merge_flip` left, or from the head."""
+    if "scores" in maps:
+        return maps["scores"]
+    heat = maps["heatmap"].astype(jnp.float32)
+    return heat if rules.probabilities else jax.nn.sigmoid(heat)
+
+
+def decode(maps: dict[str, Array], top_k: int = 100, *, rules: Rules) -> Detections:
+    """Boxes of the best peaks (Objects as Points, section 4), in input pixels.
+
+    maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them; without an
+    "offset" a centre lies in the middle of its cell.  Returns (B, top_k, ...), best first.
+    """
+    heat = peaks.keep_peaks(score_map(maps, rules))
+    scores, labels, ys, xs = peaks.top_k(heat, top_k)
+    index = ys * heat.shape[2] + xs
+    wh = peaks.gather_cells(maps["wh"].astype(jnp.float32), index)
+    if wh.shape[-1] > 2:  # one pair a class
+        pairs = wh.reshape(*wh.shape[:2], -1, 2)
+        wh = jnp.take_along_axis(pairs, labels[..., None, None], axis=2)[:, :, 0]
+    offset: Array = jnp.full(wh.shape, 0.5)
+    if "offset" in maps:
+        offset = peaks.gather_cells(maps["offset"].astype(jnp.float32), index)
+    center = jnp.stack([xs, ys], -1).astype(jnp.float32) + offset
+    boxes = jnp.concatenate([center - wh / 2, center + wh / 2], -1) * STRIDE
+    return Detections(boxes=boxes, scores=scores, labels=labels)
+
+
+def merge_flip(maps: dict[str, Array], *, rules: Rules) -> dict[str, Array]:
+    """Merge the maps of [images; mirrored images], (2B, h, w, .), as xingyizhou's `flip_test` does.
+
+    Scores and wh are averaged, the offset is the plain image's.
+    Returns {"scores", "wh", "offset"}, (B, h, w, .), for `decode`.
+    """
+    half = maps["wh"].shape[0] // 2
+
+    def average(x: Array) -> Array:
+        return (x[:half] + x[half:, :, ::-1]) / 2
+
+    return {"scores": average(score_map(maps, rules)), "wh": average(maps["wh"]), "offset": maps["offset"][:half]}
+
+
+def build(name: str, config: CenterNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
+    """Put the record together.  options: fields of CenterNetConfig to replace."""
+    fields = {f.name for f in dataclasses.fields(config)}
+    for key in options:
+        if key not in fields:
+            raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(fields))}")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    config = dataclasses.replace(config, **options)
+    if config.depth not in STAGES:
+        raise ConfigError(f"model {name}: depth {config.depth}; choose one of {', '.join(map(str, STAGES))}")
+    rules = dataclasses.replace(
+        config.rules,
+        radius=config.radius or config.rules.radius,
+        overlap=config.overlap or config.rules.overlap,
+    )
+    config = dataclasses.replace(config, rules=rules)
+    return Detector(
+        name=name,
+        net=CenterNet(config, num_classes),
+        num_classes=num_classes,
+        preprocess=config.preprocess,
+        encode=functools.partial(encode, rules=rules, num_classes=num_classes),
+        normaliser=normaliser,
+        loss=functools.partial(loss, config=config),
+        decode=functools.partial(decode, rules=rules),
+        merge_flip=functools.partial(merge_flip, rules=rules),
+        stride=STRIDE,
+        import_rules=config.import_rules,
+        options=options,
+    )

@@ -1,0 +1,112 @@
+"""Boxes, labels and scores drawn into an image."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+_Rect = tuple[float, float, float, float]
+_LEGIBLE = 9  # pixels of text height; smaller letters cannot be read
+
+
+def class_color(label: int) -> Color:
+    """The RGB colour of a class: the same in every picture of every run, neighbours far apart in hue."""
+    hue = (0.02 + label * 0.61803398875) % 1.0  # multiples of the golden ratio never crowd together
+    value = (1.0, 0.8, 0.95)[label % 3]
+    saturation = (0.85, 0.95, 0.55)[label // 3 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: np.ndarray, boxes: Any, labels: Any, scores: Any, names: Sequence[str], score_thr: float = 0.0
+) -> np.ndarray:
+    """Draw boxes with class names (and scores) into a copy of an image.
+
+    image: (H, W, 3) uint8 RGB.  boxes: (N, 4) xyxy in the image's pixels; parts outside are cut.
+    labels: (N,) ints.  scores: (N,) or None (annotations: only names are written).  names: class
+    names; a label beyond them is written as its number.  Boxes scored below `score_thr` are left
+    out, and the best are drawn on top.  Lines and letters scale with the image; in an image too
+    small for letters, boxes alone are drawn.
+
+    Returns (H, W, 3) uint8.  Raises ValueError on an image of another kind, or arrays that do not match.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"draw_detections needs an (H, W, 3) uint8 image, not {image.shape} {image.dtype}")
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    labels = np.asarray(labels).reshape(-1).astype(int)
+    shown = np.ones(len(boxes)) if scores is None else np.asarray(scores, np.float64).reshape(-1)
+    if not len(boxes) == len(labels) == len(shown):
+        raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels and {len(shown)} scores: give one of each a box")
+    order = [i for i in np.argsort(shown, kind="stable") if shown[i] >= score_thr and np.isfinite(boxes[i]).all()]
+
+    height, width = image.shape[:2]
+    line = max(1, round(max(height, width) / 320))
+    picture = Image.fromarray(image)
+    canvas = ImageDraw.Draw(picture)
+    for i in order:
+        _draw_box(canvas, boxes[i], class_color(labels[i]), line, width, height)
+    size = max(_LEGIBLE + 1, round(max(height, width) / 40))
+    if size * 2 <= min(height, width):
+        font = ImageFont.load_default(size)
+        taken: list[_Rect] = []
+        for i in reversed(order):  # the best chooses its place first
+            name = names[labels[i]] if 0 <= labels[i] < len(names) else f"class {labels[i]}"
+            text = name if scores is None else f"{name} {shown[i]:.2f}"
+            _draw_label(canvas, boxes[i], text, class_color(labels[i]), font, line, width, height, taken)
+    return np.array(picture)
+
+
+def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, color: Color, line: int, width: int, height: int) -> None:
+    x1, y1, x2, y2 = np.round(box).astype(np.int64)
+    # xyxy are edges between pixels; the last pixel inside is one less
+    x1, x2 = (int(min(max(v, 0), width - 1)) for v in (x1, x2 - 1))
+    y1, y2 = (int(min(max(v, 0), height - 1)) for v in (y1, y2 - 1))
+    x2, y2 = max(x1, x2), max(y1, y2)
+    # a rim of the opposite brightness keeps the line visible on a background of its own colour
+    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_contrast(color))
+    canvas.rectangle((x1, y1, x2, y2), outline=color, width=line)
+
+
+def _draw_label(
+    canvas: ImageDraw.ImageDraw,
+    box: np.ndarray,
+    text: str,
+    color: Color,
+    font: Any,
+    line: int,
+    width: int,
+    height: int,
+    taken: list[_Rect],
+) -> None:
+    """Write `text` at the first free place around the box that lies inside the image, and note it in `taken`."""
+    pad = 1 + line
+    while len(text) > 1 and canvas.textlength(text, font) + 2 * pad > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font)
+    w, h = right - left + 2 * pad, bottom - top + 2 * pad
+    x1, y1, x2, y2 = box
+    places = [(x1, y1 - h), (x1, y1), (x2 - w, y1 - h), (x1, y2), (x2 - w, y2), (x1, y2 - h), (x2 - w, y2 - h)]
+    places = [(min(max(x, 0), max(0, width - w)), min(max(y, 0), max(0, height - h))) for x, y in places]
+    free = [(x, y) for x, y in places if not any(_overlap((x, y, x + w, y + h), other) for other in taken)]
+    x, y = (round(float(v)) for v in (free or places)[0])
+    taken.append((x, y, x + w, y + h))
+    canvas.rectangle((x, y, x + w - 1, y + h - 1), fill=color)
+    canvas.text((x + pad - left, y + pad - top), text, font=font, fill=_contrast(color))
+
+
+def _overlap(a: _Rect, b: _Rect) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+
+
+def _contrast(color: Color) -> Color:
+    """Black or white, whichever reads better on a colour (weights of Rec. 709)."""
+    linear = [(c / 255) ** 2.2 for c in color]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.18 else (255, 255, 255)  # where both contrast ratios are equal

@@ -1,0 +1,349 @@
+"""Evaluation of a split: every image exactly once, on any number of hosts and devices.
+
+One plan is computed alike on every host: batches of one canvas each, in one order.  Each host decodes
+the rows its own devices need; a row's image index travels through the device program beside its
+detections, which come back replicated, and at the end every index has to have arrived once.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kpjax import testtime
+from kpjax.config import Config, ConfigError
+from kpjax.data.images import decode
+from kpjax.data.source import DataError, Source
+from kpjax.detectors.base import Detections, Detector
+from kpjax.infer import Infer, make_infer
+from kpjax.predict import of_one_image
+from kpjax.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.coco_metric.STATS); empty for a
+        split without annotations.  text: the same in COCO's own words.
+    per_class: class name -> AP; nan for a class without a box in these images.
+    detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
+        x y w h in image pixels, score.  AP is that of exactly these rows.
+    images: how many were evaluated.  skipped: of them, unreadable ones (data.bad_images="skip"); they count
+        as images in which nothing was found.  seconds: from the first decoding to the last box, compilation included.
+    """
+
+    stats: dict[str, float]
+    text: str
+    per_class: dict[str, float]
+    detections: list[dict[str, Any]]
+    images: int
+    skipped: int
+    seconds: float
+
+    @property
+    def ap(self) -> float:
+        """COCO's AP, 0..1; -1 where the split has no annotations."""
+        return self.stats.get("AP", -1.0)
+
+    @property
+    def ap50(self) -> float:
+        """AP at an IoU of 0.5."""
+        return self.stats.get("AP50", -1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """Images of one canvas that run together: indices (B,) int32 into the source, -1 for a slot without one."""
+
+    canvas: testtime.Size
+    indices: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """A compiled evaluation; made once, it evaluates any variables and split without compiling again.
+
+    batch: images a program, over all devices: config.eval.batch rounded up to a multiple of the devices.
+    """
+
+    detector: Detector
+    config: Config
+    mesh: Mesh
+    infer: Infer
+    batch: int
+
+    def __call__(self, variables: Any, source: Source, *, progress: bool = True) -> Evaluation:
+        """Evaluate `variables` on the first `config.eval.images` images of the source (0: all).
+
+        variables: {"params", "batch_stats"}, as NumPy or as arrays on the mesh.  progress: a bar on process 0.
+        Raises ConfigError where detector and source differ in their classes, DataError for an unreadable
+        image or one of another size than annotated (unless config.data.bad_images is "skip").
+        """
+        check_classes(self.detector, source)
+        started = time.perf_counter()
+        settings = self.config
+        count = min(len(source), settings.eval.images) if settings.eval.images else len(source)
+        views = [
+            testtime.make_view(
+                self.detector.preprocess,
+                (int(source.heights[i]), int(source.widths[i])),
+                resolution=settings.eval.resolution,
+                fixed=(settings.augment.height, settings.augment.width),
+                max_side=settings.eval.max_side,
+            )
+            for i in range(count)
+        ]
+        detections: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+        arrivals = np.zeros(count, np.int64)
+        skipped = 0
+        variables = _on_mesh(variables, self.mesh)
+        with _bar(count, progress) as bar:
+            for found, tags in self._results(variables, source, views):
+                for slot, (index, readable) in enumerate(tags.tolist()):
+                    if index < 0:
+                        continue
+                    arrivals[index] += 1
+                    skipped += not readable
+                    if readable:
+                        seen = of_one_image(found, slot, views[index])
+                        detections[index] = coco_rows(seen, int(source.image_ids[index]), source.category_ids)
+                    bar.update()
+        check_coverage(arrivals, source)
+        rows = [row for of_image in detections for row in of_image]
+        seconds = time.perf_counter() - started
+        result = Evaluation({}, "", {}, rows, images=count, skipped=skipped, seconds=seconds)
+        return _measured(result, source, source.image_ids[:count])
+
+    def _results(
+        self, variables: Any, source: Source, views: Sequence[testtime.View]
+    ) -> Iterator[tuple[Detections, np.ndarray]]:
+        """NumPy detections and tags of each planned batch; the device works on one while the next is prepared."""
+        running: collections.deque[tuple[Detections, jax.Array]] = collections.deque()
+        for canvases, windows, tags in self._batches(source, views):
+            running.append(self.infer(variables, *(self._shard(x) for x in (canvases, windows, tags))))
+            if len(running) > 1:
+                yield jax.device_get(running.popleft())
+        while running:
+            yield jax.device_get(running.popleft())
+
+    def _batches(
+        self, source: Source, views: Sequence[testtime.View]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Canvases, windows and tags (image index, readable) of each planned batch; other hosts' rows stay empty."""
+        sharding = self._sharding()
+        mine = sorted({s for (rows,) in _addressable(sharding, self.batch) for s in range(*rows.indices(self.batch))})
+        ahead: collections.deque[tuple[PlannedBatch, dict[int, Future]]] = collections.deque()
+        pool = ThreadPoolExecutor(self.config.data.threads or os.cpu_count() or 1, "kpjax-eval")
+        try:
+            for planned in plan(views, self.batch):
+                jobs = {
+                    slot: pool.submit(self._canvas, source, index, views[index])
+                    for slot in mine
+                    if (index := int(planned.indices[slot])) >= 0
+                }
+                ahead.append((planned, jobs))
+                if len(ahead) > self.config.data.prefetch:
+                    yield self._filled(*ahead.popleft(), views)
+            while ahead:
+                yield self._filled(*ahead.popleft(), views)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _filled(
+        self, planned: PlannedBatch, jobs: dict[int, Future], views: Sequence[testtime.View]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        canvases = np.zeros((self.batch, *planned.canvas, 3), np.uint8)
+        windows = np.zeros((self.batch, 4), np.int32)
+        tags = np.stack([planned.indices, np.zeros_like(planned.indices)], axis=1)
+        for slot, job in jobs.items():
+            canvas = job.result()
+            windows[slot] = views[planned.indices[slot]].window
+            if canvas is not None:
+                canvases[slot], tags[slot, 1] = canvas, 1
+        return canvases, windows, tags
+
+    def _canvas(self, source: Source, index: int, view: testtime.View) -> np.ndarray | None:
+        """The canvas of one image; None where it cannot be read and the configuration says to skip it."""
+        name = source.files[index]
+        try:
+            image = decode(source.read(index), name)
+            if image.shape[:2] != view.image:
+                got, want = f"{image.shape[1]}x{image.shape[0]}", f"{view.image[1]}x{view.image[0]}"
+                raise DataError(f"{name}: the file is {got} pixels, the annotations say {want}; correct one of them")
+        except DataError:
+            if self.config.data.bad_images == "skip":
+                return None
+            raise
+        return testtime.place(image, view, self.detector.preprocess)
+
+    def _sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(tuple(self.mesh.axis_names)))
+
+    def _shard(self, rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(rows.shape, self._sharding(), lambda index: rows[index])
+
+
+def make_evaluator(detector: Detector, config: Config, mesh: Mesh | None = None) -> Evaluator:
+    """An `Evaluator` for config.eval on a mesh (None: all devices).  Raises ConfigError for a preset unknown here."""
+    mesh = make_mesh() if mesh is None else mesh
+    infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
+    batch = -(-config.eval.batch // mesh.size) * mesh.size
+    return Evaluator(detector, config, mesh, infer, batch)
+
+
+def evaluate(
+    detector: Detector,
+    variables: Any,
+    source: Source,
+    config: Config,
+    *,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate once; see `Evaluator`.  To evaluate again without compiling again, keep a `make_evaluator`."""
+    return make_evaluator(detector, config, mesh)(variables, source, progress=progress)
+
+
+def plan(views: Sequence[testtime.View], batch: int) -> list[PlannedBatch]:
+    """All images as batches of one canvas each: canvases ascending, images in the source's order.
+
+    A pure function of the annotated sizes, so that every host makes the same list: hosts that
+    run different programs wait for each other for ever.
+    """
+    groups: dict[testtime.Size, list[int]] = {}
+    for index, view in enumerate(views):
+        groups.setdefault(view.canvas, []).append(index)
+    planned = []
+    for canvas in sorted(groups):
+        for start in range(0, len(groups[canvas]), batch):
+            indices = np.full(batch, -1, np.int32)
+            part = groups[canvas][start : start + batch]
+            indices[: len(part)] = part
+            planned.append(PlannedBatch(canvas, indices))
+    return planned
+
+
+def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections of one image as rows of COCO's result format: boxes to 1e-4 pixel, scores to 1e-6."""
+    boxes = np.asarray(found.boxes, np.float64)
+    boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
+    scores = np.round(np.asarray(found.scores, np.float64), 6).tolist()
+    return [
+        {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
+        for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True)
+    ]
+
+
+def check_classes(detector: Detector, source: Source, names: Sequence[str] = ()) -> None:
+    """Raise ConfigError unless the source has the detector's classes (`names`, where a checkpoint knows them)."""
+    if detector.num_classes != len(source.classes):
+        raise ConfigError(
+            f"the detector has {detector.num_classes} classes and {source.name} lists {len(source.classes)}; "
+            "evaluate on annotations with the classes it was trained on"
+        )
+    for k, (ours, theirs) in enumerate(zip(names, source.classes, strict=False)):
+        if ours != theirs:
+            raise ConfigError(
+                f"class {k} is {ours!r} in the checkpoint and {theirs!r} in {source.name}; "
+                "evaluate on annotations with the classes it was trained on"
+            )
+
+
+def check_coverage(arrivals: np.ndarray, source: Source) -> None:
+    """Raise RuntimeError unless every image arrived exactly once (arrivals: (N,) counts)."""
+    wrong = np.flatnonzero(arrivals != 1)
+    if len(wrong):
+        ids = ", ".join(str(int(source.image_ids[i])) for i in wrong[:5])
+        raise RuntimeError(f"{len(wrong)} images did not arrive exactly once in the evaluation, first ids {ids}")
+
+
+def write_detections(path: str, evaluation: Evaluation) -> None:
+    """Write the rows as JSON in COCO's result format; the file appears only once it is complete."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    unfinished = f"{path}.unfinished"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump(evaluation.detections, file)
+    os.replace(unfinished, path)
+
+
+def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
+    """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many."""
+    from PIL import Image
+
+    from kpjax.draw import draw_detections
+
+    os.makedirs(folder, exist_ok=True)
+    of_image = collections.defaultdict(list)
+    for row in evaluation.detections:
+        of_image[row["image_id"]].append(row)
+    label_of = {category: k for k, category in enumerate(source.category_ids)}
+    written = 0
+    for index in range(evaluation.images):
+        rows = of_image[int(source.image_ids[index])]
+        try:
+            image = decode(source.read(index), source.files[index])
+        except DataError:
+            if evaluation.skipped:
+                continue
+            raise
+        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
+        scores = np.array([row["score"] for row in rows], np.float32)
+        drawn = draw_detections(image, boxes, labels, scores, source.classes, score_thr)
+        Image.fromarray(drawn).save(os.path.join(folder, f"{int(source.image_ids[index])}.jpg"), quality=92)
+        written += 1
+    return written
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """AP of each class as lines of text, in the order of the classes."""
+    width = max([len("class"), *map(len, evaluation.per_class)])
+    lines = [f"{'class':<{width}}  AP"]
+    for name, ap in evaluation.per_class.items():
+        lines.append(f"{name:<{width}}  {'-' if np.isnan(ap) else f'{ap:.3f}'}")
+    return "\n".join(lines)
+
+
+def _measured(result: Evaluation, source: Source, image_ids: np.ndarray) -> Evaluation:
+    truth = source.ground_truth()
+    if not truth.get("annotations"):  # image-info files of test splits: boxes only, nothing to measure
+        return result
+    from kpjax.coco_metric import measure
+
+    stats, per_category, text = measure(truth, result.detections, [int(i) for i in image_ids])
+    pairs = zip(source.classes, source.category_ids, strict=True)
+    per_class = {name: per_category.get(category, float("nan")) for name, category in pairs}
+    return dataclasses.replace(result, stats=stats, text=text, per_class=per_class)
+
+
+def _on_mesh(variables: Any, mesh: Mesh) -> Any:
+    replicated = NamedSharding(mesh, PartitionSpec())
+    devices = set(mesh.devices.flat)
+
+    def move(x: Any) -> jax.Array:
+        there = isinstance(x, jax.Array) and x.sharding.device_set == devices
+        return x if there else jax.device_put(x, replicated)
+
+    return jax.tree.map(move, variables)
+
+
+def _addressable(sharding: NamedSharding, batch: int) -> list[tuple[slice, ...]]:
+    return [rows for rows in sharding.addressable_devices_indices_map((batch,)).values() if rows is not None]
+
+
+def _bar(count: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=count, unit="image", desc="evaluating", disable=not progress or jax.process_index() != 0)

@@ -1,0 +1,99 @@
+"""Command lines of train.py, eval.py and detect.py: parsed once, every mistake one line.
+
+    def main(args): ...
+    if __name__ == "__main__":
+        flags.run(main, define)
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from kpjax.config import Config, ConfigError
+from kpjax.errors import UserError
+
+
+def define_config(values: absl_flags.FlagValues) -> None:
+    """Add `--config FILE` and `--config.key=value`."""
+    config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values)
+
+
+def read_config(values: absl_flags.FlagValues) -> Config:
+    """The checked configuration that --config names.  Raises ConfigError."""
+    config = values["config"].value
+    if config is None:
+        raise ConfigError("no --config given; name one of the files in configs/, e.g. --config configs/shapes_r18.py")
+    try:
+        is_config = isinstance(config, Config)
+    except Exception as error:
+        raise ConfigError(str(error)) from error
+    if not is_config:
+        raise ConfigError("the --config file did not return a kpjax.config.Config from get_config()")
+    return config.check()
+
+
+def _check_config_arguments(argv: list[str]) -> None:
+    # ml_collections reports a missing file or an unknown key late and in its own words; look first.
+    for i, argument in enumerate(argv):
+        name, _, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("--"):
+            continue
+        if name == "config":
+            path = (value or (argv[i + 1] if i + 1 < len(argv) else "")).split(":")[0]
+            if path and not os.path.isfile(path):
+                raise ConfigError(f"--config {path}: no such file; the released recipes are in configs/")
+        elif name.startswith("config."):
+            node: Any = Config()
+            parts = name.split(".")[1:]
+            for depth, part in enumerate(parts):
+                if isinstance(node, dict):
+                    break
+                keys = [k for k in vars(node)] if hasattr(node, "__dict__") else []
+                if part not in keys:
+                    here = ".".join(["config", *parts[:depth]])
+                    near = difflib.get_close_matches(part, keys, n=1, cutoff=0.0)
+                    hint = f"; did you mean {here}.{near[0]}?" if near else ""
+                    raise ConfigError(f"--{name}: {here} has no key {part!r}{hint}")
+                node = getattr(node, part)
+
+
+def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
+    """Parse argv[1:] with the flags that `define` adds.  Raises ConfigError with one line."""
+    values = absl_flags.FlagValues()
+    define(values)
+    absl_flags.DEFINE_boolean("help", False, "show the flags and exit", flag_values=values, short_name="h")
+    _check_config_arguments(argv[1:])
+    try:
+        rest = values(argv)
+    except absl_flags.Error as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    except (SyntaxError, ImportError, AttributeError, TypeError, ValueError, KeyError, NameError) as error:
+        raise ConfigError(f"the --config file or a --config.key=value cannot be used: {error}") from error
+    if len(rest) > 1 and "inputs" not in values:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name value")
+    return values
+
+
+def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[absl_flags.FlagValues], None]) -> None:
+    """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
+    try:
+        values = parse(sys.argv, define)
+        if values["help"].value:
+            print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
+            print(values.get_help(include_special_flags=False))
+            sys.exit(0)
+        code = main(values)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

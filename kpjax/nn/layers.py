@@ -1,0 +1,228 @@
+"""Convolution, BatchNorm, up-sampling and pooling as the originals compute them.
+
+Padding is explicit everywhere: PyTorch's is not `SAME` at stride 2.  Kernels are HWIO,
+activations NHWC.  Parameters stay float32; `dtype` is that of the activations.
+
+Some operations have a second form for the CPU, where XLA's usual one is up to a hundred
+times slower than it need be (docs/benchmarks.md has the figures).  `lax.platform_dependent`
+chooses when the program is compiled, so that a program compiled for a TPU on a CPU machine
+gets the TPU's form.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Dtype = Any
+Initializer = Callable[..., Any]
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+# He et al. 2015, by fan-out, as the released ResNets were initialised.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# A weight gradient over more pixels than this runs in pieces on a CPU: the working set of one
+# piece stays in the cache (8 x 64 x 64 x 256 -> 192: 498 ms whole, 310 ms in quarters).
+_GRADIENT_PIXELS = 8192
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+    """2-D convolution.  x (B, H, W, C), kernel (kh, kw, C, O), padding ((top, bottom), (left, right))."""
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NHWC)
+
+
+def _conv2d_forward(x: Array, kernel: Array, stride: int, padding: Any) -> tuple[Array, tuple[Array, Array]]:
+    return conv2d(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    convolve = functools.partial(
+        lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
+    )
+    (dx,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)
+
+    def whole(x: Array, g: Array) -> Array:
+        return jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)[0]
+
+    def pieces(x: Array, g: Array) -> Array:
+        size = max(1, _GRADIENT_PIXELS // (g.shape[1] * g.shape[2]))
+        starts = range(0, x.shape[0], size)
+        return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
+
+    if kernel.shape[0] * kernel.shape[1] > 1 and g.shape[0] * g.shape[1] * g.shape[2] > _GRADIENT_PIXELS:
+        dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
+    else:
+        dk = whole(x, g)
+    return dx, dk
+
+
+conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+class ConvParams(nn.Module):
+    """A convolution's parameters without the convolution: returns (kernel, bias or None).
+
+    Lets several convolutions of one input run as a single wider one while the parameter tree
+    keeps them apart.
+    """
+
+    features: int
+    kernel: tuple[int, int] = (3, 3)
+    bias: bool = True
+    kernel_init: Initializer = he_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Array, Array | None]:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel, channels, self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.bias else None
+        return kernel, bias
+
+
+class Conv(nn.Module):
+    """Convolution with PyTorch's padding.  x (B, H, W, C) -> (B, H', W', features) of `dtype`.
+
+    padding: cells on every side; None: kernel // 2.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int | None = None
+    bias: bool = False
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = he_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        pad = self.kernel // 2 if self.padding is None else self.padding
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, ((pad, pad), (pad, pad)))
+        if self.bias:
+            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's conventions, statistics in float32.
+
+    Running variance is the unbiased one; `momentum` is the share of the old value (1 - PyTorch's).
+    groups: statistics over this many equal slices of the batch, one after another, as on so
+        many GPUs without synchronisation; the running ones move once, by the groups' mean.
+    """
+
+    groups: int = 1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            offset = bias - running_mean.value * factor
+            return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
+        grouped = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
+        axes = tuple(range(1, x.ndim))
+        mean = grouped.mean(axes)
+        var = jnp.maximum((grouped**2).mean(axes) - mean**2, 0.0)
+        if not self.is_initializing():
+            count = grouped.size // (self.groups * channels)
+            unbiased = var.mean(0) * (count / max(count - 1, 1))
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        shape = (self.groups, *(1,) * (x.ndim - 1), channels)
+        factor = (scale * lax.rsqrt(var + self.epsilon)).reshape(shape)
+        offset = bias.reshape((1,) * (x.ndim) + (channels,)) - mean.reshape(shape) * factor
+        return (grouped * factor + offset).reshape(x.shape).astype(self.dtype)
+
+
+def conv_transpose_4x4(x: Array, kernel: Array) -> Array:
+    """PyTorch's ConvTranspose2d(kernel 4, stride 2, padding 1): out[2 i - 1 + u] += x[i] kernel[u].
+
+    x (B, H, W, C), kernel (4, 4, C, O) not mirrored.  Returns (B, 2 H, 2 W, O).
+    """
+    return lax.platform_dependent(x, kernel, cpu=_conv_transpose_phases, default=_conv_transpose_dilated)
+
+
+def _conv_transpose_dilated(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel[::-1, ::-1], (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2), dimension_numbers=NHWC
+    )
+
+
+def _conv_transpose_phases(x: Array, kernel: Array) -> Array:
+    # Even outputs see the taps 3 and 1 of cells m - 1 and m, odd ones 2 and 0 of m and m + 1:
+    # four ordinary 2x2 convolutions, their outputs interleaved.
+    taps, pads = (slice(3, None, -2), slice(2, None, -2)), ((1, 0), (0, 1))
+    rows = [
+        jnp.stack([conv2d(x, kernel[taps[a]][:, taps[b]], 1, (pads[a], pads[b])) for b in (0, 1)], axis=3)
+        for a in (0, 1)
+    ]
+    y = jnp.stack(rows, axis=2)
+    batch, height, _, width, _, channels = y.shape
+    return y.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class ConvTranspose(nn.Module):
+    """Learned up-sampling by 2 (kernel 4, stride 2, padding 1, no bias).  (B, H, W, C) -> (B, 2H, 2W, features)."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32)
+        return conv_transpose_4x4(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+def bilinear_kernel_init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+    """Each output channel starts as bilinear up-sampling of the inputs' mean, plus noise that tells them apart.
+
+    shape: (4, 4, C, O).  A random dense start of three stacked deconvolutions loses the image's
+    detail before the first step; this one keeps it.
+    """
+    ramp = jnp.asarray([0.25, 0.75, 0.75, 0.25], dtype)
+    window = (ramp[:, None] * ramp[None, :])[..., None, None]
+    std = (2.0 / shape[3]) ** 0.5
+    return window * std * jax.random.normal(key, (1, 1, *shape[2:]), dtype)
+
+
+def max_pool_3x3_stride2(x: Array) -> Array:
+    """PyTorch's MaxPool2d(3, stride 2, padding 1).  (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
+    return lax.platform_dependent(x, cpu=_max_pool_views, default=_max_pool_window)
+
+
+def _max_pool_window(x: Array) -> Array:
+    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+
+
+def _max_pool_views(x: Array) -> Array:
+    for axis in (1, 2):
+        widths = [(0, 0)] * 4
+        widths[axis] = (1, 1)
+        padded = jnp.pad(x, widths, constant_values=-jnp.inf)
+        last = 2 * ((x.shape[axis] + 1) // 2 - 1)
+        views = [lax.slice_in_dim(padded, i, i + last + 1, stride=2, axis=axis) for i in range(3)]
+        x = jnp.maximum(jnp.maximum(views[0], views[1]), views[2])
+    return x

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: heatmaps, peaks, losses.  Nothing here knows a network."""

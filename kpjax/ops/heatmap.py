@@ -1,0 +1,140 @@
+"""Heatmap targets: how far a keypoint's Gaussian reaches, and drawing it.
+
+CornerNet, section 3.2: a keypoint moved by up to r still yields a box of IoU >= o with
+the true one; the Gaussian of such a keypoint has sigma = (2 r + 1) / 6.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def gaussian_radius(height: Array, width: Array, overlap: float, formula: str = "fixed") -> Array:
+    """The real-valued radius r for boxes of the given sides, in cells of the map.
+
+    height, width: float32, any shape, positive.  overlap: the least IoU o, in (0, 1).
+    formula: "fixed" solves the three quadratic conditions; "legacy" is what xingyizhou's
+        CenterNet and the triplet paper use, CornerNet's first form, which leaves out the
+        division by 2a (golden: fn_ctnet_gaussian, gaussian_original).
+    Returns float32 of the same shape.  The originals draw with int(r).
+
+    The three cases are: both corners inside the true box, both outside, one each.  Every root
+    is written without a difference of near-equal numbers, so that float32 gives the integer
+    part that the originals get in float64.
+    """
+    h = jnp.asarray(height, jnp.float32)
+    w = jnp.asarray(width, jnp.float32)
+    o = overlap
+    total, area, difference = h + w, h * w, h - w
+    # Discriminants: b^2 - 4ac with (h + w)^2 = (h - w)^2 + 4 h w put in.
+    root1 = jnp.sqrt(difference**2 + area * (8 * o / (1 + o)))
+    root2 = 2 * jnp.sqrt(difference**2 + area * (4 * o))
+    root3 = 2 * jnp.sqrt(total**2 * o**2 + area * (4 * o * (1 - o)))
+    if formula == "legacy":
+        # (b3 + root3) / 2 with b3 = -2 o (h + w); the conjugate keeps its digits.
+        third = 8 * o * (1 - o) * area / (2 * o * total + root3)
+        return jnp.minimum(jnp.minimum((total + root1) / 2, (2 * total + root2) / 2), third)
+    if formula == "fixed":
+        first = 2 * area * ((1 - o) / (1 + o)) / (total + root1)
+        second = 2 * area * (1 - o) / (2 * total + root2)
+        third = 2 * area * (1 - o) / (2 * o * total + root3)
+        return jnp.minimum(jnp.minimum(first, second), third)
+    raise ValueError(f"radius formula {formula!r}; choose 'legacy' or 'fixed'")
+
+
+def gaussian_profile(centers: Array, radii: Array, length: int, sigma_divisor: float = 6.0) -> Array:
+    """One axis of M Gaussians: exp(-(x - c)^2 / (2 sigma^2)) within |x - c| <= r, else 0.
+
+    centers, radii: (M,) int32 cells.  sigma = (2 r + 1) / sigma_divisor.  Returns (M, length) float32.
+    """
+    distance = jnp.arange(length, dtype=jnp.int32)[None, :] - centers[:, None]
+    sigma = (2 * radii + 1).astype(jnp.float32)[:, None] / sigma_divisor
+    value = jnp.exp(-(distance.astype(jnp.float32) ** 2) / (2 * sigma**2))
+    return jnp.where(jnp.abs(distance) <= radii[:, None], value, 0.0)
+
+
+def draw_gaussians(
+    centers: Array,
+    radii: Array,
+    labels: Array,
+    valid: Array,
+    shape: tuple[int, int],
+    num_classes: int,
+    sigma_divisor: float = 6.0,
+) -> Array:
+    """Draw M keypoints into a map of every class, overlapping ones by their maximum.
+
+    centers: (M, 2) int32 x, y cells.  radii, labels: (M,) int32.  valid: (M,) bool.
+    shape: (h, w).  Returns (h, w, K) float32 in [0, 1], exactly 1 at a centre.
+    """
+    height, width = shape
+    columns = gaussian_profile(centers[:, 0], radii, width, sigma_divisor)
+    rows = gaussian_profile(centers[:, 1], radii, height, sigma_divisor) * valid[:, None]
+    drawn = (rows[:, :, None] * columns[:, None, :]).reshape(-1, height * width)
+    # A scatter of whole maps: M updates instead of M x K comparisons a cell.  Maximum does not
+    # depend on the order of the updates, so the result is the same on every device.
+    heat = jnp.zeros((num_classes, height * width), jnp.float32).at[labels].max(drawn, mode="drop")
+    return heat.reshape(num_classes, height, width).transpose(1, 2, 0)
+
+
+def draw_dense(
+    heatmap: Array, centers: Array, radii: Array, values: Array, valid: Array, shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Dense regression targets: each object's values wherever its Gaussian tops the map drawn so far.
+
+    xingyizhou's `dense_wh`: objects are written one after another; object m claims the cells
+    of its window where its Gaussian is >= the running maximum over classes, which already
+    holds m itself, so later objects win ties.  The original compares a float64 Gaussian with
+    the float32 map, so that an object also loses those of its own cells where float32 rounded
+    up: a quirk that is kept (golden: fn_ctnet_gaussian and
+    fn_ctdet_targets, dense_*).
+
+    heatmap: (h, w) float32, what was drawn before the first object (usually zeros).
+    centers (M, 2) int32, radii (M,) int32, values (M, D) float32, valid (M,) bool.
+    Returns (h, w, D) float32 and the final running maximum (h, w).
+    """
+    height, width = shape
+    not_above = jnp.asarray(_float32_not_above(sum(shape) // 4 + 1))
+    largest = not_above.shape[0] - 1
+    ys, xs = jnp.arange(height), jnp.arange(width)
+
+    def write(carry: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+        running, dense = carry
+        value, center, radius, real = row
+        dy, dx = jnp.abs(ys - center[1]), jnp.abs(xs - center[0])
+        inside = (dy <= radius)[:, None] & (dx <= radius)[None, :] & real
+        # Of the squared distance, not a product of profiles: equal distances have to give equal values.
+        squared = (dy**2)[:, None] + (dx**2)[None, :]
+        sigma = (2 * radius + 1).astype(jnp.float32) / 6
+        drawn = jnp.where(inside, jnp.exp(-squared.astype(jnp.float32) / (2 * sigma**2)), 0.0)
+        running = jnp.maximum(running, drawn)
+        table = not_above[jnp.minimum(radius, largest)]
+        own = table[jnp.minimum(dy, largest)[:, None], jnp.minimum(dx, largest)[None, :]]
+        claimed = inside & (drawn >= running) & own
+        return (running, jnp.where(claimed[..., None], value, dense)), None
+
+    start = (jnp.asarray(heatmap, jnp.float32), jnp.zeros((height, width, values.shape[-1]), jnp.float32))
+    (running, dense), _ = jax.lax.scan(write, start, (values, centers, radii, valid))
+    return dense, running
+
+
+@functools.lru_cache(maxsize=8)
+def _float32_not_above(largest: int) -> np.ndarray:
+    """Where rounding a Gaussian to float32 does not raise it: (r, |dy|, |dx|) bool, each 0..largest.
+
+    No radius of a box inside a map of h x w cells exceeds (h + w) / 4 at an overlap of 0.5 or more.
+    """
+    distance = np.arange(largest + 1, dtype=np.float64)
+    squared = distance[:, None] ** 2 + distance[None, :] ** 2
+    table = np.empty((largest + 1, largest + 1, largest + 1), bool)
+    for radius in range(largest + 1):
+        sigma = (2 * radius + 1) / 6
+        gaussian = np.exp(-squared / (2 * sigma * sigma))
+        table[radius] = gaussian.astype(np.float32) <= gaussian
+    return table

@@ -1,0 +1,76 @@
+"""The losses of keypoint detectors, in float32.
+
+Every function returns a *sum* or takes its divisor as an argument: the divisor counts the
+objects of the whole (global) batch, which a shard or a micro-batch does not see.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kpjax.ops.peaks import gather_cells
+
+Array = jax.Array
+
+
+def focal_loss(logits: Array, target: Array, positives: Array, clamp: float = 1e-4) -> Array:
+    """Penalty-reduced focal loss with alpha = 2, beta = 4 (CornerNet eq. 1; Objects as Points eq. 1).
+
+    logits, target: (B, h, w, K) float32; a target of exactly 1 marks an object.
+    positives: how many there are in the whole batch; the sum is left undivided where there are none.
+    The score is sigmoid(logits) clamped to [clamp, 1 - clamp], without gradient outside
+    (golden: fn_ctnet_losses, focal_clamped).
+    """
+    score = jnp.clip(jax.nn.sigmoid(logits.astype(jnp.float32)), clamp, 1 - clamp)
+    positive = target == 1
+    loss = jnp.where(
+        positive,
+        jnp.log(score) * (1 - score) ** 2,
+        jnp.log(1 - score) * score**2 * (1 - target) ** 4,
+    )
+    return -loss.sum() / jnp.maximum(positives, 1)
+
+
+def gaussian_focal_loss(score: Array, target: Array, divisor: Array, eps: float = 1e-12) -> Array:
+    """mmdetection's form of the same loss: `eps` inside the logarithms instead of a clamp.
+
+    score: (B, h, w, K) float32 in [0, 1], already a sigmoid (golden: fn_mmdet_losses).
+    """
+    positive = -jnp.log(score + eps) * (1 - score) ** 2 * (target == 1)
+    rest = 1 - score
+    # Never below 0, but XLA does not know it: it would take (1 - score) + eps for (1 + eps) - score,
+    # which is log(0) at a score of 1.
+    rest = jnp.where(rest >= 0, rest, 0.0)
+    negative = -jnp.log(rest + eps) * score**2 * (1 - target) ** 4
+    return (positive + negative).sum() / divisor
+
+
+def l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor: Array) -> Array:
+    """Sum of |map at the objects' cells - target| over the objects, divided by `divisor`.
+
+    maps: (B, h, w, D).  index: (B, M) int32 flat cells.  mask: (B, M) bool.  target: (B, M, D).
+    xingyizhou divides by D n + 1e-4, mmdetection by 2 max(1, positives).
+    """
+    found = gather_cells(maps.astype(jnp.float32), index)
+    return (jnp.abs(found - target) * mask[..., None]).sum() / divisor
+
+
+def smooth_l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor: Array) -> Array:
+    """As `l1_at` with the smooth L1 distance (0.5 d^2 below 1, d - 0.5 above)."""
+    distance = jnp.abs(gather_cells(maps.astype(jnp.float32), index) - target)
+    smooth = jnp.where(distance < 1, 0.5 * distance**2, distance - 0.5)
+    return (smooth * mask[..., None]).sum() / divisor
+
+
+def class_l1_at(maps: Array, index: Array, mask: Array, labels: Array, target: Array, divisor: Array) -> Array:
+    """As `l1_at` for a head with one pair of channels a class: maps (B, h, w, 2 K), labels (B, M) int32."""
+    found = gather_cells(maps.astype(jnp.float32), index)
+    pairs = found.reshape(*found.shape[:2], -1, target.shape[-1])
+    own = jnp.take_along_axis(pairs, labels[..., None, None], axis=2)[:, :, 0]
+    return (jnp.abs(own - target) * mask[..., None]).sum() / divisor
+
+
+def dense_l1(maps: Array, target: Array, weight: Array, divisor: Array) -> Array:
+    """Sum of |map - target| weighted by `weight` over all cells, divided.  All (B, h, w, D) float32."""
+    return (jnp.abs(maps.astype(jnp.float32) - target) * weight).sum() / divisor

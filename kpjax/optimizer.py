@@ -1,0 +1,41 @@
+"""The published optimisers and learning-rate schedules, out of optax."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from kpjax.config import OptimConfig
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """step number -> rate.
+
+    "step": lr, times `gamma` from each of the fractions `drops` of the run on.  "cosine": half a
+    cosine from lr to 0.  Both after a linear warm-up from warmup_start * lr.
+    """
+    if config.schedule == "cosine":
+        base = optax.cosine_decay_schedule(config.lr, max(steps, 1))
+    else:
+        boundaries = {round(fraction * steps): config.gamma for fraction in config.drops}
+        base = optax.piecewise_constant_schedule(config.lr, boundaries)
+    if not config.warmup_steps:
+        return base
+
+    def warmed(step: jnp.ndarray) -> jnp.ndarray:
+        part = jnp.minimum(step / config.warmup_steps, 1.0)
+        return base(step) * (config.warmup_start + (1 - config.warmup_start) * part)
+
+    return warmed
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Gradient -> update.  Weight decay is added to the gradient, as PyTorch's Adam and SGD do."""
+    rate = learning_rate(config, steps)
+    chain = []
+    if config.clip > 0:
+        chain.append(optax.clip_by_global_norm(config.clip))
+    if config.weight_decay > 0:
+        chain.append(optax.add_decayed_weights(config.weight_decay))
+    chain.append(optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=config.momentum or None))
+    return optax.chain(*chain)

@@ -1,0 +1,241 @@
+"""From an image to boxes: `Predictor`, which `detect.py` and other programs call.
+
+Needs neither TensorFlow nor pycocotools.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kpjax import testtime
+from kpjax.config import ConfigError
+from kpjax.data.images import decode
+from kpjax.data.source import DataError
+from kpjax.detectors.base import Detections, Detector
+from kpjax.infer import check_preset, make_infer
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MAX_WAITING = 64  # decoded images that may wait for others of their canvas (or four batches, where that is more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `Predictor.stream` yields for one input.
+
+    index: its place among the inputs.  name: its path, or `image 3` for an array.
+    image: HWC uint8 RGB, as the boxes refer to it (EXIF orientation applied); None where unreadable.
+    detections: None where unreadable.  error: the reason then, one line; else empty.
+    """
+
+    index: int
+    name: str
+    image: np.ndarray | None
+    detections: Detections | None
+    error: str = ""
+
+
+class Predictor:
+    """Runs a detector on images of any size.
+
+        pred = kpjax.Predictor(det, variables, preset="flip", names=("cat", "dog"))
+        found = pred("photo.jpg")          # found.boxes (N, 4), found.scores (N,), found.labels (N,)
+
+    Images are processed as in evaluation: at their own resolution on the padded canvas of the model's
+    family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  One program is
+    compiled for each canvas met, whatever the number of images; a last incomplete batch is padded.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        variables: Any,
+        preset: str = "na",
+        names: Sequence[str] = (),
+        *,
+        batch: int = 1,
+        top_k: int = 100,
+        resolution: str = "keep",
+        size: tuple[int, int] = (512, 512),
+        max_side: int = 0,
+        device: jax.Device | None = None,
+    ) -> None:
+        """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
+
+        preset: test protocol, "na" (plain) or "flip" (with the mirror image).
+        names: class names, as many as the detector has classes, or none.
+        batch: images of one canvas that run together.  top_k: most detections an image.
+        size: (height, width) of the canvas, for resolution="fixed" only.
+        max_side: for "keep": larger images are shrunk to this side first; 0: never.
+        device: where to run; None: the first device.
+
+        Raises ConfigError for a value that cannot work.
+        """
+        check_preset(preset)
+        if resolution not in ("keep", "fixed"):
+            raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
+        if names and len(names) != detector.num_classes:
+            raise ConfigError(f"{len(names)} class names were given for a detector of {detector.num_classes} classes")
+        for key, value, least in (("batch", batch, 1), ("top_k", top_k, 1), ("max_side", max_side, 0)):
+            if value < least:
+                raise ConfigError(f"{key} is {value}; it must be at least {least}")
+        mesh = Mesh(np.array([device or jax.local_devices()[0]]), ("data",))
+        self.detector = detector
+        self.names = tuple(names)
+        self.batch = batch
+        self.resolution, self.size, self.max_side = resolution, size, max_side
+        self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self.infer = make_infer(detector, mesh, preset=preset, top_k=top_k)
+
+    def __call__(self, inputs: Any) -> Detections | list[Detections]:
+        """Detect in one image (a path, or an HWC uint8 RGB array) or in many (a list, a folder, a glob).
+
+        One image gives Detections, a list, folder or glob a list of them in the order of the inputs
+        (files of a folder or glob by name).  Boxes are float32 x1 y1 x2 y2 in the image's pixels,
+        best first, not clipped to the image.  Raises DataError with one line for the first unreadable input;
+        `stream` goes on instead.
+        """
+        items, single = list_inputs(inputs)
+        results: list[Detections] = [None] * len(items)  # type: ignore[list-item]
+        for found in self.stream(items):
+            if found.detections is None:
+                raise DataError(found.error)
+            results[found.index] = found.detections
+        return results[0] if single else results
+
+    def stream(self, items: Iterable[str | np.ndarray]) -> Iterator[Found]:
+        """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs."""
+        waiting: dict[tuple[int, int], list[tuple[Found, testtime.View]]] = {}
+        limit = max(MAX_WAITING, 4 * self.batch)
+        for index, item in enumerate(items):
+            name = f"image {index}" if isinstance(item, np.ndarray) else str(item)
+            try:
+                image = _checked(item, name) if isinstance(item, np.ndarray) else read_image(name)
+            except DataError as error:
+                yield Found(index, name, None, None, str(error))
+                continue
+            view = testtime.make_view(
+                self.detector.preprocess,
+                (image.shape[0], image.shape[1]),
+                resolution=self.resolution,
+                fixed=self.size,
+                max_side=self.max_side,
+            )
+            group = waiting.setdefault(view.canvas, [])
+            group.append((Found(index, name, image, None), view))
+            if len(group) < self.batch and sum(map(len, waiting.values())) < limit:
+                continue
+            fullest = max(waiting, key=lambda canvas: len(waiting[canvas]))
+            yield from self._run(waiting.pop(fullest))
+        for group in waiting.values():
+            yield from self._run(group)
+
+    def _run(self, group: list[tuple[Found, testtime.View]]) -> list[Found]:
+        """At most `batch` images of one canvas through the network."""
+        height, width = group[0][1].canvas
+        canvases = np.zeros((self.batch, height, width, 3), np.uint8)
+        windows = np.zeros((self.batch, 4), np.int32)
+        for slot, (found, view) in enumerate(group):
+            canvases[slot] = testtime.place(found.image, view, self.detector.preprocess)  # type: ignore[arg-type]
+            windows[slot] = view.window
+        tags = np.arange(self.batch, dtype=np.int32)[:, None]
+        result = jax.device_get(self.infer(self.variables, canvases, windows, tags)[0])
+        return [
+            dataclasses.replace(found, detections=of_one_image(result, slot, view, self.names))
+            for slot, (found, view) in enumerate(group)
+        ]
+
+
+def of_one_image(batch: Detections, slot: int, view: testtime.View, names: tuple[str, ...] = ()) -> Detections:
+    """Row `slot` of NumPy detections on canvases, in the image's own pixels.
+
+    Empty slots are left out, and boxes that are not finite (of a network that diverged): JSON has no form for them.
+    """
+    real = (batch.scores[slot] > 0) & np.isfinite(batch.boxes[slot]).all(-1)
+    return Detections(
+        boxes=testtime.to_image(batch.boxes[slot][real], view),
+        scores=np.asarray(batch.scores[slot][real], np.float32),
+        labels=np.asarray(batch.labels[slot][real], np.int32),
+        names=names,
+    )
+
+
+def load(path: str | os.PathLike[str], preset: str = "na", **options: Any) -> Predictor:
+    """A Predictor from a work directory of train.py or an inference checkpoint.
+
+    Test-time resolution and size are those of the checkpoint's own configuration; `options` are the
+    keywords of `Predictor` and go before them.  Raises what `kpjax.checkpoint.load_inference` raises.
+    """
+    from kpjax.checkpoint import load_inference  # Orbax is slow to import and prediction does not need it
+
+    loaded = load_inference(os.fspath(path))
+    if loaded.config is not None:
+        settings = loaded.config
+        options = {
+            "resolution": settings.eval.resolution,
+            "size": (settings.augment.height, settings.augment.width),
+            "max_side": settings.eval.max_side,
+            "top_k": settings.eval.top_k,
+        } | options
+    return Predictor(loaded.detector, loaded.variables, preset, loaded.names, **options)
+
+
+def read_image(path: str) -> np.ndarray:
+    """An image file as HWC uint8 RGB, turned as its EXIF orientation says.  Raises DataError, one line."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    return decode(data, path, exif=True)
+
+
+def list_inputs(inputs: Any) -> tuple[list[str | np.ndarray], bool]:
+    """What `Predictor` accepts -> (paths and arrays, whether it was one image).
+
+    Folders and globs inside a list are expanded in their place; a folder's images are the files with
+    an image's suffix directly in it.  A path that does not exist is kept: reading it reports it.
+    Raises DataError where a folder or glob holds no image.
+    """
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
+        return list(inputs), False
+    if isinstance(inputs, np.ndarray):
+        return [inputs], True
+    if not isinstance(inputs, (str, os.PathLike)):
+        if not isinstance(inputs, Iterable):
+            raise DataError(f"cannot detect in a {type(inputs).__name__}; give a path, an array or a list of these")
+        return [item for each in inputs for item in list_inputs(each)[0]], False
+    path = os.fspath(inputs)
+    if os.path.isdir(path):
+        files = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES))
+        if not files:
+            raise DataError(f"{path}: no image in this folder ({', '.join(SUFFIXES)})")
+        return [os.path.join(path, name) for name in files], False
+    if not os.path.exists(path) and glob.has_magic(path):
+        matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+        if not matches:
+            raise DataError(f"{path}: no file matches")
+        return list(matches), False
+    return [path], True
+
+
+def output_folder(path: str) -> str:
+    """Make a folder for results and return it.  Raises ConfigError, one line, where that cannot be."""
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path}: {(error.strerror or str(error)).lower()}") from None
+    return path
+
+
+def _checked(image: np.ndarray, name: str) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(f"{name}: an array must be HWC uint8 RGB, (H, W, 3); this is {image.shape} {image.dtype}")
+    return image

@@ -1,0 +1,66 @@
+"""How arrays lie on the devices: one mesh of (data, fsdp), the batch over both axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kpjax.config import ConfigError
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices.  fsdp: how many share one copy of the parameters."""
+    devices = list(jax.devices() if devices is None else devices)
+    if len(devices) % fsdp:
+        raise ConfigError(f"config.sharding.fsdp is {fsdp}, which does not divide the {len(devices)} devices")
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def check_batch(batch: int, mesh: Mesh, key: str = "config.batch") -> None:
+    """Raise ConfigError, with the two nearest that work, where the devices do not divide the batch."""
+    count = mesh.size
+    if batch % count:
+        below, above = batch // count * count, -(-batch // count) * count
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(f"{key} is {batch}, which the {count} devices do not divide; use {near}")
+
+
+def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
+    """Shardings for a state: with fsdp > 1 the largest dimension that it divides is split, else replicated.
+
+    tree: arrays or ShapeDtypeStructs.  Small arrays (below 2**14 elements) stay whole: moving
+    them costs more than they weigh.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def one(leaf: Any) -> NamedSharding:
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+        if fsdp == 1 or not divisible or leaf.size < 2**14:
+            return replicated(mesh)
+        axis = max(divisible, key=lambda a: leaf.shape[a])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(one, tree)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Make global arrays of this process's slice of a batch."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

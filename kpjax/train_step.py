@@ -1,0 +1,143 @@
+"""One training step as one program: augment, encode, forward, backward, update.
+
+`make_step` returns a pure function; `compile_step` compiles it for a mesh with the state
+donated.  Nothing here reads the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from kpjax.config import Config
+from kpjax.data.augment import augment
+from kpjax.detectors.base import Array, Detector, Targets
+from kpjax.optimizer import learning_rate, make_optimizer
+from kpjax.sharding import batch_sharding, parameter_sharding, replicated
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    step: int32, steps taken.  ema: moving average of params, or None.  first_bad_step: the
+    step whose loss or gradient was not finite, -1 while there is none; from it on nothing
+    else changes.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    first_bad_step: Array
+
+
+def init_state(detector: Detector, config: Config, steps: int, key: Array) -> TrainState:
+    """A fresh state, float32.  Pure: may run under jit with sharded outputs, or under eval_shape."""
+    images = jnp.zeros((1, config.augment.height, config.augment.width, 3), jnp.float32)
+    # bn_groups divides the training batch, not this one image; shapes do not depend on it.
+    variables = detector.net.init(key, images, train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=make_optimizer(config.optim, steps).init(params),
+        ema=params if config.optim.ema else None,
+        first_bad_step=jnp.int32(-1),
+    )
+
+
+def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Targets]:
+    """A raw batch -> the network's input (B, H, W, 3) float32 and its targets."""
+    size = (config.augment.height, config.augment.width)
+
+    def one(counter: Array, canvas: Array, extent: Array, boxes: Array, labels: Array, valid: Array) -> Any:
+        key = jax.random.fold_in(jax.random.key(config.seed), counter)
+        image, boxes = augment(key, canvas, extent, boxes, config.augment, detector.preprocess)
+        return image, detector.encode(boxes, labels, valid, size)
+
+    return jax.vmap(one)(*(batch[k] for k in ("counter", "canvas", "size", "boxes", "labels", "valid")))
+
+
+def make_step(detector: Detector, config: Config, steps: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step as a pure function (state, batch) -> (state, metrics).
+
+    metrics: float32 scalars "loss", the loss's parts, "grad_norm", "lr"; "ok" bool.
+    """
+    optimizer = make_optimizer(config.optim, steps)
+    rate = learning_rate(config.optim, steps)
+    micro_batches = config.optim.accumulate
+
+    def loss_of(params: Any, stats: Any, images: Array, targets: Targets, counts: dict[str, Array]) -> Any:
+        outputs, changed = detector.net.apply(
+            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+        )
+        loss, parts = detector.loss(outputs, targets, counts)
+        return loss, (changed["batch_stats"], parts)
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
+    def gradients(state: TrainState, batch: Batch, counts: dict[str, Array] | None = None) -> Any:
+        images, targets = prepare(detector, config, batch)
+        counts = detector.normaliser(targets) if counts is None else counts
+        return value_and_grad(state.params, state.batch_stats, images, targets, counts)
+
+    def accumulated(state: TrainState, batch: Batch) -> Any:
+        split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+        # Losses divide by the whole batch's objects, so those are counted first; the images of
+        # this pass are never computed.
+        each = jax.lax.map(lambda micro: detector.normaliser(prepare(detector, config, micro)[1]), split)
+        counts = jax.tree.map(lambda x: x.sum(0), each)
+
+        def add(total: Any, micro: Batch) -> Any:
+            return jax.tree.map(jnp.add, total, gradients(state, micro, counts)), None
+
+        shapes = jax.eval_shape(lambda b: gradients(state, jax.tree.map(lambda x: x[0], b), counts), split)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        ((loss, (stats, parts)), grads), _ = jax.lax.scan(add, start, split)
+        # Every micro-batch moved the same old statistics; their mean is one move by the groups' mean.
+        return (loss, (jax.tree.map(lambda s: s / micro_batches, stats), parts)), grads
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (loss, (stats, parts)), grads = (accumulated if micro_batches > 1 else gradients)(state, batch)
+        norm = optax.global_norm(grads)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.first_bad_step < 0)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = config.optim.ema
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params) if decay else None
+        moved = (params, stats, opt_state, ema)
+        old = (state.params, state.batch_stats, state.opt_state, state.ema)
+        params, stats, opt_state, ema = jax.tree.map(lambda new, was: jnp.where(ok, new, was), moved, old)
+        first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
+        metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
+        return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics
+
+    return step
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Where each leaf of a TrainState (or of its shapes) lives."""
+    return parameter_sharding(mesh, state)
+
+
+def jit_step(step: Callable[..., Any], mesh: Mesh, state_shapes: Any) -> Any:
+    """`step` jitted for a mesh: the state donated and laid out as `state_shardings` says, metrics on every device."""
+    shardings = state_shardings(mesh, state_shapes)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kpjax.config import ConfigError
+from kpjax.data.images import decode, shrink
+from kpjax.data.memory import memory_batches
+from kpjax.data.pipeline import train_batches
+from kpjax.data.source import DataError, open_source
+
+tf = pytest.importorskip("tensorflow")
+
+
+def take(source, config, count, **options):
+    options = {"batch": 4, "seed": 5} | options
+    return list(itertools.islice(train_batches(source, config, **options), count))
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+        assert a[key].dtype == b[key].dtype, key
+
+
+def test_a_batch_is_what_the_annotations_and_files_say(folder):
+    config = folder()
+    source = open_source(config, "train")
+    batch = take(source, config, 1, batch=7, shuffle=False)[0]
+    assert {k: (v.shape, str(v.dtype)) for k, v in batch.items()} == {
+        "canvas": ((7, 64, 64, 3), "uint8"),
+        "size": ((7, 2), "int32"),
+        "boxes": ((7, 8, 4), "float32"),
+        "labels": ((7, 8), "int32"),
+        "valid": ((7, 8), "bool"),
+        "counter": ((7,), "int32"),
+        "index": ((7,), "int32"),
+    }
+    assert batch["index"].tolist() == list(range(7)) == batch["counter"].tolist()
+    for n in range(7):
+        pixels = decode(source.read(n), "")
+        height, width = pixels.shape[:2]
+        assert batch["size"][n].tolist() == [height, width]
+        np.testing.assert_array_equal(batch["canvas"][n, :height, :width], pixels)
+        assert not batch["canvas"][n, height:].any() and not batch["canvas"][n, :, width:].any()
+        count = len(source.labels[n])
+        assert batch["valid"][n].sum() == count and batch["valid"][n, :count].all()
+        np.testing.assert_array_equal(batch["boxes"][n, :count], source.boxes[n])
+        np.testing.assert_array_equal(batch["labels"][n, :count], source.labels[n])
+        assert not batch["boxes"][n, count:].any()
+
+
+def test_each_epoch_is_tensorflows_permutation_of_all_records(folder):
+    config = folder()
+    source = open_source(config, "train")
+    batches = take(source, config, 7)  # 28 examples: 4 epochs of 7
+    order = np.concatenate([b["index"] for b in batches])
+    assert np.concatenate([b["counter"] for b in batches]).tolist() == list(range(28))
+    for epoch in range(4):
+        part = order[7 * epoch : 7 * epoch + 7].tolist()
+        assert sorted(part) == list(range(7))
+        assert part == [int(tf.random.experimental.index_shuffle(i, [5, epoch], 6)) for i in range(7)]
+    assert order[:7].tolist() != order[7:14].tolist()
+    assert np.concatenate([b["index"] for b in take(source, config, 7, seed=6)]).tolist() != order.tolist()
+
+
+def test_starting_at_a_step_equals_having_come_there(folder):
+    config = folder()
+    source = open_source(config, "train")
+    whole = take(source, config, 6)
+    for start in (1, 3, 5):
+        for a, b in zip(whole[start:], take(source, config, 6 - start, start_step=start), strict=True):
+            same(a, b)
+
+
+def test_slices_of_processes_make_up_the_global_batch(folder):
+    config = folder()
+    source = open_source(config, "train")
+    whole = take(source, config, 3)
+    parts = [take(source, config, 3, process_index=p, process_count=2) for p in range(2)]
+    for step in range(3):
+        same(whole[step], {k: np.concatenate([part[step][k] for part in parts]) for k in whole[step]})
+
+
+def test_other_formats_and_large_images_equal_pillow(folder):
+    config = folder(canvas=48)
+    images = Path(config.train.images)
+    grey = np.asarray(Image.open(images / "2.jpg").convert("L"))
+    Image.fromarray(grey).save(images / "2.jpg")
+    Image.open(images / "4.jpg").convert("CMYK").save(images / "4.jpg", "JPEG")
+    picture = Image.open(images / "5.jpg")
+    picture.putalpha(Image.new("L", picture.size, 77))
+    picture.save(images / "5.jpg", "PNG")  # not what its name says
+    source = open_source(config, "train")
+    for shuffle in (False, True):
+        for batch in take(source, config, 3, shuffle=shuffle):
+            for slot, record in enumerate(batch["index"]):
+                pixels = shrink(decode(source.read(record), ""), 48)
+                height, width = pixels.shape[:2]
+                assert max(height, width) <= 48 and batch["size"][slot].tolist() == [height, width]
+                np.testing.assert_array_equal(batch["canvas"][slot, :height, :width], pixels)
+                scale = np.array([width / source.widths[record], height / source.heights[record]] * 2, np.float32)
+                count = len(source.boxes[record])
+                np.testing.assert_allclose(batch["boxes"][slot, :count], source.boxes[record] * scale, rtol=1e-6)
+
+
+def test_memory_gives_the_same_batches(folder):
+    config = folder(canvas=48, max_boxes=2)
+    source = open_source(config, "train")
+    in_memory = memory_batches(source, config, batch=4, seed=5, start_step=1, shuffle=False)
+    for a, b in zip(take(source, config, 4, start_step=1, shuffle=False), in_memory, strict=False):
+        same(a, b)
+        assert a["valid"].sum(1).max() <= 2
+
+
+def damage(config, kind):
+    path = Path(config.train.images, "3.jpg")
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "deleted":
+        path.unlink()
+    elif kind == "text":
+        path.write_text("not found")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        Image.open(path).resize((64, 20)).save(path)
+
+
+DAMAGE = {
+    "truncated": "truncated",
+    "deleted": "cannot be read",
+    "text": "not an image",
+    "empty": "empty",
+    "other size": "64 x 20 pixels, the annotations state 64 x 57",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("maker", [train_batches, memory_batches])
+def test_a_bad_image_stops_with_its_name_or_is_skipped_and_counted(folder, kind, maker):
+    config = folder()
+    source = open_source(config, "train")
+    options = {"batch": 2, "seed": 0, "shuffle": False}
+    good = list(itertools.islice(maker(source, config, **options), 5))
+    damage(config, kind)
+
+    with pytest.raises(DataError, match=rf"3\.jpg: .*{DAMAGE[kind]}.*bad_images='skip'") as bad:
+        list(itertools.islice(maker(source, config, **options), 5))
+    assert "\n" not in str(bad.value)
+
+    config.bad_images = "skip"
+    stream = maker(source, config, **options)
+    for expected, got in zip(good, itertools.islice(stream, 5), strict=True):
+        for slot in np.flatnonzero(expected["index"] == 3):
+            expected["canvas"] = expected["canvas"].copy()
+            for key in ("canvas", "boxes", "labels", "valid"):
+                expected[key][slot] = 0
+        same(expected, got)
+    assert len(stream.bad_files) == 1 and "3.jpg" in stream.bad_files[0]
+
+
+def test_all_images_before_a_bad_one_are_delivered(folder):
+    config = folder()
+    source = open_source(config, "train")
+    damage(config, "truncated")
+    stream = train_batches(source, config, batch=1, seed=0, shuffle=False)
+    assert [int(next(stream)["index"][0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match=r"3\.jpg"):
+        next(stream)
+
+
+def test_batches_that_cannot_be_dealt_out(folder):
+    config = folder()
+    source = open_source(config, "train")
+    with pytest.raises(ConfigError, match=r"config\.batch is 5.*2 processes"):
+        train_batches(source, config, batch=5, seed=0, process_count=2)
+    with pytest.raises(ConfigError, match="process 2 of 2"):
+        train_batches(source, config, batch=4, seed=0, process_index=2, process_count=2)

@@ -1,0 +1,1 @@
+"""Comparison with inputs and outputs of the authors' own code.  See `cases.py`."""

@@ -1,0 +1,163 @@
+"""Finding the golden cases, and reading them with the reader that lies beside them.
+
+    @each_case("fwd_res18_ctdet")
+    def test_heads(case): ...      # runs once for every folder of that kind
+
+The folder is KPJAX_GOLDEN (default: ../shared/golden, seen from the repository), images come
+from KPJAX_DATA (default: ../shared/data).  A folder belongs to the longest kind that its name
+begins with, so `fwd_res18_ctdet_odd` is a case of `fwd_res18_ctdet`; shapes, tags and settings
+are read from the case, never written down here.  Without the folder the tests skip.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+_DEFAULT = _REPOSITORY.parent / "shared" / "golden"
+GOLDEN = pathlib.Path(os.environ.get("KPJAX_GOLDEN") or _DEFAULT)
+DATA = pathlib.Path(os.environ.get("KPJAX_DATA") or _REPOSITORY.parent / "shared" / "data")
+
+TESTED = ""
+NO_ISSUE = "no issue yet"
+NOT_BUILT = "detector not built yet"
+# Every kind there is -> TESTED, or why its cases are skipped.
+KINDS = {
+    "fwd_res18_ctdet": TESTED,
+    "fwd_mmdet_centernet_r18": TESTED,
+    "fn_ctnet_gaussian": TESTED,
+    "gaussian_fixed": TESTED,
+    "gaussian_original": TESTED,
+    "fn_ctdet_targets": TESTED,
+    "fn_ctnet_losses": TESTED,
+    "fn_ctnet_decode": TESTED,
+    "fn_ctnet_affine_preprocess": TESTED,
+    "fn_mmdet_targets": TESTED,
+    "fn_mmdet_losses": TESTED,
+    "fn_mmdet_predict": TESTED,
+    "fn_ctnet_bilinear_up": NOT_BUILT,
+    "fn_ctnet_merge": TESTED,
+    "fn_deform_conv": NOT_BUILT,
+    "fn_mmcv_soft_nms": NOT_BUILT,
+    "soft_nms": NOT_BUILT,
+    "fwd_dla34_ctdet": NOT_BUILT,
+    "fwd_dlav034_ctdet": NOT_BUILT,
+    "fwd_hourglass_ctdet": NOT_BUILT,
+    "fwd_resdcn18_ctdet": NOT_BUILT,
+    "fwd_resdcn101_ctdet": NOT_BUILT,
+    "fwd_mmdet_centernet_r18_dcnv2": NOT_BUILT,
+    "fwd_mmdet_cornernet_hg104": NOT_BUILT,
+    "pipe_dla34_ctdet": NOT_BUILT,
+    "pipe_resdcn18_ctdet": NOT_BUILT,
+    "pipe_mmdet_centernet_r18_dcnv2": NOT_BUILT,
+    "pipe_mmdet_cornernet_hg104": NOT_BUILT,
+    "pipe_synth_dla34_ctdet": NOT_BUILT,
+    "pipe_synth_resdcn18_ctdet": NOT_BUILT,
+    "pipe_synth_mmdet_centernet_r18_dcnv2": NOT_BUILT,
+    "pipe_synth_mmdet_cornernet_hg104": NOT_BUILT,
+    "cornernet_hourglass104": NOT_BUILT,
+    "centernet_triplet_hourglass52": NOT_BUILT,
+    "centernet_triplet_hourglass104": NOT_BUILT,
+    "cascade_center_pool_modules": NOT_BUILT,
+    "corner_pool_modules": NOT_BUILT,
+    "corner_pool_ops": NOT_BUILT,
+    "decode_cornernet": NOT_BUILT,
+    "decode_centernet_triplet": NOT_BUILT,
+    "loss_cornernet": NOT_BUILT,
+    "loss_centernet_triplet": NOT_BUILT,
+    "pipeline_cornernet": NOT_BUILT,
+    "pipeline_centernet_triplet52": NOT_BUILT,
+    "postprocess_cornernet": NOT_BUILT,
+    "postprocess_centernet_triplet": NOT_BUILT,
+    "targets_cornernet": NOT_BUILT,
+    "targets_centernet_triplet": NOT_BUILT,
+    "fwd_dla34_ddd": NO_ISSUE,
+    "fwd_dla34_multi_pose": NO_ISSUE,
+    "fwd_mmdet_centernet_update_r50_fpn": NO_ISSUE,
+    "fwd_mmdet_centripetalnet_hg104": NO_ISSUE,
+    "fn_ddd_targets": NO_ISSUE,
+    "fn_exdet_targets": NO_ISSUE,
+    "fn_multi_pose_targets": NO_ISSUE,
+    "cornernet_lite_hourglass104": NO_ISSUE,
+    "cornernet_saccade": NO_ISSUE,
+    "cornernet_squeeze": NO_ISSUE,
+    "decode_cornernet_lite": NO_ISSUE,
+    "decode_extremenet": NO_ISSUE,
+    "extremenet_hourglass104": NO_ISSUE,
+    "loss_cornernet_lite_saccade": NO_ISSUE,
+    "loss_cornernet_lite_squeeze": NO_ISSUE,
+    "loss_extremenet": NO_ISSUE,
+    "postprocess_cornernet_squeeze": NO_ISSUE,
+    "postprocess_extremenet": NO_ISSUE,
+    "saccade_functions": NO_ISSUE,
+    "targets_cornernet_squeeze": NO_ISSUE,
+    "targets_extremenet": NO_ISSUE,
+}
+
+
+def kind_of(name: str) -> str | None:
+    """The longest kind that a folder's name begins with."""
+    return max((kind for kind in KINDS if name.startswith(kind)), key=len, default=None)
+
+
+def case_names() -> list[str]:
+    """The case folders there are, sorted."""
+    return sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
+
+
+def each_case(*kinds: str) -> pytest.MarkDecorator:
+    """Parametrise `case` over every case of these kinds; one skipped test where there is none."""
+    assert all(KINDS.get(kind) == TESTED for kind in kinds), kinds
+    names = [name for name in case_names() if kind_of(name) in kinds]
+    if names:
+        return pytest.mark.parametrize("case", names, indirect=True)
+    reason = (
+        f"no case of {' or '.join(kinds)} in {GOLDEN.name}" if GOLDEN.is_dir() else "the golden folder is not there"
+    )
+    return pytest.mark.parametrize("case", [pytest.param("", marks=pytest.mark.skip(reason=reason), id="none")])
+
+
+def load_case(name: str) -> Any:
+    """One case, read by the folder's own `load.py` (or the default folder's, where it has none)."""
+    return _module("load").load(name, GOLDEN)
+
+
+def fill(tag: str, shape: Any, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """The float32 array that the references were given under this tag."""
+    return _module("fill").fill_array(tag, shape, low, high)
+
+
+def companion(case: Any, kind: str) -> Any:
+    """The case of another kind that belongs to `case`: of the same suffix, else the plain one."""
+    own = kind_of(case.path.name)
+    assert own is not None
+    for name in (kind + case.path.name.removeprefix(own), kind):
+        for folder in (GOLDEN, _DEFAULT):
+            if (folder / name / "case.json").is_file():
+                return _module("load").load(name, folder)
+    pytest.skip(f"{case.path.name} needs a case of {kind}")
+
+
+def nhwc(array: np.ndarray) -> np.ndarray:
+    """The references' NCHW as our NHWC."""
+    return np.moveaxis(array, 1, -1)
+
+
+def _module(name: str) -> Any:
+    """`load.py` or `fill.py` of the golden folder: a fixture of the cases, not a copy."""
+    folder = GOLDEN if (GOLDEN / "load.py").is_file() else _DEFAULT
+    for part in ("fill", "load"):  # load.py imports fill by its bare name
+        if part not in sys.modules:
+            spec = importlib.util.spec_from_file_location(part, folder / f"{part}.py")
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[part] = module
+            spec.loader.exec_module(module)
+    return sys.modules[name]

@@ -1,0 +1,249 @@
+"""Evaluation with a detector that reads its boxes from the pixels (tests/fakes.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from PIL import Image
+
+import eval as eval_program
+from kpjax import evaluate as ev
+from kpjax import flags
+from kpjax.checkpoint import Loaded
+from kpjax.coco_metric import STATS, measure
+from kpjax.config import Config, ConfigError
+from kpjax.data.source import DataError
+from kpjax.sharding import make_mesh
+from kpjax.testtime import keep_view
+from tests import fakes
+
+# three canvases (32x32, 64x32, 64x96), none with a multiple of the batch; one image without objects
+ITEMS = [
+    (20, 30, [(9, 9, 6, 0)]),
+    (50, 20, [(10, 12, 7, 1), (8, 40, 5, 0)]),
+    (31, 31, []),
+    (40, 70, [(33, 20, 15, 1)]),
+    (25, 28, [(14, 12, 9, 1), (3, 3, 2, 0)]),
+    (60, 31, [(15, 30, 12, 0)]),
+    (24, 24, [(12, 12, 8, 0)]),
+]
+
+
+def config(**changes) -> Config:
+    settings = Config()
+    settings.eval.batch = 3
+    for key, value in changes.items():
+        group, name = key.split("__")
+        setattr(getattr(settings, group), name, value)
+    return settings
+
+
+def one_device() -> Mesh:
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+
+
+def evaluate(source, **changes) -> ev.Evaluation:
+    """On one device, where the batch of three divides no group of images."""
+    settings = config(**changes)
+    return ev.evaluate(fakes.marker_detector(), fakes.variables(), source, settings, mesh=one_device(), progress=False)
+
+
+@pytest.mark.parametrize("preset", ["na", "flip"])
+def test_perfect_detections_are_perfect(preset):
+    result = evaluate(fakes.marker_source(ITEMS), eval__preset=preset)
+    assert result.ap == pytest.approx(1.0) and result.ap50 == pytest.approx(1.0)
+    assert list(result.stats) == list(STATS)
+    assert result.per_class == pytest.approx({"red": 1.0, "green": 1.0})
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000" in result.text
+    assert len(result.text.splitlines()) == 12
+    found = Counter((row["image_id"], row["category_id"], *row["bbox"]) for row in result.detections)
+    wanted = Counter(
+        (100 + 10 * i, (3, 8)[label], float(x - r), float(y - r), 2.0 * r, 2.0 * r)
+        for i, (_, _, objects) in enumerate(ITEMS)
+        for x, y, r, label in objects
+    )
+    assert found == wanted
+    assert (result.images, result.skipped) == (len(ITEMS), 0)
+
+
+def test_plan_covers_every_image_once_one_canvas_a_batch():
+    rng = np.random.default_rng(0)
+    views = [keep_view(fakes.PLAIN_RGB, (int(h), int(w))) for h, w in rng.integers(1, 150, (101, 2))]
+    batches = ev.plan(views, 4)
+    indices = np.concatenate([b.indices for b in batches])
+    assert sorted(indices[indices >= 0]) == list(range(101))
+    assert all(len(b.indices) == 4 for b in batches)
+    assert all(views[i].canvas == b.canvas for b in batches for i in b.indices if i >= 0)
+    # no more part-filled batches than canvases
+    assert sum((b.indices < 0).any() for b in batches) <= len({v.canvas for v in views})
+
+
+def test_programs_are_compiled_once_for_each_canvas():
+    run = ev.make_evaluator(fakes.marker_detector(), config())
+    source = fakes.marker_source(ITEMS)
+    first = run(fakes.variables(), source, progress=False)
+    assert run.infer._cache_size() == 3
+    again = run(fakes.variables(), source, progress=False)
+    assert run.infer._cache_size() == 3
+    assert again.detections == first.detections
+
+
+def test_only_the_first_images():
+    result = evaluate(fakes.marker_source(ITEMS), eval__images=2)
+    assert {row["image_id"] for row in result.detections} == {100, 110}
+    assert result.ap == pytest.approx(1.0)  # the boxes of the other images are not held against it
+    assert result.images == 2
+
+
+def test_a_class_without_boxes_has_no_ap():
+    result = evaluate(fakes.marker_source([(20, 20, [(9, 9, 5, 0)])]))
+    assert result.per_class["red"] == pytest.approx(1.0) and np.isnan(result.per_class["green"])
+    assert ev.class_table(result).splitlines() == ["class  AP", "red    1.000", "green  -"]
+
+
+def test_without_annotations_there_are_boxes_and_no_ap():
+    result = evaluate(fakes.marker_source(ITEMS, annotated=False))
+    assert len(result.detections) == 8 and result.stats == {} and result.text == "" and result.ap == -1
+
+
+def test_nothing_found():
+    source = fakes.marker_source([(20, 20, [(9, 9, 5, 0)])])
+    blank = dataclasses.replace(source, read=lambda i: fakes.png(np.zeros((20, 20, 3), np.uint8)))
+    result = evaluate(blank)
+    assert result.detections == []
+    assert result.ap == 0.0 and result.stats["AR100"] == 0.0
+
+
+def test_shifted_boxes_lose():
+    """The measure is not blind: boxes that are off by a quarter of their side get no AP75."""
+    source = fakes.marker_source(ITEMS)
+    rows = evaluate(source).detections
+    moved = [{**row, "bbox": [row["bbox"][0] + row["bbox"][2] / 4, *row["bbox"][1:]]} for row in rows]
+    stats, _, _ = measure(source.ground_truth(), moved, source.image_ids.tolist())
+    assert stats["AP50"] == pytest.approx(1.0) and stats["AP75"] == 0.0
+
+
+def broken(policy_source, index=1, data=b"no image"):
+    return dataclasses.replace(policy_source, read=lambda i: data if i == index else policy_source.read(i))
+
+
+def test_unreadable_image_stops_with_its_name():
+    with pytest.raises(DataError, match=r"image1\.png"):
+        evaluate(broken(fakes.marker_source(ITEMS)))
+
+
+def test_unreadable_image_is_skipped_and_counted():
+    result = evaluate(broken(fakes.marker_source(ITEMS)), data__bad_images="skip")
+    assert result.skipped == 1 and result.images == len(ITEMS)
+    assert 110 not in {row["image_id"] for row in result.detections}
+    assert result.ap < 1.0
+
+
+def test_annotated_size_is_authoritative():
+    other = fakes.png(fakes.picture(50, 21, []))
+    with pytest.raises(DataError, match=r"image1\.png: the file is 21x50 pixels, the annotations say 20x50"):
+        evaluate(broken(fakes.marker_source(ITEMS), data=other))
+
+
+def test_classes_have_to_agree():
+    source = fakes.marker_source(ITEMS)
+    detector = dataclasses.replace(fakes.marker_detector(), num_classes=80)
+    with pytest.raises(ConfigError, match="80 classes and markers lists 2"):
+        ev.evaluate(detector, fakes.variables(), source, config(), progress=False)
+    with pytest.raises(ConfigError, match="class 1 is 'blue' in the checkpoint and 'green'"):
+        ev.check_classes(fakes.marker_detector(), source, ("red", "blue"))
+    with pytest.raises(ConfigError, match="'ms'"):
+        ev.make_evaluator(fakes.marker_detector(), config(eval__preset="ms"))
+
+
+def test_lost_and_doubled_images_are_noticed():
+    source = fakes.marker_source(ITEMS[:3])
+    ev.check_coverage(np.array([1, 1, 1]), source)
+    with pytest.raises(RuntimeError, match=r"2 images did not arrive exactly once.* 100, 120"):
+        ev.check_coverage(np.array([0, 1, 2]), source)
+
+
+def test_files_and_pictures(tmp_path):
+    source = fakes.marker_source(ITEMS)
+    result = evaluate(source)
+    ev.write_detections(str(tmp_path / "new" / "detections.json"), result)
+    assert json.loads((tmp_path / "new" / "detections.json").read_text()) == result.detections
+    assert ev.show(str(tmp_path / "shown"), result, source) == len(ITEMS)
+    with Image.open(tmp_path / "shown" / "130.jpg") as picture:
+        assert picture.size == (70, 40)
+        assert np.asarray(picture).max() > 100  # a box is drawn on the black image
+    assert len(os.listdir(tmp_path / "shown")) == len(ITEMS)
+
+
+@pytest.fixture
+def run_eval(tmp_path, monkeypatch):
+    """eval.py on a data set on disk, with the marker detector for a checkpoint; returns the exit code."""
+    source = fakes.marker_source(ITEMS)
+    truth = source.ground_truth()
+    for i, entry in enumerate(truth["images"]):
+        (tmp_path / entry["file_name"]).write_bytes(source.read(i))
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    settings = config()
+    settings.steps = 1
+    settings.data.val.images, settings.data.val.annotations = str(tmp_path), str(tmp_path / "val.json")
+    loaded = Loaded(fakes.marker_detector(), fakes.variables(), fakes.CLASSES, settings, 12)
+    monkeypatch.setattr("kpjax.checkpoint.load_inference", lambda path, best: loaded)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["eval.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            flags.run(eval_program.main, eval_program.define)
+        return stopped.value.code
+
+    return run
+
+
+def test_eval_program(run_eval, tmp_path, capsys):
+    out, shown = tmp_path / "out" / "found.json", tmp_path / "shown"
+    assert (
+        run_eval("--checkpoint", "x", "--per-class", "--out", str(out), "--show-dir", str(shown), "--batch", "2") == 0
+    )
+    printed = capsys.readouterr().out
+    assert "maxDets=100 ] = 1.000" in printed and "green  1.000" in printed
+    assert "7 of 7 images" in printed and "step 12" in printed
+    assert len(json.loads(out.read_text())) == 8 and len(os.listdir(shown)) == len(ITEMS)
+
+
+def test_eval_program_reports_mistakes_in_one_line(run_eval, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    blocked = str(tmp_path / "file" / "found.json")
+    for arguments, match in (
+        ((), "one of --workdir and --checkpoint"),
+        (("--checkpoint", "x", "--best"), "--best"),
+        (("--checkpoint", "x", "--out", blocked), "cannot write to"),
+        (("--checkpoint", "x", "--split", "train"), "config.data.train.images"),
+    ):
+        assert run_eval(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and match in error, error
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs the eight (virtual) devices of tests/conftest.py")
+@pytest.mark.parametrize(("fsdp", "preset"), [(1, "na"), (2, "flip")])
+def test_eight_devices_agree_and_gather_no_heatmap(fsdp, preset):
+    source = fakes.marker_source(ITEMS)
+    run = ev.make_evaluator(fakes.marker_detector(), config(eval__preset=preset), make_mesh(fsdp))
+    assert run.batch == run.mesh.size > 1
+    assert run(fakes.variables(), source, progress=False).detections == evaluate(source, eval__preset=preset).detections
+    shapes = (((8, 128, 128, 3), np.uint8), ((8, 4), np.int32), ((8, 2), np.int32))
+    batch = [run._shard(np.zeros(shape, kind)) for shape, kind in shapes]
+    text = run.infer.lower(fakes.variables(), *batch).compile().as_text()
+    gathered = re.findall(r"= (\S+) all-gather\(", text)
+    # detections (100 rows of at most 4 numbers) and tags are replicated; a heatmap would be (8, 32, 32, 2)
+    sizes = [np.prod([int(n) for n in re.search(r"\[([\d,]*)\]", g)[1].split(",")]) for g in gathered]
+    assert sizes and max(sizes) <= 8 * 100 * 4, gathered
+    assert not re.search("all-to-all|collective-permute", text)  # the mirror images stay beside the images

@@ -1,0 +1,196 @@
+"""`Predictor` and detect.py with a detector that reads its boxes from the pixels (tests/fakes.py)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import detect
+import kpjax
+from kpjax import predict
+from kpjax.config import ConfigError
+from kpjax.data.source import DataError
+from kpjax.predict import Predictor
+from tests import fakes
+
+OBJECTS = [(11, 7, 5, 0), (30, 20, 9, 1)]
+
+
+def boxes_of(objects):
+    return {(float(x - r), float(y - r), float(x + r), float(y + r), label) for x, y, r, label in objects}
+
+
+def as_set(found):
+    return {(*map(float, box), int(label)) for box, label in zip(found.boxes, found.labels, strict=True)}
+
+
+@pytest.fixture
+def predictor():
+    return Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES)
+
+
+@pytest.mark.parametrize("preset", ["na", "flip"])
+@pytest.mark.parametrize("size", [(33, 45), (40, 64), (31, 32)])
+def test_boxes_are_in_image_pixels(preset, size):
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), preset)
+    found = pred(fakes.picture(*size, OBJECTS))
+    assert as_set(found) == boxes_of(OBJECTS)
+    assert found.boxes.dtype == np.float32 and found.labels.dtype == np.int32 and len(found) == 2
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+
+
+def test_fixed_resolution_scales_boxes_back():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), resolution="fixed", size=(64, 64))
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[7:10, 11:14, 0] = 255  # wide enough to survive the interpolation of a doubling
+    image[7:10, 11:14, 2] = 10  # half a side, in canvas pixels
+    found = pred(image)
+    assert len(found) >= 1
+    np.testing.assert_allclose((found.boxes[0][:2] + found.boxes[0][2:]) / 2, [12, 8], atol=1.0)
+    np.testing.assert_allclose(found.boxes[0][2:] - found.boxes[0][:2], [10, 10], atol=1e-4)
+
+
+def test_flip_averages_both_views():
+    """A net that answers to the left half only halves its score when the mirror image disagrees."""
+    plain, flip = (Predictor(fakes.marker_detector(), fakes.variables(), p) for p in ("na", "flip"))
+    image = fakes.picture(32, 64, OBJECTS)
+    np.testing.assert_allclose(plain(image).scores, flip(image).scores, rtol=1e-5)
+    assert as_set(plain(image)) == as_set(flip(image))
+
+
+def test_list_keeps_order_and_fills_batches():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), batch=3)
+    shapes = [(20, 20), (40, 40), (25, 30), (20, 31), (64, 20), (22, 22), (41, 50)]
+    images = [fakes.picture(h, w, [(i + 2, 5, 3, i % 2)]) for i, (h, w) in enumerate(shapes)]
+    for i, found in enumerate(pred(images)):
+        assert as_set(found) == boxes_of([(i + 2, 5, 3, i % 2)])
+    assert [as_set(f) for f in pred(np.stack([images[0]] * 2))] == [boxes_of([(2, 5, 3, 0)])] * 2
+    assert pred([]) == []
+
+
+def test_one_program_a_canvas():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), batch=2)
+    for count in (1, 2, 5):
+        pred([fakes.picture(20 + i, 25, []) for i in range(count)])  # all on 32x32
+    assert pred.infer._cache_size() == 1
+    pred(fakes.picture(40, 25, []))
+    assert pred.infer._cache_size() == 2
+
+
+@pytest.mark.parametrize(("name", "preset"), [("centernet_r18", "na"), ("centernet_r18_mmdet", "flip")])
+def test_a_real_network(name, preset):
+    """Random weights: shapes, order and types; and an image is not changed by its neighbours in the batch."""
+    detector = kpjax.build(name, num_classes=3, width=8, deconv=(8, 8, 8), head_channels=8)
+    shapes = jax.eval_shape(detector.net.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)  # filled here: compiling `init` takes longer than the rest of the test
+    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0.1, 0.1, leaf.shape)).astype(leaf.dtype), shapes)
+    images = [np.random.default_rng(i).integers(0, 256, (20 + i, 60 - i, 3), dtype=np.uint8) for i in range(3)]
+    pred = kpjax.Predictor(detector, variables, preset, ("a", "b", "c"), batch=2, top_k=20)
+    together = pred(images)
+    alone = [pred(image) for image in images]
+    for one, other in zip(alone, together, strict=True):
+        assert one.boxes.shape == (len(one), 4) and 0 < len(one) <= 20 and one.names == ("a", "b", "c")
+        assert (np.diff(one.scores) <= 0).all() and set(one.labels) <= {0, 1, 2}
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_paths_folders_globs(tmp_path, predictor):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(fakes.png(fakes.picture(30, 30, [(i + 5, 9, 4, 0)])))
+    (tmp_path / "notes.txt").write_text("no image")
+    assert as_set(predictor(str(tmp_path / "1.png"))) == boxes_of([(6, 9, 4, 0)])
+    assert as_set(predictor(tmp_path / "1.png")) == boxes_of([(6, 9, 4, 0)])
+    for many in (tmp_path, str(tmp_path / "*.png"), [tmp_path / f"{i}.png" for i in range(3)]):
+        assert [as_set(f) for f in predictor(many)] == [boxes_of([(i + 5, 9, 4, 0)]) for i in range(3)]
+    (tmp_path / "odd[1].png").write_bytes(fakes.png(fakes.picture(30, 30, OBJECTS[:1])))
+    assert as_set(predictor(str(tmp_path / "odd[1].png"))) == boxes_of(OBJECTS[:1])
+
+
+def test_exif_orientation_is_applied(tmp_path, predictor):
+    upright = fakes.picture(40, 30, OBJECTS[:1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned; to be shown rotated by 90 degrees clockwise
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
+    assert as_set(predictor(tmp_path / "turned.png")) == boxes_of(OBJECTS[:1])
+
+
+def test_bad_input_is_one_line(tmp_path, predictor):
+    (tmp_path / "cut.png").write_bytes(fakes.png(fakes.picture(40, 40, OBJECTS))[:60])
+    cases = {
+        "cut.png": tmp_path / "cut.png",
+        "missing.png": tmp_path / "missing.png",
+        "no file matches": str(tmp_path / "*.gif"),
+        "float32": np.zeros((4, 4, 3), np.float32),
+        r"\(4, 4\)": np.zeros((4, 4), np.uint8),
+        "cannot detect in a float": 1.5,
+    }
+    for match, bad in cases.items():
+        with pytest.raises(DataError, match=match) as caught:
+            predictor(bad)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"preset": "ms"}, "'ms' is not in this version; choose one of 'na', 'flip'"),
+        ({"names": ("one",)}, "1 class names"),
+        ({"batch": 0}, "batch is 0"),
+        ({"resolution": "half"}, "'half'"),
+    ],
+)
+def test_bad_settings(options, match):
+    with pytest.raises(ConfigError, match=match):
+        Predictor(fakes.marker_detector(), fakes.variables(), **options)
+
+
+def test_detect_writes_pictures_and_json(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(2):
+        (photos / f"{i}.png").write_bytes(fakes.png(fakes.picture(30, 36, [(i + 8, 9, 4, 1)])))
+    (photos / "broken.jpg").write_bytes(b"no jpeg")
+    out = tmp_path / "out"
+    code = detect.main([str(photos), str(photos / "0.png"), "--checkpoint", "x", "--out", str(out)])
+    assert code == 1
+    errors = capsys.readouterr().err
+    assert "broken.jpg" in errors and "Traceback" not in errors and "1 of 4 images" in errors
+    written = json.loads((out / "detections.json").read_text())
+    assert written["names"] == list(fakes.CLASSES)
+    assert [Path(row["file"]).name for row in written["images"]] == ["0.png", "1.png", "0.png"]
+    assert [Path(row["file"]).name for row in written["unreadable"]] == ["broken.jpg"]
+    for row, x in zip(written["images"], (8, 9, 8), strict=True):
+        assert (row["width"], row["height"]) == (36, 30)
+        (only,) = row["detections"]
+        assert (only["box"], only["label"], only["name"]) == ([x - 4, 5, x + 4, 13], 1, "green")
+        with Image.open(out / row["picture"]) as picture:
+            assert picture.size == (36, 30)
+    assert len({row["picture"] for row in written["images"]}) == 3
+
+
+def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys):
+    assert detect.main([str(tmp_path), "--checkpoint", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_prediction_needs_neither_tensorflow_nor_pycocotools():
+    code = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = sys.modules['pycocotools'] = None\n"
+        "from tests import fakes\n"
+        "from kpjax.predict import Predictor\n"
+        "pred = Predictor(fakes.marker_detector(), fakes.variables())\n"
+        "assert len(pred(fakes.picture(20, 20, [(5, 6, 3, 1)]))) == 1\n"
+        "import kpjax.evaluate\n"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)

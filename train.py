@@ -1,0 +1,39 @@
+"""Train a detector.
+
+    python train.py --config configs/shapes_r18.py --workdir runs/shapes
+    python train.py --config configs/coco_r18.py --workdir runs/coco --config.batch=64
+
+The same command again goes on where the work directory stands.  Any field of the
+configuration (kpjax/config.py) can be changed with --config.key=value.
+"""
+
+from absl import flags as absl_flags
+
+from kpjax import flags
+
+
+def define(values):
+    flags.define_config(values)
+    absl_flags.DEFINE_string("workdir", None, "where checkpoints and logs go", flag_values=values)
+    absl_flags.DEFINE_string(
+        "show-batch", None, "write augmented training images with boxes and heatmaps to this PNG, and stop", flag_values=values
+    )
+
+
+def main(values) -> int:
+    config = flags.read_config(values)
+    if values["show-batch"].value:
+        from kpjax.show_batch import show
+
+        show(config, values["show-batch"].value)
+        return 0
+    if not values["workdir"].value:
+        raise flags.UserError("no --workdir given; name a folder for checkpoints and logs, e.g. --workdir runs/mine")
+    from kpjax.train import run
+
+    run(config, values["workdir"].value)
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main, define)
