@@ -16,7 +16,10 @@ def define(values):
     flags.define_config(values)
     absl_flags.DEFINE_string("workdir", None, "where checkpoints and logs go", flag_values=values)
     absl_flags.DEFINE_string(
-        "show-batch", None, "write augmented training images with boxes and heatmaps to this PNG, and stop", flag_values=values
+        "show-batch",
+        None,
+        "write augmented training images with boxes and heatmaps to this PNG, and stop",
+        flag_values=values,
     )
 
 

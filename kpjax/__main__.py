@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from kpjax.errors import UserError
+
 # name -> (module, what --help says); a module is imported only when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

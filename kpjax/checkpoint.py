@@ -85,6 +85,8 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         self._directory = absolute(workdir) / "checkpoints"
         self._info = info
+        with _plain_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             # Saving is decided by the training loop alone.
@@ -141,7 +143,10 @@ class Checkpoints:
         try:
             found = self._checkpointer.load_checkpointables(step, wanted)
         except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            raise CheckpointError(f"{self._directory / str(step)} cannot be restored: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"{self._directory / str(step)} cannot be restored ({_first_line(error)}); "
+                "remove that folder to go on from the checkpoint before it"
+            ) from error
         return TrainState(
             step=found["train"]["step"],
             params=found["weights"]["params"],
@@ -183,9 +188,7 @@ def save_inference(
     """Write an inference checkpoint; an older one at the same path is replaced once the new one is complete."""
     target = absolute(path)
     with _plain_errors(target):
-        _ocp().save(
-            target, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True
-        )
+        _ocp().save(target, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)
         if jax.process_index() == 0:
             write_text(target / INFO, json.dumps(describe(detector, names, config), indent=1))
 
@@ -237,6 +240,18 @@ def load_inference(path: str, best: bool = False) -> Loaded:
     return Loaded(detector, variables, tuple(info["classes"]), config, step)
 
 
+def check_same_model(info: dict[str, Any], detector: Detector, path: str) -> None:
+    """Raise CheckpointError where what was stored beside a checkpoint (`info`) is not this detector's."""
+    ours = describe(detector, (), None)
+    for key in ("model", "num_classes", "options"):
+        stored, wanted = info.get(key), json.loads(json.dumps(ours[key]))
+        if stored != wanted:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another model: its {key} is {stored!r}, this run's {wanted!r}; "
+                "use another --workdir"
+            )
+
+
 def check_shapes(detector: Detector, variables: Any, path: str) -> None:
     """Raise CheckpointError where the arrays are not those of the detector."""
     wanted = jax.eval_shape(
@@ -282,7 +297,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _plain_errors:
-    """Turn an operating system's refusal to write into one line; the checkpoints before stay as they are."""
+    """Turn a refusal to write into one line; the checkpoints before stay as they are."""
 
     def __init__(self, path: Any):
         self.path = path
@@ -291,11 +306,20 @@ class _plain_errors:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        cause = error
+        if error is None or isinstance(error, CheckpointError):
+            return
+        # Orbax wraps the system's error, and TensorStore's errors are texts.
+        cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
-        text = str(error)
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise CheckpointError(f"{self.path} cannot be written: {os.strerror(cause.errno)}") from error
-        if error is not None and ("No space left" in text or "RESOURCE_EXHAUSTED" in text):
-            raise CheckpointError(f"{self.path} cannot be written: {os.strerror(errno.ENOSPC)}") from error
+        if isinstance(cause, OSError) and cause.errno:
+            reason = os.strerror(cause.errno)
+        else:
+            reason = next((text for text in _REFUSALS if text.lower() in str(error).lower()), "")
+        if reason:
+            raise CheckpointError(f"{self.path} cannot be written: {reason}; earlier checkpoints are intact") from error
+
+
+_REFUSALS = tuple(
+    os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+)

@@ -73,6 +73,7 @@ class AugmentConfig:
     flip: float = 0.5
     color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
     lighting: float = 0.1  # standard deviation of the PCA noise
+    photometric: bool = False  # mmdetection's brightness, contrast, saturation, hue and channel order instead
 
 
 @dataclasses.dataclass
@@ -244,6 +245,8 @@ def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _build(kind: type, values: dict[str, Any], path: str) -> Any:
     hints = get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is {values!r}; it must be a group of settings")
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ConfigError(f"{path}.{unknown[0]} is not a setting of this version")
@@ -261,8 +264,9 @@ def _check_types(node: Any, path: str) -> None:
     for key, hint in get_type_hints(type(node)).items():
         value, here = getattr(node, key), f"{path}.{key}"
         if dataclasses.is_dataclass(hint):
-            if not isinstance(value, hint):  # type: ignore[arg-type]
-                raise ConfigError(f"{here} is a {type(value).__name__}; it must be a {hint.__name__}")
+            if type(value) is not hint:
+                wanted = getattr(hint, "__name__", hint)
+                raise ConfigError(f"{here} is a {type(value).__name__}; it must be a {wanted}")
             _check_types(value, here)
         elif hint is float:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -273,6 +277,5 @@ def _check_types(node: Any, path: str) -> None:
         elif hint in (bool, str):
             if not isinstance(value, hint):
                 raise ConfigError(f"{here} is {value!r}; it must be a {hint.__name__}")
-        elif hint is tuple:
-            if not isinstance(value, tuple) or not all(isinstance(v, (int, float)) for v in value):
-                raise ConfigError(f"{here} is {value!r}; it must be a tuple of numbers")
+        elif hint is tuple and not (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
+            raise ConfigError(f"{here} is {value!r}; it must be a tuple of numbers")

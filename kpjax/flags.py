@@ -1,13 +1,14 @@
 """Command lines of train.py, eval.py and detect.py: parsed once, every mistake one line.
 
-    def main(args): ...
-    if __name__ == "__main__":
-        flags.run(main, define)
+def main(args): ...
+if __name__ == "__main__":
+    flags.run(main, define)
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -18,11 +19,16 @@ from ml_collections import config_flags
 
 from kpjax.config import Config, ConfigError
 from kpjax.errors import UserError
+from kpjax.runtime import keep_compiled, quiet_tensorflow
+
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def define_config(values: absl_flags.FlagValues) -> None:
     """Add `--config FILE` and `--config.key=value`."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values
+    )
 
 
 def read_config(values: absl_flags.FlagValues) -> Config:
@@ -75,7 +81,9 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     except absl_flags.Error as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     except (SyntaxError, ImportError, AttributeError, TypeError, ValueError, KeyError, NameError) as error:
-        raise ConfigError(f"the --config file or a --config.key=value cannot be used: {error}") from error
+        raise ConfigError(
+            f"the --config file or a --config.key=value cannot be used: {' '.join(str(error).split())}"
+        ) from error
     if len(rest) > 1 and "inputs" not in values:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name value")
     return values
@@ -83,6 +91,8 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
 
 def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[absl_flags.FlagValues], None]) -> None:
     """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
+    quiet_tensorflow()
+    keep_compiled()
     try:
         values = parse(sys.argv, define)
         if values["help"].value:
@@ -92,6 +102,12 @@ def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[a
         code = main(values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # A full disk, a file that may not be read: the user's to put right.  Other OSErrors are bugs.
+        if error.errno not in _REFUSALS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {os.strerror(error.errno)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

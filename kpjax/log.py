@@ -4,48 +4,62 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from typing import Any, TextIO
 
+import numpy as np
 from etils import epath
+
+METRICS = "metrics.jsonl"
+# Said first, in this order; what else a detector's loss has comes after.  The last four go to the files only.
+_ORDER = ("loss", "heatmap", "wh", "offset")
+_QUIET = ("grad_norm", "lr", "images_per_s", "data_wait")
 
 
 class RunLog:
     """Writes the numbers of a run to `workdir`, and shows them.
 
     start: the step a resumed run begins after; lines of later steps, which a killed run had
-    written, are dropped first so that each step is there once.
+    written, are dropped first so that each step is there once (TensorBoard's readers are told
+    to do the same).  silent: neither write nor show (all processes but the first).
     """
 
-    def __init__(self, workdir: str, start: int, total: int):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    def __init__(self, workdir: str, start: int, total: int, silent: bool = False):
         from tqdm import tqdm
 
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        _drop_after(self._path, start)
-        self._file: TextIO = open(os.fspath(self._path), "a", buffering=1)
-        self._events = EventFileWriter(os.fspath(workdir))
-        self._total = total
-        self._shown = start
-        self._live = sys.stderr.isatty()
+        self._silent = silent
+        self._live = sys.stderr.isatty() and sys.stdout.isatty() and not silent
         self._bar = tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, disable=not self._live, smoothing=0.05
         )
-        self._begun, self._first = time.monotonic(), start
+        self._total, self._first, self._shown = total, start, start
+        self._begun = time.monotonic()
+        if silent:
+            return
+        path = epath.Path(workdir) / METRICS
+        _drop_after(path, start)
+        self._file: TextIO = path.open("a")
+        self._events = _EventFile(workdir, start)
 
     def numbers(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Record scalars of one step.  kind: "train" or "eval"."""
+        if self._silent:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
-        self._event(step, {f"{kind}/{key}": value for key, value in values.items()})
+        self._file.flush()
+        self._events.scalars(step, {f"{kind}/{key}": value for key, value in values.items()})
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Move the progress bar; where there is no terminal, print a line instead."""
-        parts = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in ("loss", "heatmap", "wh", "offset"))
+        if self._silent:
+            return
+        parts = " ".join(f"{k} {values[k]:.3f}" for k in in_order(values) if k not in _QUIET)
         text = f"{parts} | {values['images_per_s']:.1f} img/s, data wait {100 * values['data_wait']:.0f}%"
         if self._live:
             self._bar.update(step - self._shown)
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(text)
         else:
             spent = time.monotonic() - self._begun
             left = spent / max(step - self._first, 1) * (self._total - step)
@@ -56,27 +70,106 @@ class RunLog:
         """Print a line without breaking the bar."""
         if self._live:
             self._bar.write(text)
-        else:
+        elif not self._silent:
             print(text, flush=True)
 
     def close(self) -> None:
         """Flush and close the files."""
         self._bar.close()
-        self._file.close()
-        self._events.close()
+        if not self._silent:
+            self._file.close()
+            self._events.close()
 
-    def _event(self, step: int, values: dict[str, float]) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
 
-        summary = summary_pb2.Summary(
-            value=[summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
-        )
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+class StepClock:
+    """Images a second and the share of time spent waiting for data, between two readings.
+
+    batch: images a step.  The clock starts with `begin`, after the first step's start-up.
+    """
+
+    def __init__(self, batch: int):
+        self._batch = batch
+        self._waited = self._apart = 0.0
+        self._since, self._step = time.monotonic(), 0
+
+    def begin(self, step: int) -> None:
+        """Count from the end of this step on."""
+        self._since, self._step, self._waited, self._apart = time.monotonic(), step, 0.0, 0.0
+
+    def waiting(self) -> _Span:
+        """A block in which the loop waits for its next batch."""
+        return _Span(self, "_waited")
+
+    def aside(self) -> _Span:
+        """A block that is no training: evaluation and saving."""
+        return _Span(self, "_apart")
+
+    def lap(self, step: int) -> dict[str, float]:
+        """{"images_per_s", "data_wait"} since the last reading."""
+        spent = max(time.monotonic() - self._since - self._apart, 1e-9)
+        rates = {
+            "images_per_s": self._batch * (step - self._step) / spent,
+            "data_wait": min(self._waited / spent, 1.0),
+        }
+        self.begin(step)
+        return rates
+
+
+class _Span:
+    def __init__(self, clock: StepClock, field: str):
+        self._clock, self._field = clock, field
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: Any) -> None:
+        spent = getattr(self._clock, self._field) + time.monotonic() - self._begun
+        setattr(self._clock, self._field, spent)
+
+
+class _EventFile:
+    """A TensorBoard event file, written at once: what a killed run had logged is all there.
+
+    TensorBoard's own writer keeps lines back in a thread and imports TensorFlow where there is one.
+    """
+
+    def __init__(self, workdir: str, start: int):
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._proto = event_pb2
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((epath.Path(workdir) / name).open("ab"))
+        self._write(file_version="brain.Event:2")
+        if start:
+            # Readers forget what an interrupted run had logged from this step on.
+            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=start + 1, session_log=log)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboard.compat.proto import summary_pb2
+
+        items = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        self._write(step=step, summary=summary_pb2.Summary(value=items))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
+        self._writer.flush()
+
+
+def in_order(values: dict[str, float]) -> list[str]:
+    """The keys as people read them: the loss, its parts, the rest.  Jitted functions return them sorted."""
+    first = [k for k in _ORDER if k in values]
+    last = [k for k in _QUIET if k in values]
+    return first + [k for k in values if k not in first and k not in last] + last
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl.  A last line cut off by a kill is left out."""
-    path = epath.Path(workdir) / "metrics.jsonl"
+    path = epath.Path(workdir) / METRICS
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -84,6 +177,12 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """Device scalars as Python floats, in the order of `in_order`."""
+    values = {k: float(np.asarray(v)) for k, v in metrics.items()}
+    return {k: values[k] for k in in_order(values)}
 
 
 def _drop_after(path: epath.Path, step: int) -> None:

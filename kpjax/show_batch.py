@@ -2,16 +2,78 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
+from kpjax.config import Config, ConfigError
+from kpjax.data.source import Source, open_source
+from kpjax.detectors.base import Array, Detector, Preprocess, Targets
 from kpjax.draw import class_color, draw_detections
 
 _TILE = 256  # smaller images are enlarged to about this side, so that a person sees the pixels
 _GAP = 4
+_MOST = 16  # images in a picture
+
+
+def show(config: Config, path: str, *, train_source: Source | None = None) -> None:
+    """Write the first batch of a training run as a picture: `train.py --show-batch PATH`.
+
+    What is drawn is what the first step gets, made by the same program: images after augmentation,
+    boxes after it, and the heatmaps that the loss compares with.  At most 16 images.
+    train_source: the training split, where the caller has it; by default `config.data`'s.
+    Raises ConfigError or DataError for what a user can put right.
+    """
+    from kpjax.data.pipeline import train_batches  # TensorFlow
+    from kpjax.train import build_detector
+    from kpjax.train_step import prepare
+
+    config.check()
+    if os.path.isdir(path):
+        raise ConfigError(f"--show-batch {path} is a folder; name a PNG file")
+    source = train_source or open_source(config.data, "train")
+    detector = with_boxes(build_detector(config, len(source.classes)))
+    # Examples are numbered from 0, so a smaller batch holds the first images of the real one.
+    batch = next(train_batches(source, config.data, batch=min(_MOST, config.batch), seed=config.seed))
+    del batch["index"]
+    images, targets = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))
+    seen = to_pixels(images, detector.preprocess)
+    height, width = seen.shape[1:3]
+    boxes, valid = targets["boxes"], targets["valid"]
+    corner = np.array([width, height], np.float32)
+    inside = (np.minimum(boxes[..., 2:], corner) > np.maximum(boxes[..., :2], 0)).all(-1)
+    try:
+        show_batch(path, seen, boxes, targets["labels"], valid & inside, targets["heatmap"], source.classes, _MOST)
+    except OSError as error:
+        raise ConfigError(f"--show-batch {path} cannot be written: {error.strerror or error}") from error
+    gone = int((valid & ~inside).sum())
+    print(
+        f"{path}: the first {len(seen)} training images of {config.augment.width} x {config.augment.height} pixels, "
+        f"left with their {int((valid & inside).sum())} boxes ({gone} more are outside the crops), "
+        f"right with the heatmaps of {detector.num_classes} classes"
+    )
+
+
+def with_boxes(detector: Detector) -> Detector:
+    """The detector with targets that also hold what they were made from: "boxes", "labels" and "valid"."""
+
+    def encode(boxes: Array, labels: Array, valid: Array, size: tuple[int, int]) -> Targets:
+        return {**detector.encode(boxes, labels, valid, size), "boxes": boxes, "labels": labels, "valid": valid}
+
+    return dataclasses.replace(detector, encode=encode)
+
+
+def to_pixels(images: Any, preprocess: Preprocess) -> np.ndarray:
+    """The network's input (B, H, W, 3) float32 -> uint8 RGB, cut to 0..255 where colour jitter left that range."""
+    pixels = (np.asarray(images) * np.array(preprocess.std, np.float32) + np.array(preprocess.mean, np.float32)) * 255
+    if preprocess.order == "BGR":
+        pixels = pixels[..., ::-1]
+    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 
 def show_batch(
@@ -22,7 +84,7 @@ def show_batch(
     valid: np.ndarray,
     heatmaps: np.ndarray,
     names: Sequence[str],
-    limit: int = 16,
+    limit: int = _MOST,
 ) -> None:
     """Write a PNG grid: each training image with its boxes, and beside it with its heatmaps.
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
-import signal
-import threading
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,21 +19,28 @@ import jax
 import numpy as np
 from etils import epath
 
-from kpjax import config as configs
-from kpjax.checkpoint import Checkpoints, environment, load_inference, save_inference, write_text
+from kpjax.checkpoint import (
+    INFO,
+    Checkpoints,
+    check_same_model,
+    describe,
+    environment,
+    load_inference,
+    save_inference,
+)
 from kpjax.config import Config, ConfigError
-from kpjax.data.source import Source, open_source
+from kpjax.data.source import DataError, Source, open_source
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.evaluate import make_evaluator
-from kpjax.log import RunLog
+from kpjax.log import RunLog, StepClock, in_order, plain
+from kpjax.runtime import Stopped, StopSignal, make_deterministic, quiet_tensorflow
 from kpjax.sharding import check_batch, make_mesh, put_batch
 from kpjax.train_step import TrainState, init_state, jit_step, make_step, state_shardings
+from kpjax.workdir import check_workdir, claim, evaluated
 
-# Settings that may differ between the runs that share a work directory: they do not change
-# what is learnt.
-_FREE = ("config.log_every", "config.checkpoint.", "config.eval.", "config.data.threads", "config.data.prefetch")
+Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
 
 
 class BadStep(UserError):
@@ -51,7 +56,7 @@ class Result:
     stats: dict[str, float]
 
 
-def run(config: Config, workdir: str, *, train_source: Source | None = None, batches: Any = None) -> Result:
+def run(config: Config, workdir: str, *, train_source: Source | None = None, batches: Batches | None = None) -> Result:
     """Train by `config` in `workdir`, resuming what is there.
 
     train_source, batches: given by callers that bring their own data (batches: start_step ->
@@ -59,20 +64,26 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     Raises UserError (ConfigError, DataError, CheckpointError, BadStep) for what a user can put right.
     """
     config.check()
+    make_deterministic(config)
+    quiet_tensorflow()
     root = epath.Path(workdir)
-    _claim(root, config)
+    check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
-    val = _validation(config)
+    val = _validation(config, source)
+    if config.data.bad_images == "stop":
+        _check_files(source, val)
     detector = build_detector(config, len(source.classes))
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
     check_batch(config.batch // config.optim.accumulate, mesh, "config.batch / config.optim.accumulate")
 
+    evaluator = make_evaluator(detector, config, mesh) if val is not None else None
+
     # The state: shapes first, then the real arrays, made where they will live.
     shapes = jax.eval_shape(lambda key: init_state(detector, config, steps, key), jax.random.key(config.seed))
     shardings = state_shardings(mesh, shapes)
     like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, _info(detector, source, config))
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
     latest = checkpoints.latest()
     if latest is None:
         make = jax.jit(lambda key: init_state(detector, config, steps, key), out_shardings=shardings)
@@ -81,67 +92,144 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
             state = _init_from(config.init_from, detector, state, shardings)
         start = 0
     else:
+        stored = checkpoints.metadata(latest)
+        check_same_model(stored, detector, f"{root / 'checkpoints' / str(latest)}")
         state, start = checkpoints.restore(latest, like), latest
-        _warn_environment(checkpoints.metadata(latest).get("environment", {}))
+        _warn_environment(stored.get("environment", {}))
 
     # The step, compiled before anything runs, so that its size is known.
-    sample = jax.tree.map(lambda x: x, _batch_shapes(config))
-    lowered = jit_step(make_step(detector, config, steps), mesh, shapes).lower(shapes, sample)
+    lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, _batch_shapes(config))
     begun = time.monotonic()
     step = lowered.compile()
-    _report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - begun, start)
-    if start >= steps:
-        print(f"step {start} of {steps}: this run has finished; nothing to do")
-        return Result(start, True, {})
+    _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - begun, start))
+    claim(root, config, first=jax.process_index() == 0)
 
-    evaluator = make_evaluator(detector, config, mesh) if val is not None else None
-    log = RunLog(workdir, start, steps)
-    stop = _StopSignal()
+    feed = batches(start) if batches else _pipeline(source, config, start)
+    clock = StepClock(config.batch)
+    log = RunLog(workdir, start, steps, silent=jax.process_index() != 0)
+    loop = _Loop(config, source, checkpoints, log, clock, saved=start if latest is not None else None)
+    stop = StopSignal()
     stats: dict[str, float] = {}
-    pending: collections.deque[tuple[int, Any]] = collections.deque()
-    feed: Iterator[dict[str, np.ndarray]] = (
-        batches(start)
-        if batches
-        else _pipeline(source, config, start)
-    )
-    clock = _Clock(config.batch)
-    number = start
+    number, told = start, 0
+
+    def evaluate() -> dict[str, float]:
+        assert evaluator is not None and val is not None
+        with clock.aside(), stop.interrupting():
+            params = state.params if state.ema is None else state.ema
+            found = evaluator({"params": params, "batch_stats": state.batch_stats}, val, progress=False)
+        log.numbers("eval", number, dict(found.stats))
+        skipped = f", {found.skipped} unreadable" if found.skipped else ""
+        log.say(
+            f"step {number}: AP {found.ap:.3f}, AP50 {found.ap50:.3f} "
+            f"on {found.images} images{skipped} in {found.seconds:.1f} s"
+        )
+        return dict(found.stats)
+
     try:
         with stop:
-            while number < steps and not stop.asked:
-                with clock.waiting():
-                    raw = next(feed)
-                device_batch = put_batch({k: v for k, v in raw.items() if k != "index"}, mesh)
-                state, metrics = step(state, device_batch)
-                number += 1
-                # Read two steps late: the device is never waited for.
-                pending.append((number, metrics))
-                if len(pending) > 2:
-                    _take(pending, log, clock, config, feed)
-                if _due(number, config.eval.every, steps) and evaluator is not None:
-                    _drain(pending, log, clock, config, feed)
-                    stats = _evaluate(evaluator, state, val, log, number, clock)
-                    checkpoints.save(state, ap=stats.get("AP"))
-                elif _due(number, config.checkpoint.every, steps):
-                    _drain(pending, log, clock, config, feed)
-                    with clock.aside():
-                        checkpoints.save(state)
-            _drain(pending, log, clock, config, feed)
-            if checkpoints.latest() != number:
-                checkpoints.save(state)
+            try:
+                if evaluator and start and _due(start, config.eval.every, steps) and not evaluated(workdir, start):
+                    stats = evaluate()  # the signal that ended the last run had cut it short
+                while number < steps and not stop.asked:
+                    with clock.waiting():
+                        raw = next(feed)
+                    bad_files = getattr(feed, "bad_files", [])
+                    for line in bad_files[told:]:
+                        log.say(f"skipped, and trained on as an empty image: {line}")
+                    told = len(bad_files)
+                    state, metrics = step(state, put_batch({k: v for k, v in raw.items() if k != "index"}, mesh))
+                    number += 1
+                    # Read two steps late: the device is never waited for.
+                    loop.pending.append((number, metrics, raw.get("index")))
+                    if len(loop.pending) > 2:
+                        loop.read_oldest()
+                    if evaluator and _due(number, config.eval.every, steps):
+                        loop.drain()
+                        stats = evaluate()
+                        loop.save(state, number, ap=stats.get("AP"))
+                    elif _due(number, config.checkpoint.every, steps):
+                        loop.save(state, number)
+            except Stopped:
+                pass
+            except DataError:
+                # The steps so far are good: keep them, so that the same command goes on once the data are mended.
+                loop.save(state, number)
+                checkpoints.wait()
+                raise
+            loop.save(state, number)
             checkpoints.wait()
         finished = number >= steps
         if finished:
-            _export(workdir, detector, source, config, state, checkpoints, log)
+            if start < steps or not (root / "model" / INFO).exists():
+                _export(workdir, detector, source, config, state, checkpoints, log)
+            else:
+                log.say(f"step {start} of {steps}: this run has finished; nothing to do")
         else:
             log.say(f"stopped by {stop.name} at step {number} of {steps}; the same command goes on from here")
         return Result(number, finished, stats)
     finally:
-        log.close()
-        checkpoints.close()
-        close = getattr(feed, "close", None)
-        if close:
-            close()
+        try:
+            log.close()
+        finally:
+            checkpoints.close()
+            close = getattr(feed, "close", None)
+            if close:
+                close()
+
+
+class _Loop:
+    """What the loop does besides stepping: it reads metrics late, stops at a bad step, and saves."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        checkpoints: Checkpoints,
+        log: RunLog,
+        clock: StepClock,
+        saved: int | None,
+    ):
+        self.pending: collections.deque[tuple[int, Any, np.ndarray | None]] = collections.deque()
+        self._config, self._source, self._checkpoints = config, source, checkpoints
+        self._log, self._clock, self._saved = log, clock, saved
+        self._begun = False
+
+    def read_oldest(self) -> None:
+        """Read the oldest step's metrics.  Raises BadStep."""
+        number, metrics, records = self.pending.popleft()
+        values = plain(jax.device_get(metrics))
+        if not values.pop("ok"):
+            raise BadStep(self._bad_step(number, values, records))
+        if not self._begun:
+            self._begun = True
+            self._clock.begin(number)
+        elif number % self._config.log_every == 0:
+            values |= self._clock.lap(number)
+            self._log.progress(number, values)
+        if number % self._config.log_every == 0:
+            self._log.numbers("train", number, values)
+
+    def drain(self) -> None:
+        """Read all metrics.  Raises BadStep."""
+        while self.pending:
+            self.read_oldest()
+
+    def save(self, state: TrainState, number: int, ap: float | None = None) -> None:
+        """Save the state after step `number`, once it is known to be good; not twice."""
+        self.drain()
+        if self._saved == number:
+            return
+        with self._clock.aside():
+            self._checkpoints.save(state, ap)
+        self._saved = number
+
+    def _bad_step(self, number: int, values: dict[str, float], records: np.ndarray | None) -> str:
+        parts = ", ".join(f"{k} {values[k]:g}" for k in in_order(values))
+        ids = "" if records is None else f"; image ids {self._source.image_ids[records].tolist()}"
+        return (
+            f"step {number} was not finite ({parts}){ids}; nothing of it was kept. "
+            "Lower config.optim.lr, set config.optim.clip, or look at these images"
+        )
 
 
 def build_detector(config: Config, classes: int) -> Detector:
@@ -194,58 +282,6 @@ def _due(number: int, every: int, steps: int) -> bool:
     return number == steps or (every > 0 and number % every == 0)
 
 
-def _validation(config: Config) -> Source | None:
-    has_val = config.data.source == "tfds" or bool(config.data.val.annotations)
-    return open_source(config.data, "val") if has_val else None
-
-
-def _claim(root: epath.Path, config: Config) -> None:
-    """Make the work directory ours, or refuse one that another configuration has begun."""
-    file = root / "config.json"
-    if file.exists():
-        try:
-            old = configs.from_json(file.read_text())
-        except (json.JSONDecodeError, ConfigError) as error:
-            raise ConfigError(f"{file} cannot be read ({error}); use another --workdir") from error
-        changed = [d for d in configs.differences(old, config) if not d.startswith(_FREE)]
-        if changed:
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise ConfigError(
-                f"{root} holds a run of another configuration: {changed[0]}{more}; use another --workdir, or that setting"
-            )
-    elif root.exists() and not root.is_dir():
-        raise ConfigError(f"--workdir {root} is a file")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir {root} cannot be made: {error.strerror}") from error
-    if jax.process_index() == 0:
-        write_text(file, configs.to_json(config))
-
-
-def _info(detector: Detector, source: Source, config: Config) -> dict[str, Any]:
-    from kpjax.checkpoint import describe
-
-    return describe(detector, source.classes, config)
-
-
-def _init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if path.endswith((".pth", ".pt", ".tar", ".pkl")):
-        from kpjax.convert import load_backbone
-
-        variables, lines = load_backbone(detector, variables, path)
-    else:
-        loaded = load_inference(path)
-        variables, lines = _matching(variables, loaded.variables)
-    print("\n".join([f"starting from {path}", *lines]))
-    placed = jax.device_put(
-        variables, {"params": shardings.params, "batch_stats": shardings.batch_stats}
-    )
-    average = placed["params"] if state.ema is not None else None
-    return state.replace(params=placed["params"], batch_stats=placed["batch_stats"], ema=average)
-
-
 def _matching(new: Any, old: Any) -> tuple[Any, list[str]]:
     """The leaves of `old` where names and shapes agree, and a line for each that stays as initialised."""
     flat = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(old)}
@@ -259,81 +295,6 @@ def _matching(new: Any, old: Any) -> tuple[Any, list[str]]:
         return leaf
 
     return jax.tree_util.tree_map_with_path(one, new), lines
-
-
-def _warn_environment(before: dict[str, Any]) -> None:
-    now = environment()
-    changed = [f"{k} {before[k]} -> {now[k]}" for k in now if k in before and before[k] != now[k]]
-    if changed:
-        print(f"resuming on another set-up ({', '.join(changed)}): results go on, but not bit for bit")
-
-
-def _report(
-    detector: Detector,
-    source: Source,
-    config: Config,
-    mesh: Any,
-    steps: int,
-    shapes: TrainState,
-    step: Any,
-    seconds: float,
-    start: int,
-) -> None:
-    from kpjax.data.source import count_over
-
-    count = sum(x.size for x in jax.tree.leaves(shapes.params))
-    boxes = sum(len(b) for b in source.boxes)
-    over = count_over(source, config.data.max_boxes)
-    dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
-    reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"
-    memory, cost = step.memory_analysis(), step.cost_analysis() or {}
-    print(f"model    {detector.name}, {detector.num_classes} classes, {count:,} parameters, {config.model.dtype}")
-    print(f"data     {source.name}: {len(source):,} images, {boxes:,} boxes; boxes dropped: {reasons}")
-    print(f"devices  {mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
-    if memory is not None:
-        print(
-            f"step     {(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB a device "
-            f"({memory.argument_size_in_bytes / 2**20:,.0f} arguments, {memory.temp_size_in_bytes / 2**20:,.0f} temporaries), "
-            f"{cost.get('flops', 0) / 1e9:,.1f} GFLOP, compiled in {seconds:.1f} s"
-        )
-    where = f"from step {start} to {steps}" if start else f"{steps:,} steps"
-    print(f"run      {where} of {config.batch} images, {steps * config.batch / len(source):.1f} epochs", flush=True)
-
-
-def _take(pending: Any, log: RunLog, clock: _Clock, config: Config, feed: Any) -> None:
-    """Read the oldest step's metrics; stop the run where it was bad."""
-    number, metrics = pending.popleft()
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if not values.pop("ok"):
-        raise BadStep(_bad_step(number, values, config, feed))
-    if number % config.log_every == 0:
-        values |= clock.lap(number)
-        log.numbers("train", number, values)
-        log.progress(number, values)
-
-
-def _drain(pending: Any, *rest: Any) -> None:
-    while pending:
-        _take(pending, *rest)
-
-
-def _bad_step(number: int, values: dict[str, float], config: Config, feed: Any) -> str:
-    parts = ", ".join(f"{k} {v:g}" for k, v in values.items())
-    ids = getattr(feed, "image_ids", None)
-    images = f"; image ids {list(map(int, ids(number - 1)))}" if ids else ""
-    return (
-        f"step {number} was not finite ({parts}){images}; nothing of it was kept. "
-        "Lower config.optim.lr, set config.optim.clip, or look at these images"
-    )
-
-
-def _evaluate(evaluator: Any, state: TrainState, val: Any, log: RunLog, number: int, clock: _Clock) -> dict[str, float]:
-    with clock.aside():
-        params = state.params if state.ema is None else state.ema
-        found = evaluator({"params": params, "batch_stats": state.batch_stats}, val, progress=False)
-        log.numbers("eval", number, dict(found.stats))
-        log.say(f"step {number}: AP {found.ap:.3f}, AP50 {found.ap50:.3f} on {found.images} images in {found.seconds:.1f} s")
-    return dict(found.stats)
 
 
 def _export(
@@ -353,70 +314,105 @@ def _export(
     log.say(f"done: the last weights are in {path}{more}")
 
 
-class _Clock:
-    """Images a second and the share of time spent waiting for data, between two readings."""
-
-    def __init__(self, batch: int):
-        self._batch = batch
-        self._waited = self._apart = 0.0
-        self._since: float | None = None
-        self._step = 0
-
-    def waiting(self) -> _Span:
-        return _Span(self, "_waited")
-
-    def aside(self) -> _Span:
-        """Time that is no training: evaluation and saving."""
-        return _Span(self, "_apart")
-
-    def lap(self, step: int) -> dict[str, float]:
-        now = time.monotonic()
-        if self._since is None:  # the first reading has no beginning: the first step's start-up is not counted
-            result = {"images_per_s": 0.0, "data_wait": 0.0}
-        else:
-            spent = max(now - self._since - self._apart, 1e-9)
-            result = {
-                "images_per_s": self._batch * (step - self._step) / spent,
-                "data_wait": min(self._waited / spent, 1.0),
-            }
-        self._since, self._step, self._waited, self._apart = now, step, 0.0, 0.0
-        return result
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
-class _Span:
-    def __init__(self, clock: _Clock, field: str):
-        self._clock, self._field = clock, field
-
-    def __enter__(self) -> None:
-        self._begun = time.monotonic()
-
-    def __exit__(self, *_: Any) -> None:
-        spent = getattr(self._clock, self._field) + time.monotonic() - self._begun
-        setattr(self._clock, self._field, spent)
-
-
-class _StopSignal:
-    """Within the block, SIGINT and SIGTERM set `asked` instead of raising; a second SIGINT raises."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.name = ""
-        self._old: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked, self.name = True, signal.Signals(number).name
-
-    def __enter__(self) -> _StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+def _validation(config: Config, source: Source) -> Source | None:
+    if config.data.source == "coco" and not config.data.val.annotations:
+        return None
+    val = open_source(config.data, "val")
+    if val.classes != source.classes:
+        ours, theirs = set(source.classes), set(val.classes)
+        odd = ", ".join(sorted(ours ^ theirs)[:3]) or "in another order"
+        raise ConfigError(
+            f"{val.name} lists other classes than {source.name} ({odd}); both splits need the same categories"
+        )
+    return val
 
 
-Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
+def _check_files(*sources: Source | None) -> None:
+    """Raise DataError where an image file is not there: now, not hours into the run."""
+    for source in sources:
+        if source is None or not source.on_disk:
+            continue
+        for file in source.files:
+            if not os.path.exists(file):
+                raise DataError(
+                    f"{file}: no such file, but {source.name} lists it; or set config.data.bad_images='skip'"
+                )
+
+
+def _init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if path.endswith((".pth", ".pt", ".tar", ".pkl")):
+        from kpjax.convert import ImportMismatch, TorchFileError, load_backbone
+
+        try:
+            backbone = load_backbone(detector, variables, path)
+        except (ImportMismatch, TorchFileError) as error:
+            raise ConfigError(f"config.init_from: {error}") from error
+        variables = backbone.variables
+        lines = [f"  initialised anew: {key}" for key in backbone.kept]
+    else:
+        loaded = load_inference(path)
+        variables, lines = _matching(variables, loaded.variables)
+        left = sum(line.startswith("  initialised anew") for line in lines)
+        if 2 * left > len(jax.tree.leaves(variables)):
+            raise ConfigError(
+                f"config.init_from: {path} is a checkpoint of another model ({loaded.detector.name} "
+                f"{loaded.detector.options or ''}): {left} of {len(jax.tree.leaves(variables))} arrays of "
+                f"{detector.name} {detector.options or ''} are not in it"
+            )
+    _say("\n".join([f"starting from {path}", *lines]))
+    placed = jax.device_put(variables, {"params": shardings.params, "batch_stats": shardings.batch_stats})
+    # The average is a copy: the step gives away its state's memory, each array once.
+    average = jax.tree.map(lambda x: x.copy(), placed["params"]) if state.ema is not None else None
+    return dataclasses.replace(state, params=placed["params"], batch_stats=placed["batch_stats"], ema=average)
+
+
+def _warn_environment(before: dict[str, Any]) -> None:
+    now = environment()
+    changed = [f"{k} {before[k]} -> {now[k]}" for k in now if k in before and before[k] != now[k]]
+    if changed:
+        _say(f"resuming on another set-up ({', '.join(changed)}): results go on, but not bit for bit")
+
+
+def _report(
+    detector: Detector,
+    source: Source,
+    config: Config,
+    mesh: Any,
+    steps: int,
+    shapes: TrainState,
+    step: Any,
+    seconds: float,
+    start: int,
+) -> str:
+    """What a person wants to know before step 1."""
+    from kpjax.data.source import count_over
+
+    count = sum(x.size for x in jax.tree.leaves(shapes.params))
+    boxes = sum(len(b) for b in source.boxes)
+    over = count_over(source, config.data.max_boxes)
+    dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
+    reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"
+    memory, cost = step.memory_analysis(), step.cost_analysis() or {}
+    size = ""
+    if memory is not None:
+        arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
+        size = (
+            f"{arguments + temporaries:,.0f} MiB a device "
+            f"({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), "
+        )
+    lines = [
+        f"model    {detector.name}, {detector.num_classes} classes, {count:,} parameters, {config.model.dtype}",
+        f"data     {source.name}: {len(source):,} images, {boxes:,} boxes; boxes dropped: {reasons}",
+        f"devices  {mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}",
+        f"step     {size}{cost.get('flops', 0) / 1e9:,.1f} GFLOP, compiled in {seconds:.1f} s",
+        f"run      {steps:,} steps of {config.batch} images, {steps * config.batch / len(source):.1f} epochs",
+    ]
+    if start:
+        lines.append(f"resuming at step {start}")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """One training step as one program: augment, encode, forward, backward, update.
 
-`make_step` returns a pure function; `compile_step` compiles it for a mesh with the state
+`make_step` returns a pure function; `jit_step` compiles it for a mesh with the state
 donated.  Nothing here reads the host.
 """
 
@@ -13,13 +13,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.optimizer import learning_rate, make_optimizer
-from kpjax.sharding import batch_sharding, parameter_sharding, replicated
+from kpjax.sharding import BATCH, batch_sharding, parameter_sharding, replicated
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -53,7 +53,8 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
         params=params,
         batch_stats=variables["batch_stats"],
         opt_state=make_optimizer(config.optim, steps).init(params),
-        ema=params if config.optim.ema else None,
+        # A copy: the step gives away its state's memory, each array once.
+        ema=jax.tree.map(jnp.copy, params) if config.optim.ema else None,
         first_bad_step=jnp.int32(-1),
     )
 
@@ -70,9 +71,12 @@ def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Ta
     return jax.vmap(one)(*(batch[k] for k in ("counter", "canvas", "size", "boxes", "labels", "valid")))
 
 
-def make_step(detector: Detector, config: Config, steps: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_step(
+    detector: Detector, config: Config, steps: int, mesh: Mesh | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step as a pure function (state, batch) -> (state, metrics).
 
+    mesh: with accumulation over several devices, the mesh whose devices share each micro-batch.
     metrics: float32 scalars "loss", the loss's parts, "grad_norm", "lr"; "ok" bool.
     """
     optimizer = make_optimizer(config.optim, steps)
@@ -95,6 +99,10 @@ def make_step(detector: Detector, config: Config, steps: int) -> Callable[[Train
 
     def accumulated(state: TrainState, batch: Batch) -> Any:
         split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+        if mesh is not None:
+            # The whole batch lies device after device; without this each micro-batch would lie on a few of them.
+            over_images = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+            split = jax.lax.with_sharding_constraint(split, over_images)
         # Losses divide by the whole batch's objects, so those are counted first; the images of
         # this pass are never computed.
         each = jax.lax.map(lambda micro: detector.normaliser(prepare(detector, config, micro)[1]), split)
@@ -112,8 +120,10 @@ def make_step(detector: Detector, config: Config, steps: int) -> Callable[[Train
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, (stats, parts)), grads = (accumulated if micro_batches > 1 else gradients)(state, batch)
         norm = optax.global_norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.first_bad_step < 0)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # Finite gradients can still overflow in the update, and activations in the statistics.
+        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((loss, norm, updates, stats))]
+        ok = jnp.stack(finite).all() & (state.first_bad_step < 0)
         params = optax.apply_updates(state.params, updates)
         decay = config.optim.ema
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params) if decay else None

@@ -73,11 +73,13 @@ class ResNet(nn.Module):
     """The trunk without its classifier: (B, H, W, 3) -> (B, H / 32, W / 32, 8 width or 32 width).
 
     depth: 18, 34, 50 or 101.  width: features of the first stage (64 in the paper).
+    stages: fewer than 4 stop at stride 16 (3) or 8 (2), which suits small images.
     remat: recompute each block's activations in the backward pass.
     """
 
     depth: int = 18
     width: int = 64
+    stages: int = 4
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
@@ -91,7 +93,7 @@ class ResNet(nn.Module):
         x = Conv(self.width, kernel=7, stride=2, padding=3, dtype=self.dtype, name="conv1")(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn1")(x, train))
         x = max_pool_3x3_stride2(x)
-        for stage, count in enumerate(blocks):
+        for stage, count in enumerate(blocks[: self.stages]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 features = self.width * 2**stage
@@ -100,7 +102,7 @@ class ResNet(nn.Module):
 
 
 class DeconvNeck(nn.Module):
-    """Three up-sampling steps: stride 32 -> stride 4.
+    """Up-sampling steps, each by 2: from the trunk's stride (32 for the released three) to 4.
 
     features: channels of each step.  conv: a 3x3 convolution before each deconvolution, as
     mmdetection's CTResNetNeck has (golden: fwd_mmdet_centernet_r18).
@@ -124,7 +126,10 @@ class DeconvNeck(nn.Module):
 
 
 class ResNetDeconv(nn.Module):
-    """Trunk and neck: images (B, H, W, 3) -> [(B, H / 4, W / 4, C)].  H and W are multiples of 32."""
+    """Trunk and neck: images (B, H, W, 3) -> [(B, H / 4, W / 4, C)].
+
+    The trunk has one stage more than the neck has steps: H and W are multiples of 32 for three steps.
+    """
 
     depth: int = 18
     width: int = 64
@@ -136,6 +141,8 @@ class ResNetDeconv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
-        trunk = ResNet(self.depth, self.width, self.bn_groups, self.remat, self.dtype, name="trunk")
+        trunk = ResNet(
+            self.depth, self.width, len(self.deconv) + 1, self.bn_groups, self.remat, self.dtype, name="trunk"
+        )
         neck = DeconvNeck(self.deconv, self.neck_conv, self.bn_groups, self.dtype, name="neck")
         return [neck(trunk(images.astype(self.dtype), train), train)]

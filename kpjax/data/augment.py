@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kpjax.config import AugmentConfig
+from kpjax.data.photometric import distort, draw_distortion
 from kpjax.detectors.base import Preprocess
 
 Array = jax.Array
@@ -97,7 +98,7 @@ def source_positions(size: Array, draw: Draw, output: tuple[int, int]) -> tuple[
 def resample(canvas: Array, size: Array, ys: Array, xs: Array, border: Array) -> Array:
     """Bilinear samples of the image at the crossings of ys and xs.
 
-    canvas: (S, S, 3) uint8, the image in its top left `size` (h, w).  ys (H,), xs (W,) float32
+    canvas: (S, S, 3) uint8 or float32, the image in its top left `size` (h, w).  ys (H,), xs (W,) float32
     pixel indices.  border: (3,) float32, the colour outside.  Returns (H, W, 3) float32, 0..255.
     """
     weights = [_axis_weights(p, n) for p, n in ((ys, size[0]), (xs, size[1]))]
@@ -182,6 +183,8 @@ def augment(
     Returns the network's input (H, W, 3) float32 and the boxes in its pixels, (M, 4) float32, not clipped.
     """
     geometry_key, color_key = jax.random.split(key)
+    if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
+        canvas = distort(canvas, draw_distortion(jax.random.fold_in(key, 2)))  # a split is fold_in of 0 and 1
     output = (config.height, config.width)
     draw = draw_geometry(geometry_key, size, config)
     ys, xs = source_positions(size, draw, output)

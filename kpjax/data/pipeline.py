@@ -139,10 +139,12 @@ class Batches(Iterator[Batch]):
                 )
             shape = tf.shape(image)
             # Padded as two-dimensional rows of bytes: half the cost of padding (H, W, 3).
-            return record, tf.reshape(image, (shape[0], shape[1] * shape[2])), shape
+            return record, tf.reshape(image, tf.concat([shape[:1], [-1]], 0)), shape
 
         steps = tf.data.Dataset.range(self._step, np.iinfo(np.int64).max // self._batch)
-        dataset = steps.map(plan).unbatch().map(load, num_parallel_calls=threads, deterministic=True)
+        # More calls in flight than threads (the pool below bounds those), so that decoding goes on while a batch
+        # is being copied together.
+        dataset = steps.map(plan).unbatch().map(load, num_parallel_calls=4 * threads, deterministic=True)
         dataset = dataset.padded_batch(len(self._slots), ([], [side, side * 3], [3]), drop_remainder=True)
         options = tf.data.Options()
         options.deterministic = True

@@ -106,9 +106,9 @@ class CenterNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Outputs:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        maps = ResNetDeconv(
-            c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone"
-        )(images, train)
+        maps = ResNetDeconv(c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone")(
+            images, train
+        )
         channels = {
             "heatmap": self.num_classes,
             "wh": 2 * self.num_classes if c.class_specific_wh else 2,
@@ -135,25 +135,24 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> dict[str, Array]:
-        first = {
-            head: ConvParams(self.features, name=f"{head}_conv")(x.shape[-1]) for head in self.channels
-        }
+        first = {head: ConvParams(self.features, name=f"{head}_conv")(x.shape[-1]) for head in self.channels}
         kernel = jnp.concatenate([kernel for kernel, _ in first.values()], axis=-1).astype(self.dtype)
         bias = jnp.concatenate([bias for _, bias in first.values() if bias is not None]).astype(self.dtype)
         hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1))) + bias)
         outputs = {}
         for i, (head, channels) in enumerate(self.channels.items()):
             heat = head == "heatmap"
-            kernel, bias = ConvParams(
+            out_kernel, out_bias = ConvParams(
                 channels,
                 kernel=(1, 1),
                 kernel_init=nn.initializers.normal(0.01 if heat else 0.001),
                 bias_init=nn.initializers.constant(-2.19 if heat else 0.0),
                 name=f"{head}_out",
             )(self.features)
+            assert out_bias is not None
             part = hidden[..., i * self.features : (i + 1) * self.features].astype(jnp.float32)
             # Logits decide accuracy: float32 whatever the activations are.
-            outputs[head] = jnp.einsum("bhwc,cd->bhwd", part, kernel[0, 0], precision="highest") + bias
+            outputs[head] = jnp.einsum("bhwc,cd->bhwd", part, out_kernel[0, 0], precision="highest") + out_bias
         return outputs
 
 

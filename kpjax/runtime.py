@@ -1,0 +1,102 @@
+"""What a program settles before JAX and TensorFlow start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+from kpjax.config import Config, ConfigError
+
+
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's start-up lines off the terminal.  It only decodes images here: oneDNN changes nothing."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs between runs, so that a resumed run starts at once.
+
+    In ~/.cache/kpjax (it may be deleted at any time), or where JAX_COMPILATION_CACHE_DIR says;
+    JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kpjax")
+    try:
+        os.makedirs(cache, exist_ok=True)
+    except OSError:  # no home directory to write to: compile each time
+        return
+    if os.access(cache, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def make_deterministic(config: Config) -> None:
+    """With config.deterministic: XLA uses repeatable GPU operations only.  Has to come before the first array.
+
+    Raises ConfigError where XLA_FLAGS asks for the opposite.
+    """
+    flag, given = "--xla_gpu_exclude_nondeterministic_ops", os.environ.get("XLA_FLAGS", "")
+    if not config.deterministic:
+        return
+    if f"{flag}=false" in given:
+        raise ConfigError(f"config.deterministic is set, but the environment's XLA_FLAGS say {flag}=false; remove one")
+    if flag not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {flag}=true".strip()
+
+
+class Stopped(BaseException):
+    """Raised by a signal inside `StopSignal.interrupting`.  Not an Exception: nothing on the way may swallow it."""
+
+
+class StopSignal:
+    """Within the block, SIGINT and SIGTERM set `asked` instead of ending the program; a second SIGINT ends it.
+
+    name: the signal that came.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.name = ""
+        self._interrupt = False
+        self._old: dict[int, Any] = {}
+
+    def interrupting(self) -> _Interrupting:
+        """A block of work that may be dropped: a signal raises `Stopped` out of it, at once."""
+        return _Interrupting(self)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked, self.name = True, signal.Signals(number).name
+        if self._interrupt:
+            self._interrupt = False
+            raise Stopped
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class _Interrupting:
+    def __init__(self, stop: StopSignal):
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        self._stop._interrupt = True
+        if self._stop.asked:
+            self._stop._interrupt = False
+            raise Stopped
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop._interrupt = False

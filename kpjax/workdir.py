@@ -1,0 +1,51 @@
+"""The work directory of a run: whose it is, and what it says was done."""
+
+from __future__ import annotations
+
+from etils import epath
+
+from kpjax import config as configs
+from kpjax.checkpoint import write_text
+from kpjax.config import Config, ConfigError
+from kpjax.log import read_metrics
+
+# Settings that may differ between the runs that share a work directory: they do not change
+# what is learnt.
+_FREE = ("config.log_every", "config.checkpoint.", "config.eval.", "config.data.threads", "config.data.prefetch")
+
+
+def check_workdir(root: epath.Path, config: Config) -> None:
+    """Raise ConfigError where another configuration has begun a run here."""
+    file = root / "config.json"
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"--workdir {root} is a file; name a folder")
+    if not file.exists():
+        return
+    try:
+        old = configs.from_json(file.read_text())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); use another --workdir") from error
+    changed = [d for d in configs.differences(old, config) if not d.startswith(_FREE)]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{root} holds a run of another configuration: {changed[0]}{more}; use another --workdir, or that setting"
+        )
+
+
+def claim(root: epath.Path, config: Config, first: bool) -> None:
+    """Write config.json (`first`: the first process does).
+
+    Called once all inputs are known to be good, so that a mistake claims no directory.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir {root} cannot be made: {error.strerror}") from error
+    if first:
+        write_text(root / "config.json", configs.to_json(config))
+
+
+def evaluated(workdir: str, step: int) -> bool:
+    """Whether the evaluation after `step` is in the log."""
+    return any(line["kind"] == "eval" and line["step"] == step for line in read_metrics(workdir))

@@ -1,0 +1,277 @@
+"""Layers against NumPy, and each form for the CPU against the usual operation, with its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from kpjax.nn import layers
+from kpjax.nn.layers import (
+    NHWC,
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    bilinear_kernel_init,
+    conv2d,
+    conv_transpose_4x4,
+    max_pool_3x3_stride2,
+)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def value_and_vjp(function: Callable[..., Any], *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The output and the inputs' gradients for one fixed random cotangent."""
+
+    def run(*inputs: Any) -> Any:
+        y, pull = jax.vjp(function, *inputs)
+        return (y, *pull(jnp.asarray(normal(99, *y.shape), y.dtype)))
+
+    return tuple(np.asarray(x) for x in jax.jit(run)(*inputs))
+
+
+def assert_same(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...], tolerance: float = 2e-6) -> None:
+    """Equal to float32 summation order: `tolerance` of the largest value of each array."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, float(np.abs(b).max())), rtol=0)
+
+
+def lowered_for(platform: str, function: Callable[..., Any], *inputs: np.ndarray) -> str:
+    return jax.jit(function).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+
+
+# --- convolution ---------------------------------------------------------------------------------
+
+CONVOLUTIONS = {
+    "small": ((3, 9, 11, 4), (3, 3, 4, 5), 1, 1),
+    "stride 2, odd and even": ((2, 9, 12, 4), (3, 3, 4, 5), 2, 1),
+    "7x7 stride 2": ((2, 13, 10, 3), (7, 7, 3, 4), 2, 3),
+    "1x1": ((3, 7, 5, 4), (1, 1, 4, 6), 1, 0),
+    "1x1 stride 2": ((3, 7, 8, 4), (1, 1, 4, 6), 2, 0),
+    # more pixels than the weight gradient takes at once on a CPU
+    "odd batch in pieces": ((3, 64, 64, 2), (3, 3, 2, 3), 1, 1),
+    "pieces at stride 2": ((5, 127, 128, 2), (3, 3, 2, 3), 2, 1),
+    "many pixels at 1x1": ((3, 64, 64, 2), (1, 1, 2, 3), 1, 0),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_conv2d_is_the_convolution(case: str) -> None:
+    x_shape, k_shape, stride, pad = CONVOLUTIONS[case]
+    padding = ((pad, pad), (pad, pad))
+    x, kernel = normal(0, *x_shape), normal(1, *k_shape)
+    usual = value_and_vjp(
+        lambda x, k: lax.conv_general_dilated(x, k, (stride, stride), padding, dimension_numbers=NHWC), x, kernel
+    )
+    assert_same(value_and_vjp(lambda x, k: conv2d(x, k, stride, padding), x, kernel), usual)
+
+
+def test_conv2d_with_unequal_padding() -> None:
+    x, kernel = normal(0, 2, 6, 7, 3), normal(1, 2, 2, 3, 4)
+    padding = ((1, 0), (0, 1))
+    usual = value_and_vjp(
+        lambda x, k: lax.conv_general_dilated(x, k, (1, 1), padding, dimension_numbers=NHWC), x, kernel
+    )
+    assert_same(value_and_vjp(lambda x, k: conv2d(x, k, 1, padding), x, kernel), usual)
+
+
+def test_conv_pads_as_pytorch() -> None:
+    """Conv(kernel 3, stride 2) of PyTorch reads rows -1, 0, 1 first; `SAME` would read 0, 1, 2."""
+    x = normal(0, 1, 6, 8, 2)
+    variables = jax.jit(Conv(3, stride=2, bias=True).init)(jax.random.key(0), x)
+    kernel = np.asarray(variables["params"]["kernel"])
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((1, 3, 4, 3), np.float32)
+    for i in range(3):
+        for j in range(4):
+            expected[0, i, j] = np.einsum("uvc,uvco->o", padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel)
+    bias = np.array([1, 2, 3], np.float32)
+    variables = {"params": {**variables["params"], "bias": bias}}
+    found: Any = Conv(3, stride=2, bias=True).apply(variables, x)
+    np.testing.assert_allclose(found, expected + bias, atol=1e-5)
+
+
+# --- transposed convolution ----------------------------------------------------------------------
+
+MAP_SIZES = [(1, 5), (7, 4)]
+
+
+def conv_transpose_oracle(x: np.ndarray, kernel: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, ...]:
+    """PyTorch's definition: input cell i adds x[i] kernel[u] to output 2 i - 1 + u.  Output, dx, dkernel."""
+    x, kernel, g = x.astype(np.float64), kernel.astype(np.float64), g.astype(np.float64)
+    batch, height, width, _ = x.shape
+    y = np.zeros((batch, 2 * height, 2 * width, kernel.shape[3]))
+    dx, dk = np.zeros(x.shape), np.zeros(kernel.shape)
+    for i in range(height):
+        for j in range(width):
+            for u in range(4):
+                for v in range(4):
+                    row, column = 2 * i - 1 + u, 2 * j - 1 + v
+                    if 0 <= row < 2 * height and 0 <= column < 2 * width:
+                        y[:, row, column] += x[:, i, j] @ kernel[u, v]
+                        dx[:, i, j] += g[:, row, column] @ kernel[u, v].T
+                        dk[u, v] += x[:, i, j].T @ g[:, row, column]
+    return y, dx, dk
+
+
+@pytest.mark.parametrize("form", ["phases", "dilated", "chosen"])
+@pytest.mark.parametrize("size", MAP_SIZES)
+def test_conv_transpose_is_pytorchs(form: str, size: tuple[int, int]) -> None:
+    function = {
+        "phases": layers._conv_transpose_phases,
+        "dilated": layers._conv_transpose_dilated,
+        "chosen": conv_transpose_4x4,
+    }[form]
+    x, kernel = normal(0, 3, *size, 5), normal(1, 4, 4, 5, 6)
+    expected = conv_transpose_oracle(x, kernel, normal(99, 3, 2 * size[0], 2 * size[1], 6))
+    assert_same(value_and_vjp(function, x, kernel), expected)
+
+
+def test_conv_transpose_module_and_dtype() -> None:
+    x = normal(0, 2, 4, 3, 5)
+    module = ConvTranspose(6)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    kernel = np.asarray(variables["params"]["kernel"])
+    assert kernel.shape == (4, 4, 5, 6)
+    expected, *_ = conv_transpose_oracle(x, kernel, np.zeros((2, 8, 6, 6)))
+    found: Any = module.apply(variables, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    half = ConvTranspose(6, dtype=jnp.bfloat16)
+    y = jax.jit(half.apply)(variables, x)
+    assert isinstance(y, jax.Array) and y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_bilinear_start_keeps_the_image() -> None:
+    """Deconvolved with it, each output channel is bilinear up-sampling of a mixture of the input channels."""
+    channels, features = 32, 64
+    kernel = np.asarray(bilinear_kernel_init(jax.random.key(0), (4, 4, channels, features)))
+    # out[2 i - 1 + u]: bilinear interpolation at half-pixel centres has the weights 1/4 and 3/4
+    mixing = kernel[1, 1] / 0.5625
+    assert mixing.std() == pytest.approx((2 / features) ** 0.5, rel=0.05)
+    assert abs(mixing.mean()) < 0.01
+    x = normal(0, 1, 6, 7, channels)
+    enlarged = jax.image.resize(jnp.asarray(x) @ mixing, (1, 12, 14, features), "bilinear")
+    found = layers._conv_transpose_dilated(jnp.asarray(x), jnp.asarray(kernel))
+    # a transposed convolution sees zeros outside the map, resize repeats the edge
+    np.testing.assert_allclose(found[:, 1:-1, 1:-1], enlarged[:, 1:-1, 1:-1], atol=1e-4)
+
+
+# --- max-pool ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 7)])
+def test_max_pool_forms_agree(size: tuple[int, int]) -> None:
+    # All values differ, so that each gradient has one place to go.
+    x = np.random.default_rng(0).permutation(2 * size[0] * size[1] * 3).astype(np.float32).reshape(2, *size, 3)
+    x -= x.mean()
+    expected = np.full((2, (size[0] + 1) // 2, (size[1] + 1) // 2, 3), -np.inf, np.float32)
+    for i, j in np.ndindex(*expected.shape[1:3]):
+        rows, columns = slice(max(2 * i - 1, 0), 2 * i + 2), slice(max(2 * j - 1, 0), 2 * j + 2)
+        expected[:, i, j] = x[:, rows, columns].max((1, 2))
+    window = value_and_vjp(layers._max_pool_window, x)
+    np.testing.assert_array_equal(window[0], expected)
+    assert_same(value_and_vjp(layers._max_pool_views, x), window, tolerance=1e-6)
+    assert_same(value_and_vjp(max_pool_3x3_stride2, x), window, tolerance=1e-6)
+
+
+def test_max_pool_of_equal_values_loses_no_gradient() -> None:
+    """Where values are equal the forms may share a gradient out differently; its sum stays."""
+    x = np.zeros((1, 6, 6, 2), np.float32)
+    for form in (layers._max_pool_views, layers._max_pool_window):
+        y, dx = value_and_vjp(form, x)
+        np.testing.assert_allclose(dx.sum((1, 2)), normal(99, *y.shape).sum((1, 2)), rtol=1e-5)
+
+
+# --- which form a platform gets ------------------------------------------------------------------
+
+
+def test_each_platform_gets_its_own_form() -> None:
+    """A program lowered on this machine for a TPU or a GPU contains the usual operations, not the CPU's."""
+    x, kernel = normal(0, 1, 4, 4, 2), normal(1, 4, 4, 2, 3)
+    for platform, dilated, windows in (("cpu", False, False), ("tpu", True, True), ("cuda", True, True)):
+        text = lowered_for(platform, conv_transpose_4x4, x, kernel)
+        assert ("lhs_dilate = [2, 2]" in text or "lhs_dilation" in text) == dilated, platform
+        assert ("reduce_window" in lowered_for(platform, max_pool_3x3_stride2, x)) == windows, platform
+
+
+# --- BatchNorm -----------------------------------------------------------------------------------
+
+
+def batch_norm_oracle(
+    x: np.ndarray, scale: np.ndarray, bias: np.ndarray, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """PyTorch's batch_norm on each group of images by itself: output, mean of means, mean of unbiased variances."""
+    y, means, variances = [], [], []
+    for part in np.split(x.astype(np.float64), groups):
+        mean, var = part.mean((0, 1, 2)), part.var((0, 1, 2))
+        y.append((part - mean) / np.sqrt(var + 1e-5) * scale + bias)
+        means.append(mean)
+        variances.append(part.reshape(-1, x.shape[-1]).var(0, ddof=1))
+    return np.concatenate(y), np.mean(means, 0), np.mean(variances, 0)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_batch_norm_is_pytorchs(groups: int) -> None:
+    x = normal(0, 8, 3, 2, 5) * np.array([1, 2, 0.5, 3, 1], np.float32) + np.array([0, 1, -2, 0.5, 4], np.float32)
+    scale, bias = normal(1, 5), normal(2, 5)
+    old_mean, old_var = normal(3, 5), np.abs(normal(4, 5)) + 0.5
+    module = BatchNorm(groups=groups)
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": old_mean, "var": old_var}}
+    y, changed = module.apply(variables, x, True, mutable=["batch_stats"])
+    expected, mean, var = batch_norm_oracle(x, scale, bias, groups)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    np.testing.assert_allclose(changed["batch_stats"]["mean"], 0.9 * old_mean + 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["var"], 0.9 * old_var + 0.1 * var, rtol=1e-4)
+    # evaluation reads the running statistics, whatever the groups are, and changes nothing
+    y, changed = module.apply(variables, x[:3], False, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, (x[:3] - old_mean) / np.sqrt(old_var + 1e-5) * scale + bias, atol=1e-4)
+    assert not jax.tree.leaves(changed) or np.array_equal(changed["batch_stats"]["mean"], old_mean)
+
+
+def test_batch_norm_starts_neutral_and_init_moves_nothing() -> None:
+    x = normal(0, 4, 3, 3, 2) + 5
+    variables = jax.jit(BatchNorm().init, static_argnums=2)(jax.random.key(0), x, True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
+    y: Any = BatchNorm().apply(variables, x, False)
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+def test_batch_norm_gradient() -> None:
+    x, scale, bias = normal(0, 4, 3, 2, 3), normal(1, 3), normal(2, 3)
+    stats = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
+
+    def ours(x: Any, scale: Any, bias: Any) -> Any:
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        return BatchNorm(groups=2).apply(variables, x, True, mutable=["batch_stats"])[0]
+
+    def plain(x: Any, scale: Any, bias: Any) -> Any:
+        parts = x.reshape(2, 2, 3, 2, 3)
+        mean = parts.mean((1, 2, 3), keepdims=True)
+        var = ((parts - mean) ** 2).mean((1, 2, 3), keepdims=True)
+        return ((parts - mean) / jnp.sqrt(var + 1e-5) * scale + bias).reshape(x.shape)
+
+    assert_same(value_and_vjp(ours, x, scale, bias), value_and_vjp(plain, x, scale, bias), tolerance=2e-5)
+
+
+def test_batch_norm_keeps_float32_statistics_under_bfloat16() -> None:
+    # bfloat16 sums of 4096 values near 3 would be off by whole units.
+    x = jnp.asarray(normal(0, 4, 32, 32, 2) + 3, jnp.bfloat16)
+    module = BatchNorm(dtype=jnp.bfloat16)
+    variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), x, True)
+    y, changed = jax.jit(lambda v: module.apply(v, x, True, mutable=["batch_stats"]))(variables)
+    assert y.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((variables, changed)))
+    exact = np.asarray(x, np.float64).reshape(-1, 2)
+    np.testing.assert_allclose(changed["batch_stats"]["mean"], 0.1 * exact.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["var"], 0.9 + 0.1 * exact.var(0, ddof=1), rtol=1e-5)

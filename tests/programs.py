@@ -1,0 +1,125 @@
+"""train.py as a person runs it: in a process of its own, on a small set of shapes, stopped by signals."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from kpjax.checkpoint import load_inference
+from kpjax.data import shapes
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+CONFIG = """
+from kpjax.config import Config
+
+def get_config():
+    config = Config(batch=4, steps={steps}, log_every=1)
+    config.model.options = {{"width": 4, "deconv": (4, 4, 4), "head_channels": 4}}
+    config.data.canvas = 64
+    config.data.max_boxes = 8
+    config.data.threads = 1
+    config.data.train.images = {folder!r} + "/train"
+    config.data.train.annotations = {folder!r} + "/annotations/instances_train.json"
+    config.augment.kind = "shift"
+    config.augment.height = config.augment.width = 64
+    config.optim.lr = 1e-3
+    config.optim.ema = 0.9
+    config.checkpoint.every = 3
+    config.eval.resolution = "fixed"
+    return config
+"""
+
+
+def shapes_set(folder: pathlib.Path, train: int = 18, val: int = 4) -> pathlib.Path:
+    """Draw a small data set and return its folder."""
+    shapes.write(str(folder), train=train, val=val, size=64)
+    return folder
+
+
+def config_file(folder: pathlib.Path, data: pathlib.Path, steps: int) -> pathlib.Path:
+    """A configuration file for that data set."""
+    path = folder / "tiny_shapes.py"
+    path.write_text(CONFIG.format(steps=steps, folder=str(data)))
+    return path
+
+
+def environment() -> dict[str, str]:
+    """One CPU device; programs compiled once are kept, so that a restart takes seconds."""
+    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+def run_program(name: str, *arguments: str, timeout: float = 300, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py or eval.py to its end.  more: environment variables."""
+    command = [sys.executable, str(ROOT / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment() | more)
+
+
+def stop_at(
+    number: signal.Signals, when: float, *arguments: str, pattern: str = r"^step \d+/"
+) -> tuple[int, list[str], str]:
+    """Start train.py, send it a signal `when` seconds after a line that matches, and return (code, lines, stderr)."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if re.search(pattern, line):
+            time.sleep(when)
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=300)
+    return process.returncode, lines + rest.splitlines(), errors
+
+
+def kill_until_done(
+    arguments: Iterable[str], kills: int, longest: float, seed: int, steps: int
+) -> list[tuple[int, float, int]]:
+    """Kill train.py (SIGKILL) `kills` times, each a random moment after it began to train, then let it finish.
+
+    Returns (how many lines of steps were seen, seconds waited, exit code) of each start.
+    """
+    draw = random.Random(seed)
+    arguments = tuple(arguments)
+    starts = []
+    for _ in range(kills):
+        when = draw.uniform(0, longest)
+        code, lines, errors = stop_at(signal.SIGKILL, when, *arguments)
+        assert code in (0, -signal.SIGKILL), errors
+        starts.append((sum(line.startswith("step ") for line in lines), when, code))
+    done = run_program("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "done:" in done.stdout or f"step {steps} of {steps}" in done.stdout, done.stdout
+    return starts
+
+
+def same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether the newest checkpoints of two work directories are equal, bit for bit, moving average and state too."""
+    from orbax.checkpoint import v1 as ocp
+
+    def tree(workdir: pathlib.Path) -> tuple[int, object]:
+        with ocp.training.Checkpointer(workdir / "checkpoints") as checkpointer:
+            step = checkpointer.latest.step
+            found = checkpointer.load_checkpointables(step)
+            return step, {k: found[k] for k in ("weights", "average", "train")}
+
+    (step, a), (other_step, b) = tree(one), tree(other)
+    assert step == other_step
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    exported = [load_inference(str(w / "model")).variables for w in (one, other)]
+    pairs = list(zip(jax.tree.leaves((a, exported[0])), jax.tree.leaves((b, exported[1])), strict=True))
+    assert len(pairs) > 100
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)

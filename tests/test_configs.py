@@ -1,0 +1,89 @@
+"""Every file in configs/: it loads, its settings hold together, its detector can be built, its text says how."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import sys
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kpjax import flags
+from kpjax.config import differences, from_json, to_json
+from kpjax.optimizer import learning_rate
+from kpjax.train import build_detector
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+FILES = sorted((REPOSITORY / "configs").glob("*.py"))
+COCO_IMAGES = 118287  # train2017
+
+
+def load(path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_recipes() -> None:
+    assert {"shapes_r18", "bccd_r18", "tiny_coco_r18", "coco_r18", "coco_r101", "coco_r18_mmdet"} <= {
+        path.stem for path in FILES
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config(path: pathlib.Path) -> None:
+    config = load(path).get_config().check()
+    assert not differences(config, from_json(to_json(config)))
+    classes = config.model.num_classes or 80
+    detector = build_detector(config, classes)
+    size = (config.augment.height, config.augment.width)
+    images = jax.ShapeDtypeStruct((config.batch, *size, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), images)
+    outputs, _ = jax.eval_shape(
+        lambda v, x: detector.net.apply(v, x, train=True, mutable=["batch_stats"]), variables, images
+    )
+    cells = (config.batch, size[0] // detector.stride, size[1] // detector.stride)
+    assert outputs[-1]["heatmap"].shape == (*cells, classes)
+    assert outputs[-1]["heatmap"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_command(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The docstring's first training command is one that train.py accepts."""
+    text = (load(path).__doc__ or "").replace("\\\n", " ")
+    commands = re.findall(r"^ {4}python (train\.py .*)$", text, re.MULTILINE)
+    assert commands, "the docstring gives no command"
+    argv = commands[0].split()
+    assert f"configs/{path.name}" in argv and "--workdir" in argv
+    argv[argv.index(f"configs/{path.name}")] = str(path)
+
+    def define(values):  # as train.py does
+        flags.define_config(values)
+        flags.absl_flags.DEFINE_string("workdir", None, "", flag_values=values)
+
+    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for --config.key
+    values = flags.parse(argv, define)
+    config = flags.read_config(values)
+    assert config.data.train.images and config.data.train.annotations and values["workdir"].value
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate"), [("coco_r18", 114, 5e-4), ("coco_r101", 96, 3.75e-4), ("coco_r18_mmdet", 128, 0.02)]
+)
+def test_published_schedule(name: str, batch: int, rate: float) -> None:
+    """140 epochs of COCO, a tenth of the rate after 90, a hundredth after 120."""
+    config = load(REPOSITORY / "configs" / f"{name}.py").get_config()
+    steps = round(140 * COCO_IMAGES / batch)
+    assert (config.batch, config.epochs) == (batch, 140)
+    rates = learning_rate(config.optim, steps)
+    for epoch, expected in ((5, rate), (89.9, rate), (90.1, rate / 10), (119.9, rate / 10), (120.1, rate / 100)):
+        assert float(rates(jnp.int32(epoch * COCO_IMAGES / batch))) == pytest.approx(expected, rel=1e-5), epoch
+    if name == "coco_r18_mmdet":
+        assert float(rates(jnp.int32(0))) == pytest.approx(2e-5)
+        assert float(rates(jnp.int32(500))) == pytest.approx(0.5 * rate, rel=0.01)

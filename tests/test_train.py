@@ -1,0 +1,270 @@
+"""Whole training runs: interrupted ones, ones that go wrong, and what they leave behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import kpjax.train
+from kpjax.checkpoint import CheckpointError, Checkpoints, load_inference, save_inference
+from kpjax.config import Config, ConfigError
+from kpjax.data.memory import memory_batches
+from kpjax.data.source import DataError, open_source
+from kpjax.log import read_metrics
+from kpjax.train import BadStep, Result, run
+from tests.programs import config_file, run_program, same_weights, shapes_set, stop_at
+from tests.tiny import tiny_config, two_layer_detector
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return shapes_set(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture
+def config(data: pathlib.Path) -> Config:
+    config = tiny_config(steps=6)
+    config.data.max_boxes = 8
+    for split, name in ((config.data.train, "train"), (config.data.val, "val")):
+        split.images, split.annotations = str(data / name), str(data / "annotations" / f"instances_{name}.json")
+    config.eval.resolution = "fixed"
+    config.checkpoint.every = 2
+    return config
+
+
+@pytest.fixture(autouse=True)
+def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process train two layers; programs of their own train CenterNet."""
+    monkeypatch.setattr(kpjax.train, "build_detector", lambda config, classes: _five_classes())
+
+
+def _five_classes():
+    import dataclasses
+
+    import kpjax
+
+    net = two_layer_detector().net
+    full = kpjax.build("centernet_r18", num_classes=3)
+    return dataclasses.replace(full, net=net, options={})
+
+
+def train(config: Config, workdir: pathlib.Path) -> Result:
+    """A run on the shapes, their labels taken modulo three, without TensorFlow."""
+    import dataclasses
+
+    source = open_source(config.data, "train")
+    source = dataclasses.replace(source, classes=source.classes[:3], labels=tuple(x % 3 for x in source.labels))
+    config.data.val.annotations = ""
+    feed = lambda start: memory_batches(source, config.data, batch=config.batch, seed=config.seed, start_step=start)  # noqa: E731
+    return run(config, str(workdir), train_source=source, batches=feed)
+
+
+def test_killed_and_stopped_runs_end_as_the_whole_one(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    file = str(config_file(tmp_path, data, STEPS))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = run_program("train.py", "--config", file, "--workdir", str(whole))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    arguments = ("--config", file, "--workdir", str(parts))
+    reached = 0
+    for number, at in ((signal.SIGKILL, 5), (signal.SIGTERM, 8), (signal.SIGKILL, 13), (signal.SIGINT, 17)):
+        code, lines, errors = stop_at(number, 0.02, *arguments, pattern=rf"^step {at}/")
+        assert errors == ""
+        resumed = [line for line in lines if line.startswith("resuming at step")]
+        assert bool(resumed) == bool(reached), lines
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+            reached = at - 5
+        else:
+            assert code == 0
+            assert f"stopped by {number.name}" in lines[-1]
+            reached = at
+            assert max(int(p.name) for p in (parts / "checkpoints").iterdir()) >= at
+    done = run_program("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(whole, parts)
+    for workdir in (whole, parts):
+        logged = [line for line in read_metrics(str(workdir)) if line["kind"] == "train"]
+        assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
+        assert events(workdir, "train/loss") == {x["step"]: pytest.approx(x["loss"], rel=1e-6) for x in logged}
+    again = run_program("train.py", *arguments)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+def events(workdir: pathlib.Path, tag: str) -> dict[int, float]:
+    """What TensorBoard shows of a work directory: each step once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(workdir))
+    reader.Reload()
+    scalars = reader.Scalars(tag)
+    assert len({s.step for s in scalars}) == len(scalars)
+    return {s.step: s.value for s in scalars}
+
+
+def test_mistakes_are_one_line(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    file = str(config_file(tmp_path, data, STEPS))
+    workdir = ("--workdir", str(tmp_path / "new"))
+    (tmp_path / "of_another").mkdir()
+    (tmp_path / "of_another" / "config.json").write_text('{"batch": 4, "steps": 7}')
+    gone = data.parent / "gone"
+    gone.mkdir(exist_ok=True)
+    cases = [
+        (("--config", str(tmp_path / "no.py"), *workdir), "no such file"),
+        (("--config", file, *workdir, "--config.optim.lrr=1"), "did you mean config.optim.lr?"),
+        (("--config", file, "--workdir", str(tmp_path / "of_another")), "another configuration: config."),
+        (("--config", file, *workdir, f"--config.data.train.images={gone}"), "no such file"),
+    ]
+    for arguments, text in cases:
+        ended = run_program("train.py", *arguments)
+        assert ended.returncode == 2, (arguments, ended.stderr)
+        assert text in ended.stderr and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert not (tmp_path / "new" / "config.json").exists()  # a mistake claims no work directory
+
+
+def test_a_run_leaves_checkpoints_logs_and_weights(
+    config: Config, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config, tmp_path / "run").finished
+    said = capsys.readouterr().out
+    assert "parameters" in said and "boxes dropped" in said and "MiB a device" in said
+    assert "step 6/6 loss " in said
+    losses = [line["loss"] for line in read_metrics(str(tmp_path / "run"))]
+    assert len(losses) == 6 and np.isfinite(losses).all()
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
+    assert (tmp_path / "run" / "model" / "kpjax.json").exists()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 6
+
+
+def test_a_lost_export_is_made_again(config: Config, tmp_path: pathlib.Path) -> None:
+    train(config, tmp_path)
+    file = tmp_path / "model" / "kpjax.json"
+    before = file.read_text()
+    file.unlink()  # killed between the last checkpoint and the end
+    assert train(config, tmp_path).finished
+    assert json.loads(file.read_text()) == json.loads(before)
+
+
+def test_a_bad_step_ends_the_run(config: Config, tmp_path: pathlib.Path) -> None:
+    config.optim.name, config.optim.lr, config.steps = "sgd", 1e3, 40
+    config.optim.momentum = 1.0
+    with pytest.raises(BadStep) as caught:
+        train(config, tmp_path)
+    text = str(caught.value)
+    assert "\n" not in text and "loss " in text and "heatmap " in text
+    step = int(text.split()[1])
+    source = open_source(config.data, "train")
+    batch = next(memory_batches(source, config.data, batch=config.batch, seed=config.seed, start_step=step - 1))
+    assert f"image ids {source.image_ids[batch['index']].tolist()};" in text
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+    assert all(s < step for s in saved)
+    logged = [line["step"] for line in read_metrics(str(tmp_path))]
+    assert logged == list(range(1, step))
+
+
+def test_a_bad_image_keeps_the_steps_before_it(config: Config, tmp_path: pathlib.Path) -> None:
+    config.steps, config.checkpoint.every = 6, 100
+    good = kpjax.train.run
+
+    def feed_until(start: int):
+        source = open_source(config.data, "train")
+        for i, batch in enumerate(memory_batches(source, config.data, batch=8, seed=0, start_step=start)):
+            if start + i == 3:
+                raise DataError("x.jpg: cut short")
+            yield batch | {"labels": batch["labels"] % 3}
+
+    source = open_source(config.data, "train")
+    import dataclasses
+
+    source = dataclasses.replace(source, classes=source.classes[:3])
+    config.data.val.annotations = ""
+    with pytest.raises(DataError, match="cut short"):
+        good(config, str(tmp_path), train_source=source, batches=feed_until)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_the_work_directory_of_another_run_is_refused(config: Config, tmp_path: pathlib.Path) -> None:
+    train(config, tmp_path)
+    config.log_every = 3  # changes nothing that is learnt
+    train(config, tmp_path)
+    config.optim.lr *= 2
+    with pytest.raises(ConfigError, match=r"config\.optim\.lr: 0\.001 -> 0\.002"):
+        train(config, tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(config: Config, tmp_path: pathlib.Path) -> None:
+    train(config, tmp_path)
+    (tmp_path / "config.json").unlink()
+    info = _five_classes()
+    stored = Checkpoints(str(tmp_path), 2, {}).metadata(6)
+    from kpjax.checkpoint import check_same_model
+
+    check_same_model(stored, info, "here")
+    with pytest.raises(CheckpointError, match="here is a checkpoint of another model: its model"):
+        check_same_model(stored | {"model": "other"}, info, "here")
+
+
+@pytest.mark.parametrize("batch, text", [(12, "use 8 or 16"), (3, "use 8")])
+def test_a_batch_that_the_devices_do_not_divide(config: Config, tmp_path: pathlib.Path, batch: int, text: str) -> None:
+    assert jax.device_count() == 8
+    config.batch = batch
+    with pytest.raises(ConfigError, match=text):
+        train(config, tmp_path)
+
+
+def test_a_full_disk_ends_the_run_in_one_line(
+    config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs to mount a small disk")
+    try:
+        config.steps, config.checkpoint.every, config.checkpoint.keep = 40, 2, 100
+        with pytest.raises(CheckpointError) as caught:
+            train(config, disk)
+        assert os.strerror(errno.ENOSPC) in str(caught.value) and "\n" not in str(caught.value)
+        from kpjax.train_step import init_state
+
+        like = jax.eval_shape(lambda: init_state(_five_classes(), config, 40, jax.random.key(0)))
+        mesh = kpjax.train.make_mesh()
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=kpjax.sharding.replicated(mesh)), like
+        )
+        checkpoints = Checkpoints(str(disk), 100, {})
+        state = checkpoints.restore(checkpoints.latest(), like)
+        assert int(state.step) == checkpoints.latest() >= 2
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_weights_of_another_model_are_no_start(tmp_path: pathlib.Path) -> None:
+    import kpjax
+
+    wide = kpjax.build("centernet_r18", num_classes=3, width=4, deconv=(4, 4, 4), head_channels=4)
+    shapes = jax.eval_shape(lambda: wide.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    save_inference(str(tmp_path / "wide"), wide, zeros, ("a", "b", "c"))
+    assert load_inference(str(tmp_path / "wide")).detector.options["width"] == 4
+    from kpjax.train import _init_from
+    from kpjax.train_step import TrainState
+
+    net = _five_classes().net
+    new = net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    state = TrainState(0, new["params"], new["batch_stats"], None, None, -1)
+    with pytest.raises(ConfigError, match=r"config\.init_from: .*another model"):
+        _init_from(str(tmp_path / "wide"), _five_classes(), state, state)
+    with pytest.raises(ConfigError, match=r"config\.init_from: .*no\.pth"):
+        _init_from(str(tmp_path / "no.pth"), wide, state, state)

@@ -1,0 +1,70 @@
+"""The smallest things that train: a narrow CenterNet, a two-layer one that compiles in a second, random batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import kpjax
+from kpjax.config import Config
+from kpjax.detectors.base import Detector
+from kpjax.nn.layers import BatchNorm, Conv
+
+OPTIONS = {"width": 8, "deconv": (8, 8, 8), "head_channels": 8}
+CLASSES = 3
+SIDE = 64
+
+
+def tiny_config(batch: int = 8, steps: int = 12) -> Config:
+    """Images of 64x64, the network of `OPTIONS`; no data set."""
+    config = Config(batch=batch, steps=steps)
+    config.model.options = dict(OPTIONS)
+    config.data.canvas = SIDE
+    config.data.max_boxes = 4
+    config.augment.kind = "shift"
+    config.augment.height = config.augment.width = SIDE
+    config.optim.lr = 1e-3
+    config.log_every = 1
+    return config
+
+
+def tiny_detector(**options: Any) -> Detector:
+    """CenterNet-ResNet-18, eight channels wide."""
+    return kpjax.build("centernet_r18", num_classes=CLASSES, **OPTIONS, **options)
+
+
+class TwoLayers(nn.Module):
+    """Images -> heads at stride 4, through one convolution with BatchNorm."""
+
+    bn_groups: int = 1
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
+        x = Conv(4, kernel=4, stride=4, padding=0, name="stem")(images)
+        x = nn.relu(BatchNorm(groups=self.bn_groups, name="bn")(x, train))
+        channels = {"heatmap": CLASSES, "wh": 2, "offset": 2}
+        return [{head: Conv(c, bias=True, name=head)(x) for head, c in channels.items()}]
+
+
+def two_layer_detector(bn_groups: int = 1) -> Detector:
+    """CenterNet's targets and losses around `TwoLayers`."""
+    return dataclasses.replace(tiny_detector(), net=TwoLayers(bn_groups))
+
+
+def random_batch(count: int = 8, step: int = 0, seed: int = 0, boxes: int = 4) -> dict[str, np.ndarray]:
+    """A pipeline's batch of noise with up to `boxes` boxes an image, some images with none."""
+    rng = np.random.default_rng([seed, step])
+    corner = rng.uniform(0, SIDE / 2, (count, boxes, 2))
+    sides = rng.uniform(SIDE / 8, SIDE / 2, (count, boxes, 2))
+    return {
+        "canvas": rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8),
+        "size": np.full((count, 2), SIDE, np.int32),
+        "boxes": np.concatenate([corner, corner + sides], -1).astype(np.float32),
+        "labels": rng.integers(0, CLASSES, (count, boxes), np.int32),
+        "valid": np.arange(boxes) < rng.integers(0, boxes + 1, (count, 1)),
+        "counter": (step * count + np.arange(count)).astype(np.int32),
+    }
