@@ -70,6 +70,7 @@ class AugmentConfig:
     border: int = 128  # crop: its centre stays this many image pixels from the edge (halved until it fits)
     shift: float = 0.1  # shift: standard deviation of the centre's move, in units of the longer side
     scale: float = 0.4  # shift: standard deviation of the scale
+    clip_boxes: bool = False  # cut boxes to the crop and drop those whose centre is outside, as mmdetection does
     flip: float = 0.5
     color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
     lighting: float = 0.1  # standard deviation of the PCA noise

@@ -122,7 +122,7 @@ def test_mistakes_are_one_line(data: pathlib.Path, tmp_path: pathlib.Path) -> No
         (("--config", str(tmp_path / "no.py"), *workdir), "no such file"),
         (("--config", file, *workdir, "--config.optim.lrr=1"), "did you mean config.optim.lr?"),
         (("--config", file, "--workdir", str(tmp_path / "of_another")), "another configuration: config."),
-        (("--config", file, *workdir, f"--config.data.train.images={gone}"), "no such file"),
+        (("--config", file, *workdir, f"--config.data.train.images={gone}"), "image not found"),
     ]
     for arguments, text in cases:
         ended = run_program("train.py", *arguments)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpjax.detectors.base import Detector
+from kpjax.errors import UserError
 
 Variables = dict[str, Any]
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +27,7 @@ _SHOWN = 10  # lines of each kind in a mismatch; the count is always complete
 _INIT_SIDE = 128  # a side that every network accepts; the shapes of parameters do not depend on it
 
 
-class ImportMismatch(ValueError):
+class ImportMismatch(UserError):
     """The checkpoint and the network do not fit.  The text lists what is missing, unexpected or of another shape."""
 
 

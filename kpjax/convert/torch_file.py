@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from kpjax.convert.rules import ImportMismatch, unwrap
+from kpjax.errors import UserError
 
 
-class TorchFileError(ValueError):
+class TorchFileError(UserError):
     """A .pth file that cannot be read.  Its text is one line that names the file."""
 
 

@@ -87,6 +87,17 @@ def transform_boxes(boxes: Array, size: Array, draw: Draw, output: tuple[int, in
     return (boxes - center) * scale + middle
 
 
+def crop_boxes(boxes: Array, output: tuple[int, int]) -> Array:
+    """Boxes (M, 4) cut to the input (H, W); one whose centre lies outside becomes empty (all 0).
+
+    mmdetection's RandomCenterCropPad.  The other recipes leave cutting to `encode`.
+    """
+    limit = jnp.asarray([output[1], output[0], output[1], output[0]], jnp.float32)
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((center > 0) & (center < limit[:2])).all(-1, keepdims=True)
+    return jnp.where(inside, jnp.clip(boxes, 0.0, limit), 0.0)
+
+
 def source_positions(size: Array, draw: Draw, output: tuple[int, int]) -> tuple[Array, Array]:
     """Where each output row and column is read: ys (H,), xs (W,) float32 pixel indices of the unmirrored canvas."""
     scale = draw.side / output[1]
@@ -180,7 +191,8 @@ def augment(
     """One training example.
 
     canvas: (S, S, 3) uint8 RGB.  size: (2,) int32 h, w.  boxes: (M, 4) float32 xyxy, canvas pixels.
-    Returns the network's input (H, W, 3) float32 and the boxes in its pixels, (M, 4) float32, not clipped.
+    Returns the network's input (H, W, 3) float32 and the boxes in its pixels, (M, 4) float32, cut to it
+    only with `config.clip_boxes`.
     """
     geometry_key, color_key = jax.random.split(key)
     if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
@@ -193,4 +205,5 @@ def augment(
         image = image[..., ::-1]
     image = jitter_color(color_key, image, config, preprocess.order)
     image = (image - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
-    return image, transform_boxes(boxes, size, draw, output)
+    boxes = transform_boxes(boxes, size, draw, output)
+    return image, crop_boxes(boxes, output) if config.clip_boxes else boxes

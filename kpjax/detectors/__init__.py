@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from kpjax.config import ConfigError
 from kpjax.detectors import centernet
 from kpjax.detectors.base import Detections, Detector
 
-MODELS = {
-    "centernet_r18": centernet.R18,
-    "centernet_r18_mmdet": centernet.R18_MMDET,
-    "centernet_r34": centernet.R34,
-    "centernet_r50": centernet.R50,
-    "centernet_r101": centernet.R101,
+# name -> (num_classes, options) -> Detector
+MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
+    name: functools.partial(centernet.build, name, released)
+    for name, released in {
+        "centernet_r18": centernet.R18,
+        "centernet_r18_mmdet": centernet.R18_MMDET,
+        "centernet_r34": centernet.R34,
+        "centernet_r50": centernet.R50,
+        "centernet_r101": centernet.R101,
+    }.items()
 }
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "list_models"]
@@ -37,4 +43,4 @@ def build(name: str, num_classes: int = 80, **options: Any) -> Detector:
         raise ConfigError(f"no model {name!r}; did you mean {near[0]!r}? kpjax.list_models() has them all")
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a detector needs at least one class")
-    return centernet.build(name, MODELS[name], num_classes, options)
+    return MODELS[name](num_classes, options)

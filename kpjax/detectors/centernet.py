@@ -64,7 +64,8 @@ MMDET = Rules(
 class CenterNetConfig:
     """One released model, or a variation of it.
 
-    depth, width: of the ResNet.  deconv, neck_conv: of its neck.  head_channels: of each head's
+    depth, width: of the ResNet.  deconv, neck_conv: of its neck; two steps instead of three leave
+    out the trunk's last stage (stride 16), for small images.  head_channels: of each head's
     3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
     radius, overlap: override the rules' ("": keep).  dtype, bn_groups, remat: see kpjax.config.
     """
@@ -277,16 +278,13 @@ def merge_flip(maps: dict[str, Array], *, rules: Rules) -> dict[str, Array]:
     return {"scores": average(score_map(maps, rules)), "wh": average(maps["wh"]), "offset": maps["offset"][:half]}
 
 
-def build(name: str, config: CenterNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
-    """Put the record together.  options: fields of CenterNetConfig to replace."""
-    fields = {f.name for f in dataclasses.fields(config)}
-    for key in options:
-        if key not in fields:
-            raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(fields))}")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    config = dataclasses.replace(config, **options)
-    if config.depth not in STAGES:
-        raise ConfigError(f"model {name}: depth {config.depth}; choose one of {', '.join(map(str, STAGES))}")
+def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
+    """Put the record together.
+
+    released: the configuration that `name` stands for.  options: fields of it to replace.
+    Raises ConfigError for an option that does not exist or a value that cannot work.
+    """
+    config = _with_options(name, released, options)
     rules = dataclasses.replace(
         config.rules,
         radius=config.radius or config.rules.radius,
@@ -307,3 +305,39 @@ def build(name: str, config: CenterNetConfig, num_classes: int, options: dict[st
         import_rules=config.import_rules,
         options=options,
     )
+
+
+def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any]) -> CenterNetConfig:
+    """`released` with the options put in, checked.  Lists (from JSON) become tuples."""
+    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules"}
+    for key, value in options.items():
+        if key not in allowed:
+            raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")
+        old = getattr(released, key)
+        value = tuple(value) if isinstance(value, list) else value
+        fits = type(value) is type(old) or (isinstance(old, float) and type(value) is int)
+        if not fits or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
+            raise ConfigError(f"model {name}: {key} is {value!r}; give a value like {old!r}")
+    changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    config = dataclasses.replace(released, **changes)
+    for key, choices in (
+        ("depth", tuple(STAGES)),
+        ("dtype", ("float32", "bfloat16")),
+        ("radius", ("", "legacy", "fixed")),
+    ):
+        if getattr(config, key) not in choices:
+            raise ConfigError(
+                f"model {name}: {key} is {getattr(config, key)!r}; choose one of {', '.join(map(repr, choices))}"
+            )
+    positive = (config.width, config.head_channels, config.bn_groups, *config.deconv)
+    if min(positive) < 1:
+        raise ConfigError(
+            f"model {name}: width, head_channels, bn_groups and deconv must be at least 1, not {positive}"
+        )
+    if not 1 <= len(config.deconv) <= 3:
+        raise ConfigError(f"model {name}: deconv is {config.deconv}; give one to three steps (three end at stride 32)")
+    if not 0 <= config.overlap < 1:
+        raise ConfigError(
+            f"model {name}: overlap is {config.overlap}; it must be at least 0 (the rules' own) and below 1"
+        )
+    return config

@@ -262,3 +262,9 @@ def test_same_key_same_example_and_border_color() -> None:
         np.testing.assert_allclose(image[0], np.tile(outside, (32, 1)), atol=1e-5)
         inside = (1 - np.array(COCO_BGR.mean)) / COCO_BGR.std  # channels in the network's order
         np.testing.assert_allclose(image[16, 16], inside, atol=1e-5)
+
+
+def test_crop_boxes_cuts_and_drops_by_the_centre() -> None:
+    boxes = jnp.asarray([[-10.0, 5, 30, 25], [-30, 5, 10, 25], [50, 30, 80, 60], [2, 2, 8, 8]])
+    found = np.asarray(module.crop_boxes(boxes, (48, 64)))
+    np.testing.assert_array_equal(found, [[0, 5, 30, 25], [0, 0, 0, 0], [0, 0, 0, 0], [2, 2, 8, 8]])

@@ -88,7 +88,15 @@ def test_list_models_can_all_be_built() -> None:
         (("centernet_r81", 80), {}, "'centernet_r81'; did you mean 'centernet_r18'"),
         (("centernet_r18", 0), {}, "num_classes is 0"),
         (("centernet_r18", 80), {"widht": 32}, "no option 'widht'; it has .*width"),
-        (("centernet_r18", 80), {"depth": 19}, "depth 19; choose one of 18, 34, 50, 101"),
+        (("centernet_r18", 80), {"depth": 19}, "depth is 19; choose one of 18, 34, 50, 101"),
+        (("centernet_r18", 80), {"radius": "legcy"}, "radius is 'legcy'; choose one of"),
+        (("centernet_r18", 80), {"dtype": "float99"}, "dtype is 'float99'; choose one of 'float32', 'bfloat16'"),
+        (("centernet_r18", 80), {"width": "x"}, "width is 'x'; give a value like 64"),
+        (("centernet_r18", 80), {"width": 0}, "must be at least 1"),
+        (("centernet_r18", 80), {"remat": 1}, "remat is 1; give a value like False"),
+        (("centernet_r18", 80), {"deconv": (8, 8, 8, 8)}, "give one to three steps"),
+        (("centernet_r18", 80), {"overlap": 3.0}, "overlap is 3.0"),
+        (("centernet_r18", 80), {"rules": None}, "no option 'rules'"),
     ],
 )
 def test_build_refuses_in_one_line(arguments: tuple[Any, ...], options: dict[str, Any], text: str) -> None:
@@ -107,6 +115,17 @@ def test_options_reach_the_network() -> None:
     assert variables["params"]["backbone"]["neck"]["deconv3"]["kernel"].shape == (4, 4, 8, 6)
     again = kpjax.build("centernet_r18", 5, **d.options)
     assert again.net == d.net
+
+
+@pytest.mark.parametrize(("steps", "stride"), [((8,), 8), ((8, 8), 16), ((8, 8, 8), 32)])
+def test_fewer_steps_leave_out_deep_stages(steps: tuple[int, ...], stride: int) -> None:
+    d = kpjax.build("centernet_r18", 3, width=8, deconv=steps, head_channels=4)
+    x = jax.ShapeDtypeStruct((1, 2 * stride, 4 * stride, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: d.net.init(jax.random.key(0), x, train=False), x)
+    (out,) = jax.eval_shape(lambda v, x: d.net.apply(v, x, train=False), variables, x)
+    assert out["heatmap"].shape == (1, stride // 2, stride, 3)  # the map's stride is 4 all the same
+    stages = {name[5] for name in variables["params"]["backbone"]["trunk"] if name.startswith("layer")}
+    assert stages == set("1234"[: len(steps) + 1])
 
 
 def test_heads_are_separate_convolutions() -> None:

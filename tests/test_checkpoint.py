@@ -1,0 +1,144 @@
+"""Training states on disk, and inference weights."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kpjax
+from kpjax.checkpoint import CheckpointError, Checkpoints, _plain_errors, load_inference, save_inference
+from kpjax.sharding import make_mesh, replicated
+from kpjax.train_step import TrainState
+from tests.tiny import tiny_detector
+
+
+def small_state(step: int, ema: bool = False) -> TrainState:
+    value = jnp.full((300, 200), float(step))
+    return TrainState(
+        step=jnp.int32(step),
+        params={"w": value},
+        batch_stats={"mean": jnp.arange(3.0) * step},
+        opt_state=({"m": value * 2},),
+        ema={"w": value * 3} if ema else None,
+        first_bad_step=jnp.int32(-1),
+    )
+
+
+def like(state: TrainState) -> Any:
+    place = replicated(make_mesh())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_state_comes_back_bit_for_bit(tmp_path: pathlib.Path, ema: bool) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 2, {"model": "x"})
+    checkpoints.save(small_state(7, ema))
+    checkpoints.close()
+    again = Checkpoints(str(tmp_path), 2, {})
+    assert again.latest() == 7 and again.metadata(7)["model"] == "x"
+    assert again.metadata(7)["environment"]["jax"] == jax.__version__
+    restored = again.restore(7, like(small_state(7, ema)))
+    expected = small_state(7, ema)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again.close()
+
+
+def test_steps_taken_while_a_state_is_written_do_not_reach_it(tmp_path: pathlib.Path) -> None:
+    # The step gives away its state's memory; the writer must have its own copy.
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0)
+    state = step(small_state(1))
+    expected = jax.tree.map(np.array, state)
+    checkpoints = Checkpoints(str(tmp_path), 2, {})
+    checkpoints.save(state)
+    for _ in range(20):
+        state = step(state)
+    checkpoints.wait()
+    restored = checkpoints.restore(2, like(expected))
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    checkpoints.close()
+
+
+def test_the_newest_stay_and_the_best_beside_them(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 2, {})
+    for step, ap in ((1, 0.2), (2, 0.6), (3, None), (4, 0.4), (5, None)):
+        checkpoints.save(small_state(step), ap)
+        checkpoints.wait()
+    assert checkpoints.best() == (2, 0.6)
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 2, {})
+    checkpoints.save(small_state(1))
+    checkpoints.wait()
+    for file in (tmp_path / "checkpoints" / "1" / "weights").rglob("*"):
+        if file.is_file() and "commit" not in file.name:
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(CheckpointError, match="cannot be restored") as caught:
+        checkpoints.restore(1, like(small_state(1)))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_shape_is_not_restored(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 2, {})
+    checkpoints.save(small_state(1))
+    checkpoints.wait()
+    wanted = like(small_state(1))
+    place = wanted.params["w"].sharding
+    wanted.params["w"] = jax.ShapeDtypeStruct((200, 300), jnp.float32, sharding=place)
+    with pytest.raises(CheckpointError):
+        checkpoints.restore(1, wanted)
+
+
+def test_inference_weights_are_readable_without_kpjax(tmp_path: pathlib.Path) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    detector = tiny_detector()
+    shapes = jax.eval_shape(lambda: detector.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
+    save_inference(str(tmp_path / "model"), detector, variables, ("a", "b", "c"))
+    save_inference(str(tmp_path / "model"), detector, variables, ("x", "y", "z"))  # replaces
+    plain = ocp.load(tmp_path / "model")
+    assert set(plain) == {"params", "batch_stats"}
+    loaded = load_inference(str(tmp_path / "model"))
+    assert loaded.names == ("x", "y", "z") and loaded.detector.name == detector.name
+    assert loaded.detector.net == detector.net
+    for a, b in zip(jax.tree.leaves(loaded.variables), jax.tree.leaves(dict(variables)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: pathlib.Path) -> None:
+    narrow = kpjax.build("centernet_r18", num_classes=3, width=4, deconv=(4, 4, 4), head_channels=4)
+    shapes = jax.eval_shape(lambda: narrow.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    save_inference(
+        str(tmp_path / "m"), tiny_detector(), jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), ("a",)
+    )
+    with pytest.raises(CheckpointError, match="is a checkpoint of another model than centernet_r18"):
+        load_inference(str(tmp_path / "m"))
+
+
+def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
+    for name in ("none", "empty"):
+        if name == "empty":
+            (tmp_path / name).mkdir()
+        with pytest.raises(CheckpointError, match=name):
+            load_inference(str(tmp_path / name))
+
+
+def test_refusals_of_the_system_are_one_line() -> None:
+    for error in (OSError(28, "No space left on device"), ValueError("x: No space left on device [source ...]\nmore")):
+        text = "run/1 cannot be written: No space left on device"
+        with pytest.raises(CheckpointError, match=text), _plain_errors("run/1"):
+            raise error
+    with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):
+        raise ValueError("a bug")

@@ -1,0 +1,60 @@
+"""Command lines: what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from unittest import mock
+
+import pytest
+
+from kpjax import flags
+from kpjax.config import Config, ConfigError
+
+FILE = str(pathlib.Path(__file__).parents[1] / "configs" / "shapes_r18.py")
+
+
+def read(*arguments: str) -> Config:
+    argv = ["train.py", *arguments]
+    with mock.patch.object(sys, "argv", argv):  # ml_collections looks there for the keys to define
+        return flags.read_config(flags.parse(argv, flags.define_config))
+
+
+def test_values_on_the_command_line_replace_those_of_the_file() -> None:
+    plain = read("--config", FILE)
+    changed = read(f"--config={FILE}", "--config.optim.lr=0.5", "--config.batch", "24", "--config.data.train.images=x")
+    assert (changed.optim.lr, changed.batch, changed.data.train.images) == (0.5, 24, "x")
+    assert plain.optim.lr != 0.5 and changed.steps == plain.steps
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ((), "no --config given"),
+        (("--config", "configs/none.py"), "configs/none.py: no such file"),
+        (("--config", FILE, "--config.batsh=8"), "did you mean config.batch?"),
+        (("--config", FILE, "--config.optim.lrr=8"), "config.optim has no key 'lrr'; did you mean config.optim.lr?"),
+        (("--config", FILE, "--config.batch=abc"), "batch"),
+        (("--config", FILE, "--config.optim.lr=fast"), "lr"),
+        (("--config", FILE, "--config.epochs=3"), "set exactly one"),
+        (("--config", FILE, "--config.steps=0"), "set exactly one"),
+        (("--config", FILE, "--config.model.dtype=float16"), "choose one of 'float32', 'bfloat16'"),
+        (("--config", FILE, "--confg.batch=3"), "confg"),
+        (("--config", FILE, "stray"), "unexpected argument 'stray'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(*arguments)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_configuration(tmp_path: pathlib.Path) -> None:
+    for name, content in {
+        "dict.py": "def get_config():\n    return {'a': 1}\n",
+        "broken.py": "def get_config(:\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ConfigError) as caught:
+            read("--config", str(tmp_path / name))
+        assert "--config file" in str(caught.value) and "\n" not in str(caught.value)
