@@ -141,10 +141,8 @@ class _EventFile:
         name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((epath.Path(workdir) / name).open("ab"))
         self._write(file_version="brain.Event:2")
-        if start:
-            # Readers forget what an interrupted run had logged from this step on.
-            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=start + 1, session_log=log)
+        # Readers forget what an interrupted run had logged from this step on.
+        self._write(step=start + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         from tensorboard.compat.proto import summary_pb2
