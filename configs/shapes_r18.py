@@ -16,9 +16,9 @@ from kpjax.config import Config
 
 
 def get_config() -> Config:
-    config = Config(batch=8, steps=2000)
+    config = Config(batch=8, steps=1800)
     config.model.name = "centernet_r18"
-    config.model.options = {"width": 32, "deconv": (64, 64), "head_channels": 32, "wh_weight": 0.2}
+    config.model.options = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
     config.data.canvas = 128
     config.data.max_boxes = 8
     config.augment.kind = "shift"
@@ -28,7 +28,7 @@ def get_config() -> Config:
     config.augment.lighting = 0.0
     config.augment.height = config.augment.width = 128
     config.optim.lr = 2e-3
-    config.optim.schedule = "cosine"
+    config.optim.drops = (0.85,)
     config.optim.warmup_steps = 50
     config.optim.ema = 0.995
     config.eval.resolution = "fixed"
