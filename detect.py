@@ -46,7 +46,7 @@ def detect(args: argparse.Namespace) -> int:
     from PIL import Image
     from tqdm import tqdm
 
-    from kpjax.draw import draw_detections
+    from kpjax.draw import draw_detections, enlarge
 
     if not 0.0 <= args.score_thr <= 1.0:
         raise ConfigError(f"--score-thr is {args.score_thr:g}; give a score between 0 and 1")
@@ -63,7 +63,8 @@ def detect(args: argparse.Namespace) -> int:
             tqdm.write(f"error: {found.error}", file=sys.stderr)
             continue
         seen, names = found.detections, predictor.names
-        drawn = draw_detections(found.image, seen.boxes, seen.labels, seen.scores, names, args.score_thr)
+        picture, boxes = enlarge(found.image, seen.boxes)
+        drawn = draw_detections(picture, boxes, seen.labels, seen.scores, names, args.score_thr)
         Image.fromarray(drawn).save(os.path.join(args.out, pictures[found.index]), quality=92)
         rows[found.index] = {
             "file": found.name,

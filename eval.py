@@ -4,7 +4,7 @@
     python eval.py --config configs/shapes_r18.py --workdir runs/shapes --best     best by AP
     python eval.py --checkpoint runs/shapes/model --split train --per-class        its own configuration
 
-With --config, fields of it can be set: --config.eval.preset=flip --config.data.val.images=FOLDER.
+With --config, fields of it can be set: --config.eval.max_side=800 --config.data.val.images=FOLDER.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def define(values: absl_flags.FlagValues) -> None:
     for name, help_text in text.items():
         absl_flags.DEFINE_string(name, "", help_text, flag_values=values)
     absl_flags.DEFINE_enum("split", "val", ["val", "train"], "which split of config.data", flag_values=values)
+    absl_flags.DEFINE_enum(
+        "preset",
+        None,
+        ["na", "flip", "ms"],
+        "the papers' test protocol (default: config.eval.preset)",
+        flag_values=values,
+    )
     absl_flags.DEFINE_boolean("best", False, "with --workdir: the best checkpoint by AP", flag_values=values)
     absl_flags.DEFINE_boolean("per-class", False, "print the AP of each class too", flag_values=values)
     absl_flags.DEFINE_integer("batch", 0, "images a program (0: config.eval.batch)", 0, flag_values=values)
@@ -55,6 +62,7 @@ def main(values: absl_flags.FlagValues) -> int:
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
     config = settings(given, loaded)
     config.eval.batch = chosen["batch"] or config.eval.batch
+    config.eval.preset = chosen["preset"] or config.eval.preset
     split, show_dir = chosen["split"], chosen["show-dir"]
     out = chosen["out"] or os.path.join(workdir or ".", f"detections_{split}.json")
     for folder in filter(None, (os.path.dirname(out), show_dir)):  # now, not after an hour of evaluation

@@ -23,6 +23,15 @@ def class_color(label: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def enlarge(image: np.ndarray, boxes: Any, least: int = 384) -> tuple[np.ndarray, np.ndarray]:
+    """A small image (H, W, 3) and its boxes (N, 4) enlarged by a whole factor, so that labels leave room for objects.
+
+    least: pixels that the longer side gets to, about; a larger image is returned as it is.
+    """
+    factor = max(1, round(least / max(image.shape[:2])))
+    return image.repeat(factor, 0).repeat(factor, 1), np.asarray(boxes, np.float64) * factor
+
+
 def draw_detections(
     image: np.ndarray, boxes: Any, labels: Any, scores: Any, names: Sequence[str], score_thr: float = 0.0
 ) -> np.ndarray:

@@ -281,7 +281,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
     """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many."""
     from PIL import Image
 
-    from kpjax.draw import draw_detections
+    from kpjax.draw import draw_detections, enlarge
 
     os.makedirs(folder, exist_ok=True)
     of_image = collections.defaultdict(list)
@@ -301,7 +301,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
         scores = np.array([row["score"] for row in rows], np.float32)
-        drawn = draw_detections(image, boxes, labels, scores, source.classes, score_thr)
+        drawn = draw_detections(*enlarge(image, boxes), labels, scores, source.classes, score_thr)
         Image.fromarray(drawn).save(os.path.join(folder, f"{int(source.image_ids[index])}.jpg"), quality=92)
         written += 1
     return written

@@ -47,6 +47,9 @@ def read_config(values: absl_flags.FlagValues) -> Config:
 
 def _check_config_arguments(argv: list[str]) -> None:
     # ml_collections reports a missing file or an unknown key late and in its own words; look first.
+    fields = [a for a in argv if a.startswith("--config.")]
+    if fields and not any(a == "--config" or a.startswith("--config=") for a in argv):
+        raise ConfigError(f"{fields[0]} changes a configuration, but no --config FILE is given")
     for i, argument in enumerate(argv):
         name, _, value = argument.lstrip("-").partition("=")
         if not argument.startswith("--"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kpjax import draw
-from kpjax.draw import class_color, draw_detections
+from kpjax.draw import class_color, draw_detections, enlarge
 from kpjax.show_batch import show_batch
 
 NAMES = ("cat", "dog", "a class with a very long name that no small image can hold")
@@ -109,3 +109,12 @@ def test_show_batch(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(heat[0, 0], [90, 90, 90])  # grey, darkened
     with pytest.raises(ValueError, match="heatmaps"):
         show_batch(str(path), images, boxes, labels, valid, heatmaps[:2], NAMES)
+
+
+def test_small_images_are_enlarged_with_their_boxes() -> None:
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    large, boxes = enlarge(image, [[0, 0, 1, 2]], least=6)
+    assert large.shape == (4, 6, 3) and (large[::2, ::2] == image).all() and (large[1::2, 1::2] == image).all()
+    np.testing.assert_array_equal(boxes, [[0, 0, 2, 4]])
+    same, _ = enlarge(np.zeros((400, 300, 3), np.uint8), np.zeros((0, 4)))
+    assert same.shape == (400, 300, 3)

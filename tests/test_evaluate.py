@@ -179,7 +179,7 @@ def test_files_and_pictures(tmp_path):
     assert json.loads((tmp_path / "new" / "detections.json").read_text()) == result.detections
     assert ev.show(str(tmp_path / "shown"), result, source) == len(ITEMS)
     with Image.open(tmp_path / "shown" / "130.jpg") as picture:
-        assert picture.size == (70, 40)
+        assert picture.size == (5 * 70, 5 * 40)  # small pictures are enlarged
         assert np.asarray(picture).max() > 100  # a box is drawn on the black image
     assert len(os.listdir(tmp_path / "shown")) == len(ITEMS)
 

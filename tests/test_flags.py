@@ -31,6 +31,7 @@ def test_values_on_the_command_line_replace_those_of_the_file() -> None:
     "arguments, text",
     [
         ((), "no --config given"),
+        (("--config.batch=8",), "no --config FILE is given"),
         (("--config", "configs/none.py"), "configs/none.py: no such file"),
         (("--config", FILE, "--config.batsh=8"), "did you mean config.batch?"),
         (("--config", FILE, "--config.optim.lrr=8"), "config.optim has no key 'lrr'; did you mean config.optim.lr?"),

@@ -172,7 +172,7 @@ def test_detect_writes_pictures_and_json(tmp_path, predictor, monkeypatch, capsy
         (only,) = row["detections"]
         assert (only["box"], only["label"], only["name"]) == ([x - 4, 5, x + 4, 13], 1, "green")
         with Image.open(out / row["picture"]) as picture:
-            assert picture.size == (36, 30)
+            assert picture.size == (11 * 36, 11 * 30)  # small pictures are enlarged
     assert len({row["picture"] for row in written["images"]}) == 3
 
 
