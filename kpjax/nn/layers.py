@@ -30,8 +30,8 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 # A weight gradient over more pixels than this runs in pieces on a CPU: the working set of one
-# piece stays in the cache (8 x 64 x 64 x 256 -> 192: 498 ms whole, 310 ms in quarters).
-_GRADIENT_PIXELS = 8192
+# piece stays in the cache (benchmarks/layers.py).
+_GRADIENT_PIXELS = 4096
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
