@@ -3,8 +3,8 @@
 Padding is explicit everywhere: PyTorch's is not `SAME` at stride 2.  Kernels are HWIO,
 activations NHWC.  Parameters stay float32; `dtype` is that of the activations.
 
-Some operations have a second form for the CPU, where XLA's usual one is up to a hundred
-times slower than it need be (docs/benchmarks.md has the figures).  `lax.platform_dependent`
+Some operations have a second form for the CPU, where XLA's usual one is up to 25 times slower
+than it need be (docs/benchmarks.md has the figures).  `lax.platform_dependent`
 chooses when the program is compiled, so that a program compiled for a TPU on a CPU machine
 gets the TPU's form.
 """
