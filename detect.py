@@ -15,7 +15,6 @@ import time
 
 from kpjax import predict
 from kpjax.config import ConfigError
-from kpjax.data.source import DataError
 from kpjax.errors import UserError
 
 
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     try:
         return detect(args)
-    except (UserError, DataError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

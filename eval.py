@@ -1,10 +1,11 @@
 """Evaluate a detector on a split: COCO's 12 numbers, its detections as JSON, pictures.
 
-    python eval.py --config configs/shapes_r18.py --workdir runs/shapes            newest checkpoint
-    python eval.py --config configs/shapes_r18.py --workdir runs/shapes --best     best by AP
-    python eval.py --checkpoint runs/shapes/model --split train --per-class        its own configuration
+    python eval.py --workdir runs/coco                                          newest checkpoint
+    python eval.py --workdir runs/coco --best                                   best by AP
+    python eval.py --checkpoint runs/coco/model --split train --per-class       an inference checkpoint
 
-With --config, fields of it can be set: --config.eval.max_side=800 --config.data.val.images=FOLDER.
+The settings are those stored with the weights.  With --config they are the file's, and fields can be set:
+--config configs/coco_r18.py --config.eval.max_side=800 --config.data.val.images=FOLDER.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train a detector.
 
-    python train.py --config configs/shapes_r18.py --workdir runs/shapes
-    python train.py --config configs/coco_r18.py --workdir runs/coco --config.batch=64
+    python train.py --config configs/coco_r18.py --workdir runs/coco
+    python train.py --config configs/coco_r18.py --workdir runs/coco64 --config.batch=64
 
 The same command again goes on where the work directory stands.  Any field of the
 configuration (kpjax/config.py) can be changed with --config.key=value.

@@ -185,7 +185,7 @@ class Loaded:
 def save_inference(
     path: str, detector: Detector, variables: Any, names: tuple[str, ...], config: Config | None = None
 ) -> None:
-    """Write an inference checkpoint; an older one at the same path is replaced once the new one is complete."""
+    """Write an inference checkpoint; whatever is at the same path is removed first."""
     target = absolute(path)
     with _plain_errors(target):
         _ocp().save(target, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)

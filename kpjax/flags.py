@@ -1,8 +1,8 @@
-"""Command lines of train.py, eval.py and detect.py: parsed once, every mistake one line.
+"""Command lines of train.py and eval.py (detect.py has no configuration): parsed once, every mistake one line.
 
-def main(args): ...
+def main(values): ...
 if __name__ == "__main__":
-    flags.run(main, define)
+    flags.run(main, define)  # define(values) declares the flags
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
         raise ConfigError(
             f"the --config file or a --config.key=value cannot be used: {' '.join(str(error).split())}"
         ) from error
-    if len(rest) > 1 and "inputs" not in values:
+    if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name value")
     return values
 

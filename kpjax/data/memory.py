@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kpjax.config import DataConfig
+from kpjax.data.images import shrink
 from kpjax.data.pipeline import Batch, assemble, check_slices, decode_checked
 from kpjax.data.source import Annotations, DataError, Source, make_source
 
@@ -84,8 +85,6 @@ class MemoryBatches(Iterator[Batch]):
 
     def _decode(self, record: int, images: list[np.ndarray] | None) -> np.ndarray | None:
         if images is not None:
-            from kpjax.data.images import shrink
-
             return shrink(images[record], self._data.canvas)
         try:
             return decode_checked(self._source, record, self._data.canvas)
