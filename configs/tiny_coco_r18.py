@@ -8,8 +8,8 @@
 
 It is evaluated on the training images themselves: AP says how well they were learnt by heart, and
 nothing about new ones.  The network is half as wide as the released one and ends at stride 16;
-images are seen at 384x384, mirrored half of the time, moved and scaled a little.  Two CPU cores
-suffice; docs/recipes.md has what it reached.
+images are seen whole at 256x256, mirrored half of the time.  One CPU core suffices;
+docs/recipes.md has what it reached.
 """
 
 from kpjax.config import Config
@@ -21,13 +21,11 @@ def get_config() -> Config:
     config.model.options = {"width": 32, "deconv": (64, 64), "head_channels": 32, "wh_weight": 0.2}
     config.data.canvas = 640
     config.data.max_boxes = 64
-    config.augment.kind = "shift"
-    config.augment.shift = 0.02
-    config.augment.scale = 0.05
-    config.augment.color = 0.1
+    config.augment.kind = "none"
+    config.augment.color = 0.0
     config.augment.lighting = 0.0
-    config.augment.height = config.augment.width = 384
-    config.optim.lr = 2e-3
+    config.augment.height = config.augment.width = 256
+    config.optim.lr = 1e-3
     config.optim.drops = (0.85,)
     config.optim.warmup_steps = 50
     config.optim.ema = 0.995

@@ -3,6 +3,7 @@
 A work directory holds
 
     config.json            the run's configuration
+    metrics.jsonl          the run's numbers (kpjax.log), each evaluation's AP among them
     checkpoints/STEP/      `weights` (params, batch_stats), `average` (EMA, if on) and `train` (the rest)
     model/                 an inference checkpoint, written when training ends
 
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +31,7 @@ from kpjax.config import Config, ConfigError
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
+from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 
 INFO = "kpjax.json"
@@ -58,7 +62,22 @@ def environment() -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "flax": flax.__version__,
+        # Those of the input pipeline and the optimizer: looked up, not imported.
+        "optax": _version("optax"),
+        "tensorflow": _version("tensorflow", "tensorflow-cpu"),
+        "opencv": _version("opencv-python-headless", "opencv-python"),
+        "pillow": _version("pillow"),
     }
+
+
+def _version(*distributions: str) -> str:
+    """The version of the first of them that is installed, or "none"."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "none"
 
 
 def describe(detector: Detector, names: tuple[str, ...], config: Config | None) -> dict[str, Any]:
@@ -77,30 +96,28 @@ def describe(detector: Detector, names: tuple[str, ...], config: Config | None) 
 class Checkpoints:
     """The training checkpoints of one work directory.
 
-    keep: the newest so many stay; the best by its "ap" metric stays beside them.
+    keep: the newest so many stay; the one with the highest AP stays beside them.
     """
 
     def __init__(self, workdir: str, keep: int, info: dict[str, Any]):
         ocp = _ocp()
         policies = ocp.training.preservation_policies
+        self.workdir = workdir
         self._directory = absolute(workdir) / "checkpoints"
         self._info = info
+        self._scores: dict[int, float] = {}
         with _plain_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             # Saving is decided by the training loop alone.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics["ap"], n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self._scores)]),
             cleanup_tmp_directories=True,
         )
+        # Log lines of later steps are of a run that was killed before it saved: those steps come again.
+        newest = self.latest() or 0
+        self._scores |= {step: ap for step, ap in _logged_scores(workdir).items() if step <= newest}
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -126,6 +143,11 @@ class Checkpoints:
                 metrics=None if ap is None else {"ap": float(ap)},
                 custom_metadata=metadata,
             )
+
+    def score(self, step: int, ap: float | None) -> None:
+        """Tell the AP of a step that was saved without one.  The run's log keeps it; the checkpoint stays as it is."""
+        if ap is not None:
+            self._scores[step] = float(ap)
 
     def wait(self) -> None:
         """Until the last save is on disk.  Raises CheckpointError where it could not be written."""
@@ -158,17 +180,49 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was stored beside a step: model, classes, configuration, environment."""
-        return self._checkpointer.checkpointables_metadata(step).custom_metadata or {}
+        return _metadata(self._checkpointer, step, self._directory).custom_metadata or {}
 
     def best(self) -> tuple[int, float] | None:
         """The kept step with the highest AP, and that AP."""
-        scored = [(c.metrics["ap"], c.step) for c in self._checkpointer.checkpoints if c.metrics]
-        return (max(scored)[1], max(scored)[0]) if scored else None
+        return _best(self._checkpointer.checkpoints, self._scores)
 
     def close(self) -> None:
         """Wait for writing and release the directory."""
         with _plain_errors(self._directory):
             self._checkpointer.close()
+
+
+@dataclasses.dataclass
+class _KeepBest:
+    """Orbax's BestN reads only what was saved with a step; an evaluation may come after the saving."""
+
+    scores: dict[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = _best(checkpoints, self.scores)
+        return [best is not None and c.step == best[0] for c in checkpoints]
+
+
+def _best(checkpoints: Sequence[Any], scores: dict[int, float]) -> tuple[int, float] | None:
+    """(step, AP) of the highest AP, the later step where two are equal; `scores` for steps saved without one."""
+    known = [(c.metrics["ap"] if c.metrics else scores.get(c.step), c.step) for c in checkpoints]
+    ap, step = max(((ap, step) for ap, step in known if ap is not None), default=(0.0, None))
+    return None if step is None else (step, ap)
+
+
+def _logged_scores(workdir: Any) -> dict[int, float]:
+    lines = read_metrics(os.fspath(workdir))
+    return {line["step"]: line["AP"] for line in lines if line.get("kind") == "eval" and "AP" in line}
+
+
+def _metadata(checkpointer: Any, step: int, folder: Any) -> Any:
+    try:
+        return checkpointer.checkpointables_metadata(step)
+    except Exception as error:  # whatever a damaged file makes of Orbax's readers
+        raise CheckpointError(
+            f"{folder / str(step)} cannot be read ({_first_line(error)}); "
+            "remove that folder to go on from the checkpoint before it"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,17 +239,34 @@ class Loaded:
 def save_inference(
     path: str, detector: Detector, variables: Any, names: tuple[str, ...], config: Config | None = None
 ) -> None:
-    """Write an inference checkpoint; whatever is at the same path is removed first."""
+    """Write an inference checkpoint, in place of an older one at the same path.
+
+    All of it is written to PATH.part first and then renamed, so that the older one stays until the
+    new one is whole.  Raises CheckpointError, before writing, where something else is at the path.
+    """
     target = absolute(path)
+    if target.exists() and not (target / INFO).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{path} is there and is no inference checkpoint; name another path, or remove it")
+    part, old = (target.parent / (target.name + end) for end in (".part", ".old"))
     with _plain_errors(target):
-        _ocp().save(target, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)
-        if jax.process_index() == 0:
-            write_text(target / INFO, json.dumps(describe(detector, names, config), indent=1))
+        # overwrite: what a killed run left there.
+        _ocp().save(part, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)
+        if jax.process_index() != 0:
+            return
+        write_text(part / INFO, json.dumps(describe(detector, names, config), indent=1))
+        if target.exists():
+            if old.exists():
+                old.rmtree()
+            target.rename(old)
+        part.rename(target)
+        if old.exists():
+            old.rmtree()
 
 
 def load_inference(path: str, best: bool = False) -> Loaded:
     """Weights from an inference checkpoint, or from a work directory's newest (or best) step.
 
+    best: of the steps with an AP the one with the highest; without any, CheckpointError.
     Of a run with a moving average it is the average that is loaded.  Raises CheckpointError.
     """
     root = absolute(path)
@@ -217,15 +288,21 @@ def load_inference(path: str, best: bool = False) -> Loaded:
         steps = [c for c in checkpointer.checkpoints if wanted_step in (None, c.step)]
         if not steps:
             raise CheckpointError(f"{folder} holds no complete checkpoint; train first, or name another directory")
-        scored = [c for c in steps if c.metrics]
-        chosen = max(scored, key=lambda c: c.metrics["ap"]) if best and scored else max(steps, key=lambda c: c.step)
-        step = chosen.step
-        found = checkpointer.checkpointables_metadata(step)
+        step = max(c.step for c in steps)
+        if best:
+            scored = _best(steps, _logged_scores(folder.parent))
+            if scored is None:
+                raise CheckpointError(
+                    f"{folder}: no checkpoint has an AP (newest step: {step}), so there is no best one; leave --best "
+                    "out, or train with validation data and config.eval.every"
+                )
+            step = scored[0]
+        found = _metadata(checkpointer, step, folder)
         info = found.custom_metadata or {}
         item = "average" if "average" in found.metadata else "weights"
         tree = _on_host(found.metadata[item])
         read = lambda: checkpointer.load_checkpointables(step, {item: tree})[item]  # noqa: E731
-    if "model" not in info:
+    if not {"model", "num_classes", "options", "classes"} <= set(info):
         raise CheckpointError(f"{path} was not written by kpjax: it does not say which model it holds")
     try:
         detector = build(info["model"], info["num_classes"], **info["options"])

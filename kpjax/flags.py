@@ -94,25 +94,40 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
 
 def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[absl_flags.FlagValues], None]) -> None:
     """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
-    quiet_tensorflow()
-    keep_compiled()
-    try:
+
+    def parsed() -> int | None:
         values = parse(sys.argv, define)
         if values["help"].value:
             print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
             print(values.get_help(include_special_flags=False))
-            sys.exit(0)
-        code = main(values)
+            return 0
+        return main(values)
+
+    sys.exit(guarded(parsed))
+
+
+def guarded(program: Callable[[], int | None]) -> int:
+    """Call the program and return its exit code.  What a user can put right prints one line and gives 2."""
+    quiet_tensorflow()
+    keep_compiled()
+    try:
+        return program() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        text = str(error)
     except OSError as error:
         # A full disk, a file that may not be read: the user's to put right.  Other OSErrors are bugs.
         if error.errno not in _REFUSALS:
             raise
-        print(f"error: {error.filename or 'writing'}: {os.strerror(error.errno)}", file=sys.stderr)
-        sys.exit(2)
+        text = f"{error.filename or 'writing'}: {os.strerror(error.errno)}"
+    except RuntimeError as error:  # JAX's JaxRuntimeError is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        text = (
+            f"the device's memory is too small ({str(error).splitlines()[0][:200]}); lower config.batch "
+            "(in evaluation: --batch), raise config.optim.accumulate, or set config.model.remat=true"
+        )
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(code or 0)
+        return 130
+    print(f"error: {text}", file=sys.stderr)
+    return 2

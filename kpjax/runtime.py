@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import signal
 import threading
 from typing import Any
@@ -19,14 +21,16 @@ def quiet_tensorflow() -> None:
 def keep_compiled() -> None:
     """Keep compiled programs between runs, so that a resumed run starts at once.
 
-    In ~/.cache/kpjax (it may be deleted at any time), or where JAX_COMPILATION_CACHE_DIR says;
-    JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    In ~/.cache/kpjax/compiled-PROCESSOR (it may be deleted at any time), or where JAX_COMPILATION_CACHE_DIR
+    says; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     import jax
 
     cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kpjax")
+    # A home shared by unlike machines: a program compiled for one may use instructions that another has not.
+    cache = os.path.join(cache, f"compiled-{_processor()}")
     try:
         os.makedirs(cache, exist_ok=True)
     except OSError:  # no home directory to write to: compile each time
@@ -35,12 +39,25 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
 
 
+def _processor() -> str:
+    """Eight hex digits that differ where the processor's instructions do."""
+    features = ""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            features = next((line for line in file if line.lower().startswith(("flags", "features"))), "")
+    except OSError:  # not Linux
+        pass
+    text = f"{platform.machine()} {features or platform.processor()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def make_deterministic(config: Config) -> None:
     """With config.deterministic: XLA uses repeatable GPU operations only.  Has to come before the first array.
 
     Raises ConfigError where XLA_FLAGS asks for the opposite.
     """
-    flag, given = "--xla_gpu_exclude_nondeterministic_ops", os.environ.get("XLA_FLAGS", "")
+    # It implies exclude_nondeterministic_ops, and also keeps autotuning from choosing another algorithm each run.
+    flag, given = "--xla_gpu_deterministic_ops", os.environ.get("XLA_FLAGS", "")
     if not config.deterministic:
         return
     if f"{flag}=false" in given:

@@ -130,6 +130,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
             try:
                 if evaluator and start and _due(start, config.eval.every, steps) and not evaluated(workdir, start):
                     stats = evaluate()  # the signal that ended the last run had cut it short
+                    checkpoints.score(start, stats.get("AP"))
                 while number < steps and not stop.asked:
                     with clock.waiting():
                         raw = next(feed)
@@ -228,7 +229,8 @@ class _Loop:
         ids = "" if records is None else f"; image ids {self._source.image_ids[records].tolist()}"
         return (
             f"step {number} was not finite ({parts}){ids}; nothing of it was kept. "
-            "Lower config.optim.lr, set config.optim.clip, or look at these images"
+            "Look at these images, or lower config.optim.lr or set config.optim.clip in another --workdir, "
+            f"e.g. with --config.init_from={self._checkpoints.workdir}"
         )
 
 

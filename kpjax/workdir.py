@@ -5,17 +5,27 @@ from __future__ import annotations
 from etils import epath
 
 from kpjax import config as configs
-from kpjax.checkpoint import write_text
+from kpjax.checkpoint import INFO, write_text
 from kpjax.config import Config, ConfigError
 from kpjax.log import read_metrics
 
 # Settings that may differ between the runs that share a work directory: they do not change
 # what is learnt.
-_FREE = ("config.log_every", "config.checkpoint.", "config.eval.", "config.data.threads", "config.data.prefetch")
+_FREE = (
+    "config.log_every",
+    "config.checkpoint.",
+    "config.eval.",
+    "config.data.threads",
+    "config.data.prefetch",
+    "config.data.bad_images",
+)
 
 
 def check_workdir(root: epath.Path, config: Config) -> None:
-    """Raise ConfigError where another configuration has begun a run here."""
+    """Raise ConfigError where a run of another configuration has left weights here.
+
+    A try that ended before its first checkpoint (out of memory, say) may be repeated with other settings.
+    """
     file = root / "config.json"
     if root.exists() and not root.is_dir():
         raise ConfigError(f"--workdir {root} is a file; name a folder")
@@ -25,12 +35,21 @@ def check_workdir(root: epath.Path, config: Config) -> None:
         old = configs.from_json(file.read_text())
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); use another --workdir") from error
+    if not _holds_weights(root):
+        return
     changed = [d for d in configs.differences(old, config) if not d.startswith(_FREE)]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"{root} holds a run of another configuration: {changed[0]}{more}; use another --workdir, or that setting"
         )
+
+
+def _holds_weights(root: epath.Path) -> bool:
+    # While Orbax writes a step, its folder has a longer name than the step's number.
+    folder = root / "checkpoints"
+    steps = folder.iterdir() if folder.exists() else ()
+    return any(step.name.isdigit() for step in steps) or (root / "model" / INFO).exists()
 
 
 def claim(root: epath.Path, config: Config, first: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -11,7 +13,16 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.checkpoint import CheckpointError, Checkpoints, _plain_errors, load_inference, save_inference
+import kpjax.checkpoint
+from kpjax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    _plain_errors,
+    describe,
+    environment,
+    load_inference,
+    save_inference,
+)
 from kpjax.sharding import make_mesh, replicated
 from kpjax.train_step import TrainState
 from tests.tiny import tiny_detector
@@ -74,6 +85,107 @@ def test_the_newest_stay_and_the_best_beside_them(tmp_path: pathlib.Path) -> Non
     assert checkpoints.best() == (2, 0.6)
     checkpoints.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+
+
+def test_a_step_scored_after_it_was_saved_can_be_the_best(tmp_path: pathlib.Path) -> None:
+    def log(step: int, ap: float) -> None:
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": "eval", "step": step, "AP": ap}) + "\n")
+
+    checkpoints = Checkpoints(str(tmp_path), 1, {})
+    checkpoints.save(small_state(1), 0.2)
+    checkpoints.save(small_state(2))
+    checkpoints.wait()
+    log(2, 0.6)
+    checkpoints.score(2, 0.6)
+    for step in (3, 4):
+        checkpoints.save(small_state(step), 0.4)
+        checkpoints.wait()
+    assert checkpoints.best() == (2, 0.6)
+    checkpoints.close()
+    log(9, 0.9)  # of a run that was killed before it saved the step
+    again = Checkpoints(str(tmp_path), 1, {})
+    assert again.best() == (2, 0.6)
+    again.save(small_state(9))
+    again.wait()
+    assert again.best() == (2, 0.6)
+    again.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "9"]
+
+
+def tiny_variables() -> Any:
+    detector = tiny_detector()
+    shapes = jax.eval_shape(lambda: detector.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), dict(shapes))
+
+
+def detector_state(step: int) -> TrainState:
+    variables = jax.tree.map(lambda x: jnp.full_like(x, step), tiny_variables())
+    state = small_state(step)
+    return TrainState(state.step, variables["params"], variables["batch_stats"], (), None, state.first_bad_step)
+
+
+def test_the_best_step_is_loaded_or_said_to_be_unknown(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 3, describe(tiny_detector(), ("a", "b", "c"), None))
+    for step in (1, 2):
+        checkpoints.save(detector_state(step))
+        checkpoints.wait()
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="no checkpoint has an AP") as caught:
+        load_inference(str(tmp_path), best=True)
+    assert "\n" not in str(caught.value)
+    assert load_inference(str(tmp_path)).step == 2
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "step": 1, "AP": 0.5}\n')
+    assert load_inference(str(tmp_path), best=True).step == 1
+
+
+def test_damaged_metadata_are_one_line(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 3, describe(tiny_detector(), ("a", "b", "c"), None))
+    checkpoints.save(detector_state(1))
+    checkpoints.close()
+    for file in (tmp_path / "checkpoints" / "1").rglob("*METADATA"):
+        file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(CheckpointError) as caught:
+        load_inference(str(tmp_path))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "model")
+    save_inference(path, tiny_detector(), tiny_variables(), ("a", "b", "c"))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kpjax.checkpoint, "write_text", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            save_inference(path, tiny_detector(), tiny_variables(), ("x", "y", "z"))
+    assert load_inference(path).names == ("a", "b", "c")
+    shutil.copytree(path, tmp_path / "model.old")  # killed between the two renamings
+    save_inference(path, tiny_detector(), tiny_variables(), ("x", "y", "z"))
+    assert load_inference(path).names == ("x", "y", "z")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_over_something_else_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "photos").mkdir()
+    save_inference(str(tmp_path / "photos"), tiny_detector(), tiny_variables(), ("a", "b", "c"))  # empty: taken
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text.tex").write_text("long")
+    for name in ("thesis", "thesis/text.tex"):
+        with pytest.raises(CheckpointError, match="is no inference checkpoint"):
+            save_inference(str(tmp_path / name), tiny_detector(), tiny_variables(), ("a", "b", "c"))
+    assert (tmp_path / "thesis" / "text.tex").read_text() == "long"
+
+
+def test_the_environment_names_what_the_numbers_depend_on() -> None:
+    import optax
+    import PIL
+
+    found = environment()
+    assert (found["optax"], found["pillow"]) == (optax.__version__, PIL.__version__)
+    assert found["opencv"][0].isdigit() and found["tensorflow"]
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from unittest import mock
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from kpjax import flags
 from kpjax.config import Config, ConfigError
@@ -59,3 +60,30 @@ def test_a_file_that_is_no_configuration(tmp_path: pathlib.Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read("--config", str(tmp_path / name))
         assert "--config file" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (OSError(28, "No space left on device", "out.json"), "error: out.json: No space left on device"),
+        (ConfigError("config.batch is 0"), "error: config.batch is 0"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more"), "RESOURCE_EXHAUSTED: Out of memory); lower"),
+    ],
+)
+def test_a_program_ends_in_one_line(error: Exception, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        raise error
+
+    assert flags.guarded(program) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.startswith("error: ") and said.count("\n") == 1
+    assert flags.guarded(lambda: None) == 0 and flags.guarded(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("error", [JaxRuntimeError("INTERNAL: a bug"), RuntimeError("a bug"), OSError(2, "a bug")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    def program() -> int:
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        flags.guarded(program)

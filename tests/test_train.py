@@ -6,19 +6,23 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import kpjax.train
 from kpjax.checkpoint import CheckpointError, Checkpoints, load_inference, save_inference
 from kpjax.config import Config, ConfigError
 from kpjax.data.memory import memory_batches
 from kpjax.data.source import DataError, open_source
+from kpjax.evaluate import Evaluation
 from kpjax.log import read_metrics
 from kpjax.train import BadStep, Result, run
+from kpjax.workdir import claim
 from tests.programs import config_file, run_program, same_weights, shapes_set, stop_at
 from tests.tiny import tiny_config, two_layer_detector
 
@@ -113,7 +117,7 @@ def events(workdir: pathlib.Path, tag: str) -> dict[int, float]:
 def test_mistakes_are_one_line(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = str(config_file(tmp_path, data, STEPS))
     workdir = ("--workdir", str(tmp_path / "new"))
-    (tmp_path / "of_another").mkdir()
+    (tmp_path / "of_another" / "checkpoints" / "2").mkdir(parents=True)
     (tmp_path / "of_another" / "config.json").write_text('{"batch": 4, "steps": 7}')
     gone = data.parent / "gone"
     gone.mkdir(exist_ok=True)
@@ -148,7 +152,7 @@ def test_a_lost_export_is_made_again(config: Config, tmp_path: pathlib.Path) -> 
     train(config, tmp_path)
     file = tmp_path / "model" / "kpjax.json"
     before = file.read_text()
-    file.unlink()  # killed between the last checkpoint and the end
+    shutil.rmtree(tmp_path / "model")  # killed between the last checkpoint and the end
     assert train(config, tmp_path).finished
     assert json.loads(file.read_text()) == json.loads(before)
 
@@ -164,6 +168,7 @@ def test_a_bad_step_ends_the_run(config: Config, tmp_path: pathlib.Path) -> None
     source = open_source(config.data, "train")
     batch = next(memory_batches(source, config.data, batch=config.batch, seed=config.seed, start_step=step - 1))
     assert f"image ids {source.image_ids[batch['index']].tolist()};" in text
+    assert "another --workdir" in text and f"--config.init_from={tmp_path}" in text
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
     assert all(s < step for s in saved)
     logged = [line["step"] for line in read_metrics(str(tmp_path))]
@@ -193,11 +198,46 @@ def test_a_bad_image_keeps_the_steps_before_it(config: Config, tmp_path: pathlib
 
 def test_the_work_directory_of_another_run_is_refused(config: Config, tmp_path: pathlib.Path) -> None:
     train(config, tmp_path)
-    config.log_every = 3  # changes nothing that is learnt
+    config.log_every, config.data.bad_images = 3, "skip"  # changes nothing that is learnt
     train(config, tmp_path)
     config.optim.lr *= 2
     with pytest.raises(ConfigError, match=r"config\.optim\.lr: 0\.001 -> 0\.002"):
         train(config, tmp_path)
+
+
+def test_a_try_without_a_checkpoint_claims_no_work_directory(config: Config, tmp_path: pathlib.Path) -> None:
+    config.batch = 16
+    claim(epath.Path(tmp_path), config, first=True)  # and then, say, the memory was too small
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    config.batch = 8
+    assert train(config, tmp_path).finished
+    assert json.loads((tmp_path / "config.json").read_text())["batch"] == 8
+    shutil.rmtree(tmp_path / "checkpoints")  # to save room: the weights in model/ are still this run's
+    config.batch = 16
+    with pytest.raises(ConfigError, match=r"config\.batch: 8 -> 16"):
+        train(config, tmp_path)
+
+
+def test_an_evaluation_made_up_on_resuming_counts_for_the_best(
+    config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM during the evaluation at step 2; then the whole run, AP falling."""
+    aps = iter([-1.0, 0.5, 0.4, 0.3])
+
+    def evaluate(*_: object, **__: object) -> Evaluation:
+        ap = next(aps)
+        if ap < 0:
+            signal.raise_signal(signal.SIGTERM)
+        return Evaluation({"AP": ap, "AP50": ap}, "", {}, [], images=4, skipped=0, seconds=1.0)
+
+    monkeypatch.setattr(kpjax.train, "make_evaluator", lambda *_: evaluate)
+    monkeypatch.setattr(kpjax.train, "_validation", lambda config, source: source)
+    config.eval.every, config.checkpoint.keep = 2, 1
+    first = train(config, tmp_path)
+    assert not first.finished and first.step == 2
+    assert train(config, tmp_path).finished
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
+    assert Checkpoints(str(tmp_path), 1, {}).best() == (2, 0.5)
 
 
 def test_a_checkpoint_of_another_model_is_refused(config: Config, tmp_path: pathlib.Path) -> None:
