@@ -38,7 +38,7 @@ demo: $(BIN)/.demo-installed
 	echo "held-out split of $(DATA), by pycocotools:"; \
 	grep -m 2 'Average Precision' $(RUN)/eval.txt; \
 	echo "training $$trained s, evaluation $$evaluated s"; \
-	echo "checkpoints, logs, eval.txt in  $(RUN)"; \
+	echo "checkpoints, logs, eval.txt, detections.json in $(RUN)"; \
 	echo "pictures of the whole split in  $(RUN)/pictures"; \
 	echo "ten images through detect.py in $(RUN)/detected"
 

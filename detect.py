@@ -13,9 +13,8 @@ import os
 import sys
 import time
 
-from kpjax import predict
+from kpjax import flags, predict
 from kpjax.config import ConfigError
-from kpjax.errors import UserError
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -31,14 +30,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    try:
-        return detect(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return flags.guarded(lambda: detect(args))
 
 
 def detect(args: argparse.Namespace) -> int:
@@ -49,10 +41,11 @@ def detect(args: argparse.Namespace) -> int:
 
     if not 0.0 <= args.score_thr <= 1.0:
         raise ConfigError(f"--score-thr is {args.score_thr:g}; give a score between 0 and 1")
+    items = [str(item) for item in predict.list_inputs(args.inputs)[0]]
+    pictures = picture_names(items)
+    predict.spare_inputs((os.path.join(args.out, name) for name in pictures), items, "--out")
     predict.output_folder(args.out)
-    items, _ = predict.list_inputs(args.inputs)
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch)
-    pictures = picture_names([str(item) for item in items])
     rows: list[dict | None] = [None] * len(items)
     unreadable = []
     started = time.perf_counter()

@@ -27,7 +27,7 @@ def define(values: absl_flags.FlagValues) -> None:
         "workdir": "work directory of train.py: its newest checkpoint is evaluated",
         "checkpoint": "an inference checkpoint (or one step of a work directory) instead of --workdir",
         "show-dir": "folder for pictures of the detections",
-        "out": "where detections.json goes (default: detections_SPLIT.json in the work directory, or here)",
+        "out": "where detections.json goes (default: in the work directory, or beside the checkpoint)",
     }
     for name, help_text in text.items():
         absl_flags.DEFINE_string(name, "", help_text, flag_values=values)
@@ -65,10 +65,12 @@ def main(values: absl_flags.FlagValues) -> int:
     config.eval.batch = chosen["batch"] or config.eval.batch
     config.eval.preset = chosen["preset"] or config.eval.preset
     split, show_dir = chosen["split"], chosen["show-dir"]
-    out = chosen["out"] or os.path.join(workdir or ".", f"detections_{split}.json")
+    out = chosen["out"] or default_out(workdir or checkpoint, split)
     for folder in filter(None, (os.path.dirname(out), show_dir)):  # now, not after an hour of evaluation
         output_folder(folder)
     source = open_source(config.data, split)
+    if show_dir:
+        ev.check_pictures(show_dir, source)
     ev.check_classes(loaded.detector, source, loaded.names)
     evaluator = ev.make_evaluator(loaded.detector, config)
     first = jax.process_index() == 0
@@ -98,6 +100,20 @@ def main(values: absl_flags.FlagValues) -> int:
     print(f"{result.images} images in {result.seconds:.1f} s ({rate:.1f} a second, compilation included)")
     print(f"{len(result.detections)} detections: {out}")
     return 0
+
+
+def default_out(path: str, split: str) -> str:
+    """detections.json in the work directory (its path, or one of its steps) or beside the checkpoint at `path`.
+
+    Those of the training split are detections_train.json.
+    """
+    name = "detections.json" if split == "val" else f"detections_{split}.json"
+    if os.path.isdir(os.path.join(path, "checkpoints")):
+        return os.path.join(path, name)
+    parent, last = os.path.split(os.path.abspath(path))
+    if last.isdigit() and os.path.basename(parent) == "checkpoints":
+        parent = os.path.dirname(parent)
+    return os.path.join(parent, name)
 
 
 def settings(given: Config | None, loaded: Any) -> Config:

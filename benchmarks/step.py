@@ -35,7 +35,7 @@ import numpy as np
 from jax import lax
 
 from kpjax.config import Config, ConfigError
-from kpjax.detectors import build
+from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.infer import make_infer
@@ -67,18 +67,6 @@ def read_config(path: str, overrides: list[str]) -> Config:
         else:
             setattr(node, last, float(value) if isinstance(getattr(node, last), float) else value)
     return config.check()
-
-
-def make_detector(config: Config, classes: int) -> Detector:
-    """As a training run builds it, without what reading a data set or saving would import."""
-    options = dict(config.model.options)
-    if config.model.dtype != "float32":
-        options["dtype"] = config.model.dtype
-    if config.model.remat:
-        options["remat"] = True
-    if config.model.bn_groups != 1:
-        options["bn_groups"] = config.model.bn_groups
-    return build(config.model.name, config.model.num_classes or classes, **options)
 
 
 def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np.ndarray]:
@@ -243,7 +231,7 @@ def main() -> int:
             config.check()
         mesh = make_mesh(config.sharding.fsdp)
         check_batch(config.batch // config.optim.accumulate, mesh, "the batch")
-        detector = make_detector(config, args.classes)
+        detector = from_config(config, config.model.num_classes or args.classes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

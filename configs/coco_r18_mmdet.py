@@ -10,9 +10,10 @@ resnet18.pth is torchvision's ImageNet checkpoint, which the original starts fro
 decay 1e-4, linear warm-up over 1000 steps, gradients clipped to a norm of 35, drops by 10 after
 epochs 90 and 120 of 140 (28 passes over a set repeated five times).
 
-Two things differ from mmdetection's training.  Its random crop is a square of 512 pixels times
+Three things differ from mmdetection's training.  Its random crop is a square of 512 pixels times
 the scale, chosen so that it holds an object; ours of the image's longer side times the scale, as
-xingyizhou's.  It leaves out images without boxes.  Photometric distortion, cutting boxes to the
+xingyizhou's.  It leaves out images without boxes.  It mirrors a box's x to W - x; ours goes to
+W - 1 - x, as in xingyizhou's code.  Photometric distortion, cutting boxes to the
 crop, normalisation, targets and losses are its own.
 
 Published on val2017 (mmdetection's model zoo): AP 25.9, 27.3 with flip.  Not trained here.

@@ -188,6 +188,7 @@ class Config:
             ("augment.flip", self.augment.flip, 0.0, 1.0),
             ("augment.color", self.augment.color, 0.0, 1.0),
             ("augment.lighting", self.augment.lighting, 0.0, 10.0),
+            ("augment.shift", self.augment.shift, 0.0, 10.0),
             ("optim.lr", self.optim.lr, 0.0, 1e3),
             ("optim.momentum", self.optim.momentum, 0.0, 1.0),
             ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
@@ -199,6 +200,10 @@ class Config:
                 raise ConfigError(f"config.{name} is {real}; it must lie between {low:g} and {high:g}")
         if not 0.0 <= self.optim.ema < 1.0:
             raise ConfigError(f"config.optim.ema is {self.optim.ema}; it must be at least 0 and below 1 (0: off)")
+        if not 0.0 <= self.augment.scale < 1.0:
+            raise ConfigError(f"config.augment.scale is {self.augment.scale}; it must be at least 0 and below 1")
+        if not 0.0 < self.optim.gamma <= 1.0:
+            raise ConfigError(f"config.optim.gamma is {self.optim.gamma}; it must be above 0 and at most 1")
         if bool(self.steps) == bool(self.epochs):
             raise ConfigError(f"config.steps is {self.steps} and config.epochs is {self.epochs:g}; set exactly one")
         if any(not 0.0 < d < 1.0 for d in self.optim.drops) or list(self.optim.drops) != sorted(self.optim.drops):

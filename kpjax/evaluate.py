@@ -24,9 +24,9 @@ from kpjax import testtime
 from kpjax.config import Config, ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError, Source
-from kpjax.detectors.base import Detections, Detector
+from kpjax.detectors.base import Detections, Detector, check_size
 from kpjax.infer import Infer, make_infer
-from kpjax.predict import of_one_image
+from kpjax.predict import of_one_image, spare_inputs
 from kpjax.sharding import make_mesh
 
 
@@ -195,7 +195,13 @@ class Evaluator:
 
 
 def make_evaluator(detector: Detector, config: Config, mesh: Mesh | None = None) -> Evaluator:
-    """An `Evaluator` for config.eval on a mesh (None: all devices).  Raises ConfigError for a preset unknown here."""
+    """An `Evaluator` for config.eval on a mesh (None: all devices).
+
+    Raises ConfigError for a preset unknown here and a fixed size that the network cannot take.
+    """
+    if config.eval.resolution == "fixed":
+        size = (config.augment.height, config.augment.width)
+        check_size(detector, size, "config.augment.height", "config.augment.width")
     mesh = make_mesh() if mesh is None else mesh
     infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
     batch = -(-config.eval.batch // mesh.size) * mesh.size
@@ -278,11 +284,15 @@ def write_detections(path: str, evaluation: Evaluation) -> None:
 
 
 def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
-    """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many."""
+    """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many.
+
+    Raises ConfigError, before it writes, where one of them would overwrite one of the source's images.
+    """
     from PIL import Image
 
     from kpjax.draw import draw_detections, enlarge
 
+    check_pictures(folder, source)
     os.makedirs(folder, exist_ok=True)
     of_image = collections.defaultdict(list)
     for row in evaluation.detections:
@@ -302,9 +312,19 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
         scores = np.array([row["score"] for row in rows], np.float32)
         drawn = draw_detections(*enlarge(image, boxes), labels, scores, source.classes, score_thr)
-        Image.fromarray(drawn).save(os.path.join(folder, f"{int(source.image_ids[index])}.jpg"), quality=92)
+        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92)
         written += 1
     return written
+
+
+def check_pictures(folder: str, source: Source) -> None:
+    """Raise ConfigError where a picture that `show` writes there would overwrite one of the source's images."""
+    if source.on_disk:
+        spare_inputs((_picture(folder, source, i) for i in range(len(source))), source.files, "--show-dir")
+
+
+def _picture(folder: str, source: Source, index: int) -> str:
+    return os.path.join(folder, f"{int(source.image_ids[index])}.jpg")
 
 
 def class_table(evaluation: Evaluation) -> str:

@@ -6,6 +6,7 @@ Needs neither TensorFlow nor pycocotools.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from kpjax import testtime
 from kpjax.config import ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError
-from kpjax.detectors.base import Detections, Detector
+from kpjax.detectors.base import Detections, Detector, check_size
 from kpjax.infer import check_preset, make_infer
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -72,7 +73,7 @@ class Predictor:
         preset: test protocol, "na" (plain) or "flip" (with the mirror image).
         names: class names, as many as the detector has classes, or none.
         batch: images of one canvas that run together.  top_k: most detections an image.
-        size: (height, width) of the canvas, for resolution="fixed" only.
+        size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
         max_side: for "keep": larger images are shrunk to this side first; 0: never.
         device: where to run; None: the first device.
 
@@ -83,6 +84,8 @@ class Predictor:
             raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
         if names and len(names) != detector.num_classes:
             raise ConfigError(f"{len(names)} class names were given for a detector of {detector.num_classes} classes")
+        if resolution == "fixed":
+            check_size(detector, size, "size[0] (the height)", "size[1] (the width)")
         for key, value, least in (("batch", batch, 1), ("top_k", top_k, 1), ("max_side", max_side, 0)):
             if value < least:
                 raise ConfigError(f"{key} is {value}; it must be at least {least}")
@@ -115,9 +118,10 @@ class Predictor:
         waiting: dict[tuple[int, int], list[tuple[Found, testtime.View]]] = {}
         limit = max(MAX_WAITING, 4 * self.batch)
         for index, item in enumerate(items):
-            name = f"image {index}" if isinstance(item, np.ndarray) else str(item)
+            array = _as_array(item)
+            name = str(item) if array is None else f"image {index}"
             try:
-                image = _checked(item, name) if isinstance(item, np.ndarray) else read_image(name)
+                image = read_image(name) if array is None else _checked(array, name)
             except DataError as error:
                 yield Found(index, name, None, None, str(error))
                 continue
@@ -204,10 +208,9 @@ def list_inputs(inputs: Any) -> tuple[list[str | np.ndarray], bool]:
     an image's suffix directly in it.  A path that does not exist is kept: reading it reports it.
     Raises DataError where a folder or glob holds no image.
     """
-    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
-        return list(inputs), False
-    if isinstance(inputs, np.ndarray):
-        return [inputs], True
+    array = _as_array(inputs)
+    if array is not None:
+        return (list(array), False) if array.ndim == 4 else ([array], True)
     if not isinstance(inputs, (str, os.PathLike)):
         if not isinstance(inputs, Iterable):
             raise DataError(f"cannot detect in a {type(inputs).__name__}; give a path, an array or a list of these")
@@ -230,9 +233,41 @@ def output_folder(path: str) -> str:
     """Make a folder for results and return it.  Raises ConfigError, one line, where that cannot be."""
     try:
         os.makedirs(path or ".", exist_ok=True)
+        if not os.access(path or ".", os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ConfigError(f"cannot write to {path}: {(error.strerror or str(error)).lower()}") from None
     return path
+
+
+def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> None:
+    """Raise ConfigError where writing one of the files `outputs` would overwrite one of `inputs`.
+
+    option: what chose the outputs' folder, for the message.  Files that do not exist are no matter.
+    """
+    there = {path: same for path in outputs if (same := _identity(path))}
+    if not there:
+        return
+    ours = {_identity(path) for path in inputs}
+    for path, same in there.items():
+        if same in ours:
+            raise ConfigError(f"{path} is one of the images, and a picture would overwrite it; give another {option}")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode, which all names of a file share (links, another case on disks that fold it)."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _as_array(item: Any) -> np.ndarray | None:
+    """NumPy's, JAX's and other arrays as NumPy's; None for what is no array."""
+    if isinstance(item, (str, os.PathLike)) or not hasattr(item, "__array__"):
+        return None
+    return np.asarray(item)
 
 
 def _checked(image: np.ndarray, name: str) -> np.ndarray:

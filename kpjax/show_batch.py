@@ -13,6 +13,7 @@ from PIL import Image
 
 from kpjax.config import Config, ConfigError
 from kpjax.data.source import Source, open_source
+from kpjax.detectors import from_config
 from kpjax.detectors.base import Array, Detector, Preprocess, Targets
 from kpjax.draw import class_color, draw_detections
 
@@ -30,14 +31,13 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     Raises ConfigError or DataError for what a user can put right.
     """
     from kpjax.data.pipeline import train_batches  # TensorFlow
-    from kpjax.train import build_detector
     from kpjax.train_step import prepare
 
     config.check()
     if os.path.isdir(path):
         raise ConfigError(f"--show-batch {path} is a folder; name a PNG file")
     source = train_source or open_source(config.data, "train")
-    detector = with_boxes(build_detector(config, len(source.classes)))
+    detector = with_boxes(from_config(config, len(source.classes)))
     # Examples are numbered from 0, so a smaller batch holds the first images of the real one.
     batch = next(train_batches(source, config.data, batch=min(_MOST, config.batch), seed=config.seed))
     del batch["index"]

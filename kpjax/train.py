@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +29,7 @@ from kpjax.checkpoint import (
 )
 from kpjax.config import Config, ConfigError
 from kpjax.data.source import DataError, Source, open_source
-from kpjax.detectors import build
+from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.evaluate import make_evaluator
@@ -70,9 +69,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
     val = _validation(config, source)
-    if config.data.bad_images == "stop":
-        _check_files(source, val)
-    detector = build_detector(config, len(source.classes))
+    detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
     check_batch(config.batch // config.optim.accumulate, mesh, "config.batch / config.optim.accumulate")
@@ -234,21 +231,6 @@ class _Loop:
         )
 
 
-def build_detector(config: Config, classes: int) -> Detector:
-    """The detector that a configuration describes, for a data set of `classes` classes."""
-    wanted = config.model.num_classes or classes
-    if wanted != classes:
-        raise ConfigError(f"config.model.num_classes is {wanted}, but the training annotations list {classes} classes")
-    settings: dict[str, Any] = dict(config.model.options)
-    if config.model.dtype != "float32":
-        settings["dtype"] = config.model.dtype
-    if config.model.remat:
-        settings["remat"] = True
-    if config.model.bn_groups != 1:
-        settings["bn_groups"] = config.model.bn_groups
-    return build(config.model.name, wanted, **settings)
-
-
 def total_steps(config: Config, images: int) -> int:
     """Steps of the whole run: given, or whole epochs rounded to the nearest step."""
     return config.steps or max(1, round(config.epochs * images / config.batch))
@@ -332,18 +314,6 @@ def _validation(config: Config, source: Source) -> Source | None:
             f"{val.name} lists other classes than {source.name} ({odd}); both splits need the same categories"
         )
     return val
-
-
-def _check_files(*sources: Source | None) -> None:
-    """Raise DataError where an image file is not there: now, not hours into the run."""
-    for source in sources:
-        if source is None or not source.on_disk:
-            continue
-        for file in source.files:
-            if not os.path.exists(file):
-                raise DataError(
-                    f"{file}: no such file, but {source.name} lists it; or set config.data.bad_images='skip'"
-                )
 
 
 def _init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 from kpjax import flags
-from kpjax.config import differences, from_json, to_json
+from kpjax.config import Config, ConfigError, differences, from_json, to_json
+from kpjax.detectors import from_config
 from kpjax.optimizer import learning_rate
-from kpjax.train import build_detector
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -41,7 +41,7 @@ def test_config(path: pathlib.Path) -> None:
     config = load(path).get_config().check()
     assert not differences(config, from_json(to_json(config)))
     classes = config.model.num_classes or 80
-    detector = build_detector(config, classes)
+    detector = from_config(config, classes)
     size = (config.augment.height, config.augment.width)
     images = jax.ShapeDtypeStruct((config.batch, *size, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), images)
@@ -51,6 +51,40 @@ def test_config(path: pathlib.Path) -> None:
     cells = (config.batch, size[0] // detector.stride, size[1] // detector.stride)
     assert outputs[-1]["heatmap"].shape == (*cells, classes)
     assert outputs[-1]["heatmap"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "text"),
+    [
+        (3, (256, 272), "config.augment.width is 272; centernet_r18 takes .* multiples of 32 pixels.*: 256 or 288$"),
+        (3, (40, 64), "config.augment.height is 40; .*: 32 or 64$"),
+        (2, (72, 64), "config.augment.height is 72; .* multiples of 16 .*: 64 or 80$"),
+        (3, (256, 288), ""),
+        (2, (48, 272), ""),
+        (1, (40, 48), ""),
+    ],
+)
+def test_sizes_that_the_network_cannot_take(steps: int, size: tuple[int, int], text: str) -> None:
+    config = Config(steps=1)
+    config.model.options = {"width": 4, "deconv": (4,) * steps, "head_channels": 4}
+    config.augment.height, config.augment.width = size
+    if text:
+        with pytest.raises(ConfigError, match=text):
+            from_config(config.check(), 3)
+        return
+    detector = from_config(config.check(), 3)
+    outputs, _ = jax.eval_shape(
+        lambda x: detector.net.init_with_output(jax.random.key(0), x, train=False),
+        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
+    )
+    assert outputs[-1]["heatmap"].shape == (1, size[0] // 4, size[1] // 4, 3)
+
+
+def test_classes_have_to_agree() -> None:
+    config = Config(steps=1)
+    config.model.num_classes = 4
+    with pytest.raises(ConfigError, match=r"config\.model\.num_classes is 4, .* 3 classes"):
+        from_config(config, 3)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

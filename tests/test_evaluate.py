@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 import eval as eval_program
+import kpjax
 from kpjax import evaluate as ev
 from kpjax import flags
 from kpjax.checkpoint import Loaded
@@ -216,6 +217,38 @@ def test_eval_program(run_eval, tmp_path, capsys):
     assert "maxDets=100 ] = 1.000" in printed and "green  1.000" in printed
     assert "7 of 7 images" in printed and "step 12" in printed
     assert len(json.loads(out.read_text())) == 8 and len(os.listdir(shown)) == len(ITEMS)
+
+
+def test_eval_program_writes_beside_the_checkpoint(run_eval, tmp_path):
+    assert run_eval("--checkpoint", str(tmp_path / "run" / "model")) == 0
+    assert len(json.loads((tmp_path / "run" / "detections.json").read_text())) == 8
+
+
+def test_where_detections_go_by_default(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
+    (tmp_path / "run" / "model").mkdir()
+    for path in ("run", "run/model", "run/checkpoints/20"):
+        for split, name in (("val", "detections.json"), ("train", "detections_train.json")):
+            found = eval_program.default_out(str(tmp_path / path), split)
+            assert found == str(tmp_path / "run" / name)
+
+
+def test_eval_program_does_not_overwrite_the_images(run_eval, tmp_path, capsys):
+    truth = json.loads((tmp_path / "val.json").read_text())
+    (tmp_path / truth["images"][0]["file_name"]).rename(tmp_path / "100.jpg")
+    truth["images"][0]["file_name"] = "100.jpg"
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    before = (tmp_path / "100.jpg").read_bytes()
+    assert run_eval("--checkpoint", "x", "--out", str(tmp_path / "o.json"), "--show-dir", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "100.jpg is one of the images" in error and "--show-dir" in error and error.count("\n") == 1
+    assert (tmp_path / "100.jpg").read_bytes() == before and not (tmp_path / "o.json").exists()
+
+
+def test_a_fixed_size_that_the_network_cannot_take():
+    settings = config(eval__resolution="fixed", augment__height=500)
+    with pytest.raises(ConfigError, match=r"config\.augment\.height is 500"):
+        ev.make_evaluator(kpjax.build("centernet_r18", num_classes=3), settings)
 
 
 def test_eval_program_reports_mistakes_in_one_line(run_eval, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -73,6 +74,9 @@ def test_list_keeps_order_and_fills_batches():
         assert as_set(found) == boxes_of([(i + 2, 5, 3, i % 2)])
     assert [as_set(f) for f in pred(np.stack([images[0]] * 2))] == [boxes_of([(2, 5, 3, 0)])] * 2
     assert pred([]) == []
+    assert as_set(pred(jax.numpy.asarray(images[0]))) == boxes_of([(2, 5, 3, 0)])
+    assert [as_set(f) for f in pred(jax.numpy.stack([images[0]] * 2))] == [boxes_of([(2, 5, 3, 0)])] * 2
+    assert [as_set(f) for f in pred([jax.numpy.asarray(images[0])])] == [boxes_of([(2, 5, 3, 0)])]
 
 
 def test_one_program_a_canvas():
@@ -137,6 +141,12 @@ def test_bad_input_is_one_line(tmp_path, predictor):
         assert "\n" not in str(caught.value)
 
 
+def test_a_fixed_size_that_the_network_cannot_take():
+    detector = kpjax.build("centernet_r18", num_classes=3)
+    with pytest.raises(ConfigError, match=r"size\[1\] \(the width\) is 500; .* multiples of 32 .*: 480 or 512$"):
+        Predictor(detector, {}, resolution="fixed", size=(512, 500))
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -176,10 +186,42 @@ def test_detect_writes_pictures_and_json(tmp_path, predictor, monkeypatch, capsy
     assert len({row["picture"] for row in written["images"]}) == 3
 
 
-def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys):
+def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert detect.main([str(tmp_path), "--checkpoint", "nowhere"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # nor is a folder made
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_detect_does_not_overwrite_its_inputs(tmp_path, predictor, monkeypatch, capsys, linked):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(fakes.picture(30, 36, OBJECTS)).save(photos / "beach.jpg")
+    before = (photos / "beach.jpg").read_bytes()
+    out = tmp_path / "link" if linked else photos
+    if linked:
+        out.symlink_to(photos)
+    assert detect.main([str(photos), "--checkpoint", "x", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "beach.jpg is one of the images" in error and "--out" in error
+    assert (photos / "beach.jpg").read_bytes() == before and len(list(photos.iterdir())) == 1
+
+
+def test_detect_reports_a_full_disk_in_one_line(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+
+    def full(self, path, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    (tmp_path / "0.png").write_bytes(fakes.png(fakes.picture(30, 36, OBJECTS)))
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert detect.main([str(tmp_path / "0.png"), "--checkpoint", "x", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "No space left" in error and "0.jpg" in error
 
 
 def test_prediction_needs_neither_tensorflow_nor_pycocotools():

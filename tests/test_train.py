@@ -48,7 +48,7 @@ def config(data: pathlib.Path) -> Config:
 @pytest.fixture(autouse=True)
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process train two layers; programs of their own train CenterNet."""
-    monkeypatch.setattr(kpjax.train, "build_detector", lambda config, classes: _five_classes())
+    monkeypatch.setattr(kpjax.train, "from_config", lambda config, classes: _five_classes())
 
 
 def _five_classes():

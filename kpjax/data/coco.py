@@ -18,12 +18,15 @@ import numpy as np
 from kpjax.data.source import Annotations, DataError, Source, make_source
 
 
-def CocoFolder(images: str, annotations: str) -> Source:
+def CocoFolder(images: str, annotations: str, bad_images: str = "stop") -> Source:
     """Open a split (a function: it reads like a constructor and gives a plain Source).
 
     images: folder that the JSON's `file_name`s are relative to.  annotations: path of the JSON.
+    bad_images: "stop" or "skip" (`config.data.bad_images`); with "skip" an image that is not there is
+        found out when it is read.
     Raises DataError, one line: a file that is not COCO JSON, ids that repeat or are unknown, sizes and
-    boxes that are no numbers, file names that lead outside the folder, images that are not there.
+    boxes that are no numbers, file names that lead outside the folder, images that are not there ("skip":
+    none of them).
     """
     data = _load(annotations)
     folder = os.path.abspath(os.path.expanduser(images))
@@ -34,7 +37,7 @@ def CocoFolder(images: str, annotations: str) -> Source:
     image_ids, heights, widths, names = _images(data["images"], annotations)
     index = {image_id: i for i, image_id in enumerate(image_ids)}
     objects = _annotations(data["annotations"], annotations, index, {c: k for k, c in enumerate(category_ids)})
-    _require_files(folder, names, annotations)
+    _require_files(folder, names, annotations, bad_images)
     files = [os.path.join(folder, name) for name in names]
 
     def read(i: int) -> bytes:
@@ -168,7 +171,7 @@ def _inside(name: Any, where: str) -> str:
     return path if os.sep == "\\" or "\\" not in name else posixpath.normpath(name)
 
 
-def _require_files(folder: str, names: list[str], path: str) -> None:
+def _require_files(folder: str, names: list[str], path: str, bad_images: str) -> None:
     """One listing a folder instead of one look-up an image: seconds less on a network disk."""
     there: dict[str, set[str]] = {}
     missing = []
@@ -181,9 +184,11 @@ def _require_files(folder: str, names: list[str], path: str) -> None:
                 there[parent] = set()
         if base not in there[parent]:
             missing.append(name)
-    if missing:
+    everything = len(missing) == len(names)  # no broken images, but the wrong folder
+    if missing and (everything or bad_images == "stop"):
         more = f" and {len(missing) - 1} more of {len(names)}" if len(missing) > 1 else ""
-        raise DataError(f"{os.path.join(folder, missing[0])}: image not found{more}; {path} lists it")
+        advice = "correct the folder" if everything else "or set config.data.bad_images='skip'"
+        raise DataError(f"{os.path.join(folder, missing[0])}: image not found{more}; {path} lists it; {advice}")
 
 
 def _whole(entry: dict[str, Any], key: str, where: str) -> int:

@@ -90,7 +90,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
             if not value:
                 raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
-        return CocoFolder(folder.images, folder.annotations)
+        return CocoFolder(folder.images, folder.annotations, config.bad_images)
     if config.source == "tfds":
         from kpjax.data.tfds import Tfds
 

@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kpjax.config import ConfigError
+from kpjax.config import Config, ConfigError
 from kpjax.detectors import centernet
-from kpjax.detectors.base import Detections, Detector
+from kpjax.detectors.base import Detections, Detector, check_size
 
 # name -> (num_classes, options) -> Detector
 MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
@@ -23,7 +23,7 @@ MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
     }.items()
 }
 
-__all__ = ["MODELS", "Detections", "Detector", "build", "list_models"]
+__all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]
 
 
 def list_models() -> list[str]:
@@ -44,3 +44,27 @@ def build(name: str, num_classes: int = 80, **options: Any) -> Detector:
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a detector needs at least one class")
     return MODELS[name](num_classes, options)
+
+
+def from_config(config: Config, classes: int) -> Detector:
+    """The detector that `config.model` describes, for data of `classes` classes.
+
+    Raises ConfigError where the two disagree, or where the network cannot take images of the size that
+    `config.augment` gives.
+    """
+    model = config.model
+    if model.num_classes not in (0, classes):
+        raise ConfigError(
+            f"config.model.num_classes is {model.num_classes}, but the training annotations list {classes} classes"
+        )
+    options: dict[str, Any] = dict(model.options)
+    if model.dtype != "float32":
+        options["dtype"] = model.dtype
+    if model.remat:
+        options["remat"] = True
+    if model.bn_groups != 1:
+        options["bn_groups"] = model.bn_groups
+    detector = build(model.name, classes, **options)
+    size = (config.augment.height, config.augment.width)
+    check_size(detector, size, "config.augment.height", "config.augment.width")
+    return detector

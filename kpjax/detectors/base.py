@@ -15,6 +15,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from kpjax.config import ConfigError
+
 Array = jax.Array
 Targets = dict[str, Array]
 Outputs = list[dict[str, Array]]  # one dictionary of NHWC head maps a stack; the last is final
@@ -114,6 +116,7 @@ class Detector:
     decode: (head maps of the last stack, top_k=100) -> Detections in input pixels, (B, N, ...).
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
     stride: input pixels an output cell.
+    multiple: the input's sides have to be multiples of this many pixels; see `check_size`.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
     options: what `build` was given beside the name, so that a checkpoint can build it again.
     """
@@ -128,5 +131,21 @@ class Detector:
     decode: Callable[..., Detections]
     merge_flip: Callable[[dict[str, Array]], dict[str, Array]]
     stride: int = 4
+    multiple: int = 1
     import_rules: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_size(detector: Detector, size: tuple[int, int], height: str, width: str) -> None:
+    """Raise ConfigError, one line, unless the network takes inputs of `size` (height, width) pixels.
+
+    height, width: what the message calls the two sides, e.g. "config.augment.height".
+    """
+    step = detector.multiple
+    for key, side in zip((height, width), size, strict=True):
+        if side < 1 or side % step:
+            below = side // step * step
+            near = f"{below} or {below + step}" if below > 0 else f"{step}"
+            raise ConfigError(
+                f"{key} is {side}; {detector.name} takes sides that are multiples of {step} pixels, the nearest: {near}"
+            )

@@ -302,6 +302,7 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
         stride=STRIDE,
+        multiple=STRIDE * 2 ** len(config.deconv),  # the trunk's stride: one halving for each deconvolution
         import_rules=config.import_rules,
         options=options,
     )

@@ -11,6 +11,8 @@ import pytest
 
 from kpjax.config import ConfigError, DataConfig
 from kpjax.data.coco import CocoFolder
+from kpjax.data.memory import memory_batches
+from kpjax.data.pipeline import train_batches
 from kpjax.data.source import DataError, count_over, open_source
 
 
@@ -148,6 +150,30 @@ def test_all_missing_files_are_counted(folder):
     for name in ("2.jpg", "sub/1.jpg", "5.jpg"):
         Path(config.train.images, name).unlink()
     with pytest.raises(DataError, match=r"sub/1\.jpg: image not found and 2 more of 7"):
+        open_source(config, "train")
+
+
+def test_missing_files_may_be_skipped(folder):
+    config = folder(bad_images="skip")
+    Path(config.train.images, "5.jpg").unlink()
+    source = open_source(config, "train")
+    assert len(source) == 7
+    with pytest.raises(DataError, match=r"5\.jpg"):
+        source.read(5)
+    for batches in (memory_batches, train_batches):
+        feed = batches(source, config, batch=7, seed=0)
+        batch = next(feed)
+        canvas, valid = (batch[key][batch["index"] == 5][0] for key in ("canvas", "valid"))
+        assert not canvas.any() and not valid.any()
+        assert len(feed.bad_files) == 1 and "5.jpg" in feed.bad_files[0]
+        getattr(feed, "close", lambda: None)()  # the tf.data pipeline has threads
+
+
+def test_a_folder_without_any_of_the_images_is_a_mistake(folder, tmp_path):
+    config = folder(bad_images="skip")
+    (tmp_path / "elsewhere").mkdir()
+    config.train.images = str(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"0\.jpg: image not found and 6 more of 7; .*correct the folder"):
         open_source(config, "train")
 
 
