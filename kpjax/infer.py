@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,22 +36,27 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
     rows = PartitionSpec(tuple(mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def decode(heads: dict[str, Array]) -> Detections:
+    def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Detections:
         if preset == "flip":
             # pairs were interleaved for the sharding's sake; merge_flip wants [plain; mirrored]
             heads = {name: jnp.concatenate([x[0::2], x[1::2]]) for name, x in heads.items()}
             heads = detector.merge_flip(heads)
-        return detector.decode(heads, top_k=top_k)
-
-    # check_vma=False: decoders may start a loop from constants, which the check would refuse
-    sharded_decode = jax.shard_map(decode, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+        return detector.decode(heads, top_k=top_k, size=size, windows=windows)
 
     def infer(variables: Any, canvases: Array, windows: Array, tags: Array) -> tuple[Detections, Array]:
         images = normalise(detector.preprocess, canvases, windows)
         if preset == "flip":  # image and mirror image side by side, so that both stay on one device
             images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
         outputs: Any = detector.net.apply(variables, images, train=False)
-        return sharded_decode(outputs[-1]), tags
+        # check_vma=False: decoders may start a loop from constants, which the check would refuse
+        sharded_decode = jax.shard_map(
+            functools.partial(decode, size=(canvases.shape[1], canvases.shape[2])),
+            mesh=mesh,
+            in_specs=rows,
+            out_specs=rows,
+            check_vma=False,
+        )
+        return sharded_decode(outputs[-1], windows), tags
 
     return jax.jit(infer, out_shardings=everywhere)
 

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kpjax.convert import resnet
+from kpjax.convert import hourglass, resnet
 from kpjax.convert.rules import ImportMismatch, Rule, Variables, apply_rules, flatten, leaf_shapes, unflatten, unwrap
 from kpjax.convert.torch_file import TorchFileError, read_torch_file
 from kpjax.detectors.base import Detector
@@ -22,6 +22,10 @@ __all__ = ["BackboneLoad", "ImportMismatch", "TorchFileError", "import_torch", "
 RULES: dict[str, tuple[Rule, ...]] = {
     "xingyizhou_resnet": resnet.XINGYIZHOU_RESNET,
     "mmdet_resnet": resnet.MMDET_RESNET,
+    "cornernet": hourglass.CORNERNET,
+    "cornernet_mmdet": hourglass.MMDET_CORNERNET,
+    "triplet": hourglass.TRIPLET,
+    "xingyizhou_hourglass": hourglass.XINGYIZHOU_HOURGLASS,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kpjax.config import Config, ConfigError
-from kpjax.detectors import centernet
+from kpjax.detectors import centernet, cornernet, triplet
 from kpjax.detectors.base import Detections, Detector, check_size
 
 # name -> (num_classes, options) -> Detector
@@ -20,7 +20,19 @@ MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
         "centernet_r34": centernet.R34,
         "centernet_r50": centernet.R50,
         "centernet_r101": centernet.R101,
+        "centernet_hg104": centernet.HG104,
     }.items()
+}
+MODELS |= {
+    name: functools.partial(cornernet.build, name, released)
+    for name, released in {
+        "cornernet_hg104": cornernet.HG104,
+        "cornernet_hg104_mmdet": cornernet.HG104_MMDET,
+    }.items()
+}
+MODELS |= {
+    name: functools.partial(triplet.build, name, released)
+    for name, released in {"triplet_hg52": triplet.HG52, "triplet_hg104": triplet.HG104}.items()
 }
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]

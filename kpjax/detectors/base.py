@@ -113,10 +113,12 @@ class Detector:
     normaliser: (batched targets) -> the counts that the loss divides by, a dict of float32
         scalars over the whole batch, to be summed over micro-batches.
     loss: (outputs, batched targets, normaliser) -> (loss, parts): float32 scalars.
-    decode: (head maps of the last stack, top_k=100) -> Detections in input pixels, (B, N, ...).
+    decode: (head maps of the last stack, top_k=100, size=None, windows=None) -> Detections in input
+        pixels, (B, N, ...).  size: (H, W) of the input, static.  windows: (B, 4) top, left, bottom, right
+        of the image in it.  What they are good for is the detector's affair; both may be left out.
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
-    stride: input pixels an output cell.
-    multiple: the input's sides have to be multiples of this many pixels; see `check_size`.
+    stride: input pixels an output cell, the map's sides rounded up.
+    multiple, less: the input's sides have to be multiples of so many pixels, less so many; see `check_size`.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
     options: what `build` was given beside the name, so that a checkpoint can build it again.
     """
@@ -132,6 +134,7 @@ class Detector:
     merge_flip: Callable[[dict[str, Array]], dict[str, Array]]
     stride: int = 4
     multiple: int = 1
+    less: int = 0
     import_rules: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -141,11 +144,36 @@ def check_size(detector: Detector, size: tuple[int, int], height: str, width: st
 
     height, width: what the message calls the two sides, e.g. "config.augment.height".
     """
-    step = detector.multiple
+    step, less = detector.multiple, detector.less
     for key, side in zip((height, width), size, strict=True):
-        if side < 1 or side % step:
-            below = side // step * step
-            near = f"{below} or {below + step}" if below > 0 else f"{step}"
+        if side < 1 or (side + less) % step:
+            below = (side + less) // step * step - less
+            near = f"{below} or {below + step}" if below > 0 else f"{step - less}"
+            wanted = f"multiples of {step} pixels" + (f" less {less}" if less else "")
+            raise ConfigError(f"{key} is {side}; {detector.name} takes sides that are {wanted}, the nearest: {near}")
+
+
+def replace_options(name: str, released: Any, options: dict[str, Any], **choices: tuple[Any, ...]) -> Any:
+    """A model's configuration `released` (a frozen dataclass) with `options` put in; lists (from JSON) become tuples.
+
+    choices: field -> the values it may have.  Raises ConfigError, one line, for an option that does not
+    exist (rules, preprocess and import_rules are none), one of another type, and one that is not among its choices.
+    """
+    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules"}
+    changes: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in allowed:
+            raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")
+        old = getattr(released, key)
+        value = tuple(value) if isinstance(value, list) else value
+        fits = type(value) is type(old) or (isinstance(old, float) and type(value) is int)
+        if not fits or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
+            raise ConfigError(f"model {name}: {key} is {value!r}; give a value like {old!r}")
+        changes[key] = value
+    config = dataclasses.replace(released, **changes)
+    for key, values in choices.items():
+        if getattr(config, key) not in values:
             raise ConfigError(
-                f"{key} is {side}; {detector.name} takes sides that are multiples of {step} pixels, the nearest: {near}"
+                f"model {name}: {key} is {getattr(config, key)!r}; choose one of {', '.join(map(repr, values))}"
             )
+    return config

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
 from kpjax.config import ConfigError
 from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB, Array, Detections, Detector, Outputs, Preprocess, Targets
@@ -64,16 +65,22 @@ MMDET = Rules(
 class CenterNetConfig:
     """One released model, or a variation of it.
 
-    depth, width: of the ResNet.  deconv, neck_conv: of its neck; two steps instead of three leave
+    backbone: "resnet", or "hourglass" for `features`, `blocks`, `stem` and `stacks` of one, whose stacks
+    have heads each.  depth, width: of the ResNet.  deconv, neck_conv: of its neck; two steps instead of three leave
     out the trunk's last stage (stride 16), for small images.  head_channels: of each head's
     3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
     radius, overlap: override the rules' ("": keep).  dtype, bn_groups, remat: see kpjax.config.
     """
 
+    backbone: str = "resnet"
     depth: int = 18
     width: int = 64
     deconv: tuple[int, ...] = (256, 256, 256)
     neck_conv: bool = False
+    features: tuple[int, ...] = (256, 256, 384, 384, 384, 512)
+    blocks: tuple[int, ...] = (2, 2, 2, 2, 2, 4)
+    stem: int = 128
+    stacks: int = 2
     head_channels: int = 64
     class_specific_wh: bool = False
     rules: Rules = XINGYIZHOU
@@ -95,6 +102,18 @@ R101 = CenterNetConfig(depth=101)
 R18_MMDET = CenterNetConfig(
     deconv=(256, 128, 64), neck_conv=True, rules=MMDET, preprocess=IMAGENET_RGB, import_rules="mmdet_resnet"
 )
+HG104 = CenterNetConfig(
+    backbone="hourglass",
+    head_channels=256,
+    preprocess=dataclasses.replace(COCO_BGR, pad=127),
+    import_rules="xingyizhou_hourglass",
+)
+
+# Options that one backbone has and the other has not.
+_OF_BACKBONE = {
+    "resnet": ("depth", "width", "deconv", "neck_conv"),
+    "hourglass": ("features", "blocks", "stem", "stacks"),
+}
 
 
 class CenterNet(nn.Module):
@@ -107,19 +126,26 @@ class CenterNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Outputs:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        maps = ResNetDeconv(c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone")(
-            images, train
-        )
+        maps = _backbone(c, dtype)(images, train)
         channels = {
             "heatmap": self.num_classes,
             "wh": 2 * self.num_classes if c.class_specific_wh else 2,
             "offset": 2,
         }
-        heads = Heads(channels, c.head_channels, dtype, name="heads")
-        outputs = [heads(x) for x in maps]
+        names = [f"heads{i}" for i in range(len(maps))] if c.backbone == "hourglass" else ["heads"]
+        outputs = [
+            Heads(channels, c.head_channels, dtype, name=name)(x) for name, x in zip(names, maps, strict=True)
+        ]
         if c.rules.probabilities:
             outputs = [{**o, "heatmap": jax.nn.sigmoid(o["heatmap"])} for o in outputs]
         return outputs
+
+
+def _backbone(c: CenterNetConfig, dtype: Any) -> nn.Module:
+    """Images (B, H, W, 3) -> a list of maps of stride 4."""
+    if c.backbone == "hourglass":
+        return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, c.bn_groups, c.remat, dtype, name="backbone")
+    return ResNetDeconv(c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone")
 
 
 class Heads(nn.Module):
@@ -142,7 +168,7 @@ class Heads(nn.Module):
         hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1))) + bias)
         outputs = {}
         for i, (head, channels) in enumerate(self.channels.items()):
-            heat = head == "heatmap"
+            heat = head.endswith(("heat", "heatmap"))
             out_kernel, out_bias = ConvParams(
                 channels,
                 kernel=(1, 1),
@@ -243,8 +269,10 @@ def score_map(maps: dict[str, Array], rules: Rules) -> Array:
     return heat if rules.probabilities else jax.nn.sigmoid(heat)
 
 
-def decode(maps: dict[str, Array], top_k: int = 100, *, rules: Rules) -> Detections:
-    """Boxes of the best peaks (Objects as Points, section 4), in input pixels.
+def decode(
+    maps: dict[str, Array], top_k: int = 100, size: Any = None, windows: Any = None, *, rules: Rules
+) -> Detections:
+    """Boxes of the best peaks (Objects as Points, section 4), in input pixels, whatever size and windows are.
 
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them; without an
     "offset" a centre lies in the middle of its cell.  Returns (B, top_k, ...), best first.
@@ -302,7 +330,8 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
         stride=STRIDE,
-        multiple=STRIDE * 2 ** len(config.deconv),  # the trunk's stride: one halving for each deconvolution
+        # The trunk's stride; a ResNet's has one halving for each deconvolution.
+        multiple=STRIDE * 2 ** (len(config.features) - 1 if config.backbone == "hourglass" else len(config.deconv)),
         import_rules=config.import_rules,
         options=options,
     )
@@ -310,7 +339,8 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
 
 def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any]) -> CenterNetConfig:
     """`released` with the options put in, checked.  Lists (from JSON) become tuples."""
-    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules"}
+    others = {key for kind, keys in _OF_BACKBONE.items() if kind != released.backbone for key in keys}
+    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules", "backbone"} - others
     for key, value in options.items():
         if key not in allowed:
             raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")
@@ -330,6 +360,13 @@ def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any])
             raise ConfigError(
                 f"model {name}: {key} is {getattr(config, key)!r}; choose one of {', '.join(map(repr, choices))}"
             )
+    if len(config.features) != len(config.blocks) or len(config.features) < 2:
+        raise ConfigError(
+            f"model {name}: features is {config.features} and blocks is {config.blocks}; give both the same number "
+            "of levels, two at least"
+        )
+    if min(config.stem, config.stacks, *config.features, *config.blocks) < 1:
+        raise ConfigError(f"model {name}: features, blocks, stem and stacks must be at least 1")
     positive = (config.width, config.head_channels, config.bn_groups, *config.deconv)
     if min(positive) < 1:
         raise ConfigError(

@@ -74,3 +74,31 @@ def class_l1_at(maps: Array, index: Array, mask: Array, labels: Array, target: A
 def dense_l1(maps: Array, target: Array, weight: Array, divisor: Array) -> Array:
     """Sum of |map - target| weighted by `weight` over all cells, divided.  All (B, h, w, D) float32."""
     return (jnp.abs(maps.astype(jnp.float32) - target) * weight).sum() / divisor
+
+
+def associative_embedding(one: Array, other: Array, mask: Array, eps: float = 1e-4) -> tuple[Array, Array]:
+    """Pull and push of the objects' embeddings (CornerNet eq. 4 and 5, margin 1): sums over the images, unweighted.
+
+    one, other: (B, M) embeddings of each object's two corners.  mask: (B, M) bool.
+
+    Of an image with n objects, m the mean of an object's two: pull = sum((t - m)^2) / (n + eps) over its
+    corners; push = the sum over all ordered pairs, an object with itself too, of
+    max(0, 1 - |m_i - m_j|) - 1 / (n + eps), divided by n (n - 1) + eps.  So one object alone adds about 1
+    to push, without a gradient, and none adds 0 (golden: loss_cornernet).
+    eps = 0 is mmdetection's form: pairs of two different objects, divided by n (n - 1); nothing for a
+    single object (golden: fn_mmdet_losses).
+    """
+    one, other = one.astype(jnp.float32), other.astype(jnp.float32)
+    count = mask.sum(-1).astype(jnp.float32)
+    mean = (one + other) / 2
+    objects = count + eps if eps else jnp.maximum(count, 1.0)
+    pull = (((one - mean) ** 2 + (other - mean) ** 2) * mask).sum(-1) / objects
+    near = jax.nn.relu(1 - jnp.abs(mean[:, :, None] - mean[:, None, :]))
+    pairs = mask[:, :, None] & mask[:, None, :]
+    if eps:
+        near = (near - 1 / objects[:, None, None]) / (count * (count - 1) + eps)[:, None, None]
+        push = jnp.where(pairs, near, 0.0).sum((1, 2))
+    else:
+        pairs &= ~jnp.eye(mask.shape[1], dtype=bool)
+        push = jnp.where(pairs, near, 0.0).sum((1, 2)) / jnp.maximum(count * (count - 1), 1.0)
+    return pull.sum(), push.sum()

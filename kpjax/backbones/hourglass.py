@@ -1,0 +1,119 @@
+"""Stacked hourglasses (Newell et al. 2016) as CornerNet changed them (its section 4.1).
+
+A stem of stride 4, then each stack: down `depth` times by strided residual blocks, up again by nearest
+neighbours, the skips added at each size.  The same network stands in CornerNet, the keypoint triplets,
+xingyizhou's CenterNet and mmdetection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kpjax.nn.layers import BatchNorm, Conv
+from kpjax.nn.pooling import ConvBN
+
+Array = jax.Array
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where stride or channels change."""
+
+    features: int
+    stride: int = 1
+    bn_groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = ConvBN(self.features, 3, self.stride, bn_groups=self.bn_groups, dtype=self.dtype, name="first")(x, train)
+        y = ConvBN(self.features, relu=False, bn_groups=self.bn_groups, dtype=self.dtype, name="second")(y, train)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = Conv(self.features, kernel=1, stride=self.stride, dtype=self.dtype, name="skip_conv")(x)
+            x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="skip_bn")(x, train)
+        return nn.relu(x + y)
+
+
+class Hourglass(nn.Module):
+    """One level and, inside it, the levels below: (B, h, w, features[0]) -> the same shape.
+
+    features: channels of this level and of those below; blocks: residual blocks a path of each.
+    """
+
+    features: Sequence[int]
+    blocks: Sequence[int]
+    bn_groups: int = 1
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        residual = _residual(self.remat)
+        here, below = self.features[:2]
+
+        def path(x: Array, name: str, widths: Sequence[int], stride: int = 1) -> Array:
+            for i, width in enumerate(widths):
+                first = stride if i == 0 else 1
+                x = residual(width, first, self.bn_groups, self.dtype, name=f"{name}_{i}")(x, train)
+            return x
+
+        skip = path(x, "skip", [here] * self.blocks[0])
+        low = path(x, "down", [below] * self.blocks[0], stride=2)
+        if len(self.features) > 2:
+            inner = Hourglass(
+                self.features[1:], self.blocks[1:], self.bn_groups, self.remat, self.dtype, name="inner"
+            )
+            low = inner(low, train)
+        else:
+            low = path(low, "inner", [below] * self.blocks[1])
+        low = path(low, "up", [below] * (self.blocks[0] - 1) + [here])
+        return skip + double(low)[:, : x.shape[1], : x.shape[2]]  # a side that is odd was rounded up
+
+
+class StackedHourglass(nn.Module):
+    """Images (B, H, W, 3) -> a map (B, ceil(H / 4), ceil(W / 4), features[0]) a stack.
+
+    features, blocks: see Hourglass; the depth is one less than their number.  stem: channels of the 7x7
+    convolution.  stacks: hourglasses one after another, each but the first on the sum of what the last one
+    saw and what it said.  remat: recompute each residual block in the backward pass.
+    """
+
+    features: Sequence[int] = (256, 256, 384, 384, 384, 512)
+    blocks: Sequence[int] = (2, 2, 2, 2, 2, 4)
+    stem: int = 128
+    stacks: int = 2
+    bn_groups: int = 1
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> list[Array]:
+        width = self.features[0]
+        residual = _residual(self.remat)
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        x = ConvBN(self.stem, 7, 2, name="stem", **options)(images.astype(self.dtype), train)
+        x = residual(width, 2, self.bn_groups, self.dtype, name="stem_residual")(x, train)
+        outputs = []
+        for i in range(self.stacks):
+            y = Hourglass(self.features, self.blocks, remat=self.remat, name=f"hourglass{i}", **options)(x, train)
+            outputs.append(ConvBN(width, name=f"out{i}", **options)(y, train))
+            if i < self.stacks - 1:
+                seen = ConvBN(width, 1, relu=False, name=f"seen{i}", **options)(x, train)
+                said = ConvBN(width, 1, relu=False, name=f"said{i}", **options)(outputs[-1], train)
+                x = residual(width, 1, self.bn_groups, self.dtype, name=f"between{i}")(nn.relu(seen + said), train)
+        return outputs
+
+
+def _residual(remat: bool) -> Any:
+    return nn.remat(Residual, static_argnums=(2,)) if remat else Residual
+
+
+def double(x: Array) -> Array:
+    """Nearest-neighbour up-sampling by 2: (B, h, w, C) -> (B, 2 h, 2 w, C)."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)

@@ -1,0 +1,114 @@
+"""From corners to boxes: pairing (CornerNet, section 3.1), and the triplets' test of the box's middle."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from kpjax.ops import peaks
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Points:
+    """The best keypoints of a batch: scores, xs, ys (B, N) float32, in cells, offsets added; labels (B, N) int32.
+
+    tags: (B, N) embeddings; None where the keypoint has none.
+    """
+
+    scores: Array
+    xs: Array
+    ys: Array
+    labels: Array
+    tags: Array | None = None
+
+
+@flax.struct.dataclass
+class Candidates:
+    """Boxes before the last selection: boxes (B, N, 4) float32, scores (B, N), -1 where there is none, labels (B, N)."""
+
+    boxes: Array
+    scores: Array
+    labels: Array
+
+
+def best_points(scores: Array, offset: Array, tag: Array | None, k: int, kernel: int = 3) -> Points:
+    """The k best cells of a score map, with what the other heads say there.
+
+    scores: (B, h, w, K) float32 in [0, 1].  offset: (B, h, w, 2).  tag: (B, h, w, 1) or None.
+    kernel: 3 keeps the peaks of 3x3 neighbourhoods only; 1 keeps every cell.
+    """
+    if kernel not in (1, 3):
+        raise ValueError(f"kernel is {kernel}; choose 1 or 3")
+    heat = peaks.keep_peaks(scores) if kernel == 3 else scores
+    best, labels, ys, xs = peaks.top_k(heat, k)
+    index = ys * heat.shape[2] + xs
+    moved = peaks.gather_cells(offset.astype(jnp.float32), index)
+    tags = None if tag is None else peaks.gather_cells(tag.astype(jnp.float32), index)[..., 0]
+    return Points(best, xs + moved[..., 0], ys + moved[..., 1], labels, tags)
+
+
+def pair_corners(top_left: Points, bottom_right: Points, distance: float, count: int, strict: bool = False) -> Candidates:
+    """All pairs of a top-left and a bottom-right corner that can be one object, the best `count` of them.
+
+    A pair is rejected where the classes differ, where the embeddings are more than `distance` apart, or where
+    the second corner is left of or above the first (`strict`: or level with it).  Its score is the mean of the two.
+    Returns (B, min(count, K * K), ...), best first, boxes in the points' own unit.
+    """
+
+    def grid(one: Array, other: Array) -> tuple[Array, Array]:
+        shape = (*one.shape, other.shape[1])
+        return jnp.broadcast_to(one[:, :, None], shape), jnp.broadcast_to(other[:, None, :], shape)
+
+    assert top_left.tags is not None and bottom_right.tags is not None
+    label, other_label = grid(top_left.labels, bottom_right.labels)
+    tag, other_tag = grid(top_left.tags, bottom_right.tags)
+    x1, x2 = grid(top_left.xs, bottom_right.xs)
+    y1, y2 = grid(top_left.ys, bottom_right.ys)
+    score, other_score = grid(top_left.scores, bottom_right.scores)
+    turned = (x2 <= x1) | (y2 <= y1) if strict else (x2 < x1) | (y2 < y1)
+    rejected = (label != other_label) | (jnp.abs(tag - other_tag) > distance) | turned
+    scores = jnp.where(rejected, -1.0, (score + other_score) / 2).reshape(score.shape[0], -1)
+    scores, chosen = jax.lax.top_k(scores, min(count, scores.shape[1]))
+    row, column = chosen // score.shape[2], chosen % score.shape[2]
+
+    def take(values: Array, index: Array) -> Array:
+        return jnp.take_along_axis(values, index, axis=1)
+
+    boxes = jnp.stack(
+        [
+            take(top_left.xs, row),
+            take(top_left.ys, row),
+            take(bottom_right.xs, column),
+            take(bottom_right.ys, column),
+        ],
+        -1,
+    )
+    return Candidates(boxes, scores, take(top_left.labels, row))
+
+
+def require_centers(found: Candidates, centers: Points, small_area: float = 22500.0) -> Candidates:
+    """The triplets' rule: a box stays only where a centre of its class lies in its middle part.
+
+    The middle part is the middle third of the width and the height of boxes of at most `small_area` (square
+    pixels), the middle fifth of larger ones (Keypoint Triplets, eq. 1; the paper divides by scale at 150).  The first
+    centre that fits counts: the new score is (2 score + centre's) / 3.  Boxes and centres are in image pixels.
+    """
+    x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
+    small = (x2 - x1) * (y2 - y1) <= small_area
+
+    def middle(low: Array, high: Array) -> tuple[Array, Array]:
+        third = (2 * low + high) / 3, (low + 2 * high) / 3
+        fifth = (3 * low + 2 * high) / 5, (2 * low + 3 * high) / 5
+        return jnp.where(small, third[0], fifth[0]), jnp.where(small, third[1], fifth[1])
+
+    (left, right), (top, bottom) = middle(x1, x2), middle(y1, y2)
+    xs, ys = centers.xs[:, None, :], centers.ys[:, None, :]
+    fits = (xs > left[..., None]) & (xs < right[..., None]) & (ys > top[..., None]) & (ys < bottom[..., None])
+    fits &= centers.labels[:, None, :] == found.labels[..., None]
+    first = jnp.argmax(fits, -1)
+    center = jnp.take_along_axis(centers.scores, first, axis=1)
+    kept = fits.any(-1) & (found.scores > -1)
+    return found.replace(scores=jnp.where(kept, (2 * found.scores + center) / 3, -1.0))
