@@ -63,11 +63,13 @@ class DataConfig:
 class AugmentConfig:
     """What happens to an image on its way into the training step (on the device)."""
 
-    kind: str = "crop"  # "crop": random centre and scale; "shift": centre and scale jittered; "none": whole image
+    # "crop": random centre and scale of the image's longer side, as CenterNet; "window": the same of the input's own
+    # size, as CornerNet; "shift": centre and scale jittered; "none": whole image
+    kind: str = "crop"
     height: int = 512
     width: int = 512
     scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
-    border: int = 128  # crop: its centre stays this many image pixels from the edge (halved until it fits)
+    border: int = 128  # crop and window: the centre stays this many image pixels from the edge (halved until it fits)
     shift: float = 0.1  # shift: standard deviation of the centre's move, in units of the longer side
     scale: float = 0.4  # shift: standard deviation of the scale
     clip_boxes: bool = False  # cut boxes to the crop and drop those whose centre is outside, as mmdetection does
@@ -149,7 +151,7 @@ class Config:
             ("model.dtype", self.model.dtype, ("float32", "bfloat16")),
             ("data.source", self.data.source, ("coco", "tfds")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
-            ("augment.kind", self.augment.kind, ("crop", "shift", "none")),
+            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
             ("optim.name", self.optim.name, ("adam", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),

@@ -64,9 +64,7 @@ class Hourglass(nn.Module):
         skip = path(x, "skip", [here] * self.blocks[0])
         low = path(x, "down", [below] * self.blocks[0], stride=2)
         if len(self.features) > 2:
-            inner = Hourglass(
-                self.features[1:], self.blocks[1:], self.bn_groups, self.remat, self.dtype, name="inner"
-            )
+            inner = Hourglass(self.features[1:], self.blocks[1:], self.bn_groups, self.remat, self.dtype, name="inner")
             low = inner(low, train)
         else:
             low = path(low, "inner", [below] * self.blocks[1])

@@ -67,7 +67,7 @@ _ORIGINAL_BACKBONE = (
 )
 
 
-def _original_pool(source: str, target: str, cascade: bool = False) -> tuple[Rule, ...]:
+def original_pool(source: str, target: str, cascade: bool = False) -> tuple[Rule, ...]:
     """The pooling module before a pair of heads, in princeton-vl's and Duankaiwen's names."""
     rules: tuple[Rule, ...] = ()
     for branch in (1, 2):
@@ -87,7 +87,7 @@ def _original_pool(source: str, target: str, cascade: bool = False) -> tuple[Rul
 def _original_corners(cascade: bool) -> tuple[Rule, ...]:
     rules: tuple[Rule, ...] = ()
     for corner in ("tl", "br"):
-        rules += _original_pool(rf"{corner}_cnvs\.(\d+)", rf"{corner}_pool\1", cascade)
+        rules += original_pool(rf"{corner}_cnvs\.(\d+)", rf"{corner}_pool\1", cascade)
         for theirs, ours in (("heats", "heat"), ("tags", "tag"), ("regrs", "off")):
             rules += _head(f"{corner}_{theirs}", rf"{corner}_heads\1/{corner}_{ours}", "1")
     return rules
@@ -98,7 +98,7 @@ CORNERNET = (*_ORIGINAL_BACKBONE, *_original_corners(cascade=False))
 TRIPLET = (
     *_ORIGINAL_BACKBONE,
     *_original_corners(cascade=True),
-    *_original_pool(r"ct_cnvs\.(\d+)", r"center_pool\1"),
+    *original_pool(r"ct_cnvs\.(\d+)", r"center_pool\1"),
     *_head("ct_heats", r"center_heads\1/center_heat", "1"),
     *_head("ct_regrs", r"center_heads\1/center_off", "1"),
 )

@@ -1,7 +1,7 @@
 """Augmentation on the device: from a uint8 canvas to the network's input, one image at a time.
 
 The geometry is CenterNet's: a square of side s around a centre c of the image becomes the
-input, by x' = k (x - c) + W / 2 with k = W / s, both in OpenCV's pixel-index convention.
+input, by x' = k (x - c) + W / 2 with k = W / s, both in OpenCV's pixel-index convention; or CornerNet's (`window.py`).
 Resampling is separable and bilinear; a pixel outside the image has the border's colour and
 takes part in the blend, as OpenCV's BORDER_CONSTANT does.
 
@@ -18,6 +18,7 @@ from jax import lax
 
 from kpjax.config import AugmentConfig
 from kpjax.data.photometric import distort, draw_distortion
+from kpjax.data.window import Window, visible, window_boxes, window_positions
 from kpjax.detectors.base import Preprocess
 
 Array = jax.Array
@@ -63,10 +64,7 @@ def draw_geometry(key: Array, size: Array, config: AugmentConfig) -> Draw:
     if config.kind == "crop":
         scales = jnp.asarray(config.scales, jnp.float32)
         side = side * scales[jax.random.randint(keys[0], (), 0, len(config.scales))]
-        border = shrink_border(config.border, extent)
-        # A whole number in [border, extent - border), as the originals draw it.
-        span = jnp.maximum(extent - 2 * border, 1.0)
-        center = border + jnp.minimum(jnp.floor(jax.random.uniform(keys[1], (2,)) * span), span - 1)
+        center = _draw_center(keys[1], extent, config.border)
     elif config.kind == "shift":
         move = jnp.clip(jax.random.normal(keys[1], (2,)) * config.shift, -2 * config.shift, 2 * config.shift)
         center = center + side * move
@@ -74,6 +72,24 @@ def draw_geometry(key: Array, size: Array, config: AugmentConfig) -> Draw:
     flip = jax.random.uniform(keys[2], ()) < config.flip
     center = center.at[0].set(jnp.where(flip, width - center[0] - 1, center[0]))
     return Draw(center, side, flip)
+
+
+def draw_window(key: Array, size: Array, config: AugmentConfig) -> Window:
+    """CornerNet's crop of an image of `size` (2,) int32 h, w: the input's size times a scale, in whole pixels."""
+    keys = jax.random.split(key, 4)
+    scales = jnp.asarray(config.scales, jnp.float32)
+    scale = scales[jax.random.randint(keys[0], (), 0, len(config.scales))]
+    # int(511 * 0.7) has to come out as in float64.
+    sides = jnp.floor(jnp.asarray([config.width, config.height], jnp.float32) * scale + 1e-3)
+    center = _draw_center(keys[1], size[::-1].astype(jnp.float32), config.border)
+    return Window(center, sides, jax.random.uniform(keys[2], ()) < config.flip)
+
+
+def _draw_center(key: Array, extent: Array, border: int) -> Array:
+    """A whole number in [border, extent - border) of each axis, as the originals draw it; extent (2,) w, h."""
+    margin = shrink_border(border, extent)
+    span = jnp.maximum(extent - 2 * margin, 1.0)
+    return margin + jnp.minimum(jnp.floor(jax.random.uniform(key, (2,)) * span), span - 1)
 
 
 def transform_boxes(boxes: Array, size: Array, draw: Draw, output: tuple[int, int]) -> Array:
@@ -198,12 +214,17 @@ def augment(
     if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
         canvas = distort(canvas, draw_distortion(jax.random.fold_in(key, 2)))  # a split is fold_in of 0 and 1
     output = (config.height, config.width)
-    draw = draw_geometry(geometry_key, size, config)
-    ys, xs = source_positions(size, draw, output)
+    if config.kind == "window":
+        window = draw_window(geometry_key, size, config)
+        ys, xs = window_positions(window, output)
+        boxes, size = window_boxes(boxes, window, output), visible(size, window)
+    else:
+        draw = draw_geometry(geometry_key, size, config)
+        ys, xs = source_positions(size, draw, output)
+        boxes = transform_boxes(boxes, size, draw, output)
     image = resample(canvas, size, ys, xs, jnp.asarray(preprocess.border_rgb(), jnp.float32)) / 255.0
     if preprocess.order == "BGR":
         image = image[..., ::-1]
     image = jitter_color(color_key, image, config, preprocess.order)
     image = (image - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
-    boxes = transform_boxes(boxes, size, draw, output)
     return image, crop_boxes(boxes, output) if config.clip_boxes else boxes

@@ -133,9 +133,7 @@ class CenterNet(nn.Module):
             "offset": 2,
         }
         names = [f"heads{i}" for i in range(len(maps))] if c.backbone == "hourglass" else ["heads"]
-        outputs = [
-            Heads(channels, c.head_channels, dtype, name=name)(x) for name, x in zip(names, maps, strict=True)
-        ]
+        outputs = [Heads(channels, c.head_channels, dtype, name=name)(x) for name, x in zip(names, maps, strict=True)]
         if c.rules.probabilities:
             outputs = [{**o, "heatmap": jax.nn.sigmoid(o["heatmap"])} for o in outputs]
         return outputs
@@ -340,7 +338,9 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
 def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any]) -> CenterNetConfig:
     """`released` with the options put in, checked.  Lists (from JSON) become tuples."""
     others = {key for kind, keys in _OF_BACKBONE.items() if kind != released.backbone for key in keys}
-    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules", "backbone"} - others
+    allowed = (
+        {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules", "backbone"} - others
+    )
     for key, value in options.items():
         if key not in allowed:
             raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")

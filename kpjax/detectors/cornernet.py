@@ -175,7 +175,7 @@ def boxes_on_map(
 ) -> tuple[Array, Array, Array, Array]:
     """Boxes in input pixels and in cells, labels, and which are objects, by the rules; see `encode`.
 
-    A cell is an input pixel times w / W, which is 128 / 511 and not a quarter in the recipes.
+    Cells are pixels times w / W, which is 128 / 511 and not a quarter in the recipes.
     """
     boxes = boxes.astype(jnp.float32)
     if rules.clip:
@@ -186,9 +186,16 @@ def boxes_on_map(
     if rules.clip:
         order = jnp.argsort(~valid, stable=True)
         boxes, labels, valid = boxes[order], labels[order], valid[order]
+    return boxes, to_cells(boxes, size), labels, valid
+
+
+def to_cells(pixels: Array, size: tuple[int, int]) -> Array:
+    """Input pixels (..., x y pairs) float32 as cells of the map."""
     height, width = map_size(size)
-    ratio = jnp.asarray([width / size[1], height / size[0]] * 2, jnp.float32)
-    return boxes, boxes * ratio, labels, valid
+    rest = [width / size[1] - 1 / STRIDE, height / size[0] - 1 / STRIDE] * (pixels.shape[-1] // 2)
+    # A quarter is exact and the rest small: one rounding, where a product with w / W would have two, and the cell of
+    # a point on a border between two is the one that the originals get in float64.
+    return pixels / STRIDE + pixels * jnp.asarray(rest, jnp.float32)
 
 
 def gaussian_sizes(cells: Array, valid: Array, rules: Rules) -> Array:
@@ -276,9 +283,7 @@ def loss(
             offsets = counts[f"{name}_offsets"]
             offsets = offsets + rules.offset_eps if rules.offset_eps else jnp.maximum(offsets, 1)
             index, mask = targets[f"{name}_index"], targets[f"{name}_mask"]
-            parts["offset"] += losses.smooth_l1_at(
-                maps[f"{name}_off"], index, mask, targets[f"{name}_off"], offsets
-            )
+            parts["offset"] += losses.smooth_l1_at(maps[f"{name}_off"], index, mask, targets[f"{name}_off"], offsets)
         tags = [gather_cells(maps[f"{side}_tag"], targets[f"{side}_index"])[..., 0] for side in SIDES]
         pull, push = losses.associative_embedding(tags[0], tags[1], targets["mask"], rules.embedding_eps)
         parts["pull"] += pull

@@ -58,12 +58,10 @@ def encode(
     """CornerNet's targets of one image (`cornernet.encode`), and those of "center"."""
     targets = cornernet.encode(boxes, labels, valid, size, rules=rules, num_classes=num_classes)
     pixels, cells, labels, valid = cornernet.boxes_on_map(boxes, labels, valid, size, rules)
-    height, width = shape = cornernet.map_size(size)
-    # The mean is taken of pixels, before the ratio, as in the original: the cell can depend on it.
-    center = (pixels[:, :2] + pixels[:, 2:]) / 2 * jnp.asarray([width / size[1], height / size[0]], jnp.float32)
+    center = cornernet.to_cells((pixels[:, :2] + pixels[:, 2:]) / 2, size)
     radius = cornernet.gaussian_sizes(cells, valid, rules)
     return targets | cornernet.keypoint_targets(
-        "center", center, radius, labels, valid, shape, rules, num_classes, CENTER_SIGMA
+        "center", center, radius, labels, valid, cornernet.map_size(size), rules, num_classes, CENTER_SIGMA
     )
 
 

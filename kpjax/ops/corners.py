@@ -50,7 +50,9 @@ def best_points(scores: Array, offset: Array, tag: Array | None, k: int, kernel:
     return Points(best, xs + moved[..., 0], ys + moved[..., 1], labels, tags)
 
 
-def pair_corners(top_left: Points, bottom_right: Points, distance: float, count: int, strict: bool = False) -> Candidates:
+def pair_corners(
+    top_left: Points, bottom_right: Points, distance: float, count: int, strict: bool = False
+) -> Candidates:
     """All pairs of a top-left and a bottom-right corner that can be one object, the best `count` of them.
 
     A pair is rejected where the classes differ, where the embeddings are more than `distance` apart, or where

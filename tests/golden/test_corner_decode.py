@@ -1,0 +1,117 @@
+"""Pairing of corners and the triplets' centres: the originals' decoding, and mmdetection's predict_by_feat."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kpjax
+from kpjax.detectors import cornernet
+from kpjax.testtime import View, to_image
+
+from .cases import each_case, fill, nhwc
+from .test_decode import assert_same_rows, rows_of
+
+HEADS = {"tl": "tl", "br": "br", "ct": "center"}
+
+
+def power(tag: str, shape: Any, squarings: int, low: float, span: float) -> np.ndarray:
+    """The cases' rule P: a uniform array, squared so many times, then moved and stretched."""
+    u = fill(tag, shape, 0, 1)
+    for _ in range(squarings):
+        u = u * u
+    return np.float32(low) + np.float32(span) * u
+
+
+def heads_of(case: Any, variant: dict[str, Any], tag: str, stored: str, shape: list[int]) -> dict[str, np.ndarray]:
+    """Head maps (NHWC) by our names, from the case's rule.  shape: B, C, H, W."""
+    batch, classes, height, width = shape
+    dense = variant["kind"] == "dense"
+    maps = {}
+    for name in case.info["heads"]:
+        corner, kind = name.split("_")
+        if kind == "heat":
+            rule = (variant["squarings"], -4, 6) if dense else (9, -7, 3)
+            value = power(f"{tag}/{name}", (batch, classes, height, width), *rule)
+            if dense and variant["active"] is not None:
+                value[:, [c for c in range(classes) if c not in variant["active"]]] -= np.float32(5)
+        elif kind == "tag":
+            reach = 0.6 if dense else 0.1
+            value = fill(f"{tag}/{name}", (batch, 1, height, width), -reach, reach)
+        else:
+            value = fill(f"{tag}/{name}", (batch, 2, height, width), 0, 1)
+        if f"{stored}/sparse_{name}/index" in case.arrays:
+            value[tuple(case[f"{stored}/sparse_{name}/index"].T)] = case[f"{stored}/sparse_{name}/value"]
+        maps[f"{HEADS[corner]}_{'off' if kind == 'regr' else kind}"] = nhwc(value)
+    return maps
+
+
+@each_case("decode_cornernet", "decode_centernet_triplet")
+def test_pairs(case: Any) -> None:
+    """Rows x1, y1, x2, y2 in cells, score, class, and the triplets' centres x, y, class, score."""
+    model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
+    for name, variant in case.info["variants"].items():
+        arguments = variant["arguments"]
+        _, classes, height, width = variant["shape"]
+        det = kpjax.build(
+            model,
+            num_classes=classes,
+            corners=arguments["K"],
+            pairs=arguments["num_dets"],
+            distance=float(arguments["ae_threshold"]),
+            kernel=arguments["kernel"],
+        )
+        maps = heads_of(case, variant, variant["tag"], name, variant["shape"])
+        config = det.net.config
+        size = (height, width)  # so that a pixel is a cell
+        found = jax.jit(lambda m, c=config, s=size: cornernet.candidates(m, s, None, config=c)[0])(maps)
+        expected = case[f"{name}/detections"]
+        for image in range(len(found.scores)):
+            kept = np.asarray(found.scores[image]) > -1
+            rows = np.concatenate(
+                [found.boxes[image], found.scores[image][:, None], found.labels[image][:, None]], axis=1
+            )[kept]
+            assert (np.diff(rows[:, 4]) <= 0).all()
+            assert_same_rows(rows, expected[expected[:, 8] == image][:, [0, 1, 2, 3, 4, 7]], 1e-4, f"{name} {image}")
+        if f"{name}/center" in case.arrays:
+            points = jax.jit(
+                lambda m, c=config: cornernet.points_of(cornernet.views_of(m), "center", c.corners, c.kernel)
+            )(maps)
+            rows = np.stack([points.xs, points.ys, points.scores, points.labels], -1)
+            for ours, theirs in zip(rows, case[f"{name}/center"], strict=True):
+                twice = [np.concatenate([r[:, :2], r[:, :2], r[:, 2:]], 1) for r in (ours, theirs[:, [0, 1, 3, 2]])]
+                assert_same_rows(*twice, 1e-4, f"{name}/center")
+
+
+@each_case("fn_mmdet_predict")
+def test_corner_head_before_nms(case: Any) -> None:
+    """Rows image, x1, y1, x2, y2, score, label of the CornerHead, the border subtracted, without rescaling."""
+    details = case.info["details"]
+    tags = details["corner_tags"]
+    names = [n for n in case.arrays if re.fullmatch(r"corner_\w+_raw", n)]
+    assert names
+    for name in names:
+        maps = {}
+        for i, side in enumerate(("tl", "br")):
+            maps[f"{side}_heat"] = jnp.asarray(nhwc(case[f"in/co_{side}_{name.split('_')[1]}"]))
+            for kind, ours in (("emb", "tag"), ("off", "off")):
+                shape, low, high = tags[kind][2:]
+                maps[f"{side}_{ours}"] = jnp.asarray(nhwc(fill(tags[kind][i], shape, low, high)))
+        classes = maps["tl_heat"].shape[-1]
+        det = kpjax.build("cornernet_hg104_mmdet", num_classes=classes)
+        for image, meta in enumerate(details["corner_metas"]):
+            size = tuple(meta["batch_input_shape"])
+            top, bottom, left, right = meta.get("border", (0.0, size[0], 0.0, size[1]))
+            windows = jnp.asarray([[top, left, bottom, right]])
+            one = {key: value[image : image + 1] for key, value in maps.items()}
+            decode = jax.jit(lambda m, w, s=size, d=det: d.decode(m, 1000, s, w))
+            found = decode(one, windows)
+            view = View(size, size, size, 1.0, (left, top), (1.0, 1.0), (0, 0, *size))
+            rows = rows_of(dataclasses.replace(found, boxes=to_image(np.asarray(found.boxes), view)))[0]
+            theirs = case[name][case[name][:, 0] == image][:, 1:]
+            assert_same_rows(rows[rows[:, 4] > 0], theirs, 1e-4, f"{name} image {image}")

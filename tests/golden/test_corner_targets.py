@@ -1,0 +1,126 @@
+"""Targets and inputs of CornerNet's and the triplets' samplers, and mmdetection's CornerHead targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kpjax
+from kpjax.data.augment import resample
+from kpjax.data.window import Window, visible, window_boxes, window_positions
+
+from .cases import each_case, fill
+from .test_mmdet_targets import image_boxes, mmdet_targets
+
+KEYPOINTS = {"tl": "tl", "br": "br", "ct": "center"}  # the originals' names -> ours
+
+
+def whole_image(shape: list[int]) -> Window:
+    """The samplers' crop without augmentation: the square around the image's middle."""
+    height, width = shape[:2]
+    sides = jnp.full(2, max(height, width), jnp.float32)
+    return Window(jnp.asarray([width // 2, height // 2], jnp.float32), sides, jnp.asarray(False))
+
+
+def detector_of(case: Any) -> Any:
+    model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
+    config = case.info["config"]
+    return kpjax.build(model, num_classes=config["categories"], overlap=float(config["gaussian_iou"]))
+
+
+@each_case("targets_cornernet", "targets_centernet_triplet")
+def test_targets(case: Any) -> None:
+    """Cells, masks and the heatmaps' support exactly, heatmaps to 1e-6, offsets to 1e-5."""
+    det = detector_of(case)
+    size = tuple(case.info["config"]["input_size"])
+    slots = case["mask"].shape[1]
+    encode = jax.jit(lambda b, k, v: det.encode(b, k, v, size))
+    seen = 0
+    for i, image in enumerate(case.info["images"]):
+        rows = case[f"input/boxes_{i}__f64"][:slots]
+        boxes, labels = np.zeros((slots, 4), np.float32), np.zeros(slots, np.int32)
+        window = whole_image(image["shape"])
+        # In float64, as the sampler's own: what float32 loses before `encode` is not its affair.
+        start, side = np.asarray(window.start, np.float64), float(window.sides[0])
+        boxes[: len(rows)] = (rows[:, :4] - np.tile(start, 2)) * np.tile(np.array(size[::-1]) / side, 2)
+        labels[: len(rows)] = rows[:, 4] - 1
+        if len(rows):
+            on_device = window_boxes(jnp.asarray(rows[:, :4], jnp.float32), window, size)
+            np.testing.assert_allclose(on_device, boxes[: len(rows)], atol=1e-4)
+        targets = encode(boxes, labels, np.arange(slots) < len(rows))
+        np.testing.assert_array_equal(targets["mask"], case["mask"][i] > 0)
+        for theirs, ours in KEYPOINTS.items():
+            if f"{theirs}_tags" not in case.arrays:
+                continue
+            seen += 1
+            np.testing.assert_array_equal(targets[f"{ours}_mask"], targets["mask"])
+            np.testing.assert_array_equal(targets[f"{ours}_index"], case[f"{theirs}_tags"][i])
+            np.testing.assert_allclose(targets[f"{ours}_off"], case[f"{theirs}_regr"][i], atol=1e-5)
+            index = case[f"{theirs}_heat/index"]
+            own = index[:, 0] == i
+            heat = np.zeros(targets[f"{ours}_heat"].shape, np.float32)
+            heat[tuple(index[own][:, [2, 3, 1]].T)] = case[f"{theirs}_heat/value"][own]
+            np.testing.assert_allclose(targets[f"{ours}_heat"], heat, atol=1e-6)
+            np.testing.assert_array_equal(np.asarray(targets[f"{ours}_heat"]) > 0, heat > 0)
+            np.testing.assert_array_equal(np.asarray(targets[f"{ours}_heat"]) == 1, heat == 1)
+    assert seen
+
+
+@each_case("targets_cornernet", "targets_centernet_triplet")
+def test_inputs(case: Any) -> None:
+    """The sampler's crop and resize on the device: within OpenCV's rounding to whole grey levels."""
+    det = detector_of(case)
+    size = tuple(case.info["config"]["input_size"])
+
+    @jax.jit
+    def sample(image: Any, extent: Any, window: Window) -> Any:
+        ys, xs = window_positions(window, size)
+        border = jnp.asarray(det.preprocess.border_rgb(), jnp.float32)
+        return det.preprocess.normalise(resample(image, visible(extent, window), ys, xs, border))
+
+    found = []
+    for spec in case.info["images"]:
+        bgr = fill(spec["tag"], spec["shape"], 0, 256).astype(np.uint8)
+        extent = np.array(spec["shape"][:2], np.int32)
+        found.append(np.moveaxis(np.asarray(sample(bgr[..., ::-1].copy(), extent, whole_image(spec["shape"]))), -1, 0))
+    images = np.stack(found)
+    np.testing.assert_allclose(images[:, :, ::37, ::41], case["image_sub"], atol=2e-2)
+    statistics = np.array([images.mean(dtype=np.float64), images.std(dtype=np.float64), np.abs(images).max()])
+    np.testing.assert_allclose(statistics, case["image_stats"], atol=2e-2)
+
+
+@each_case("fn_mmdet_targets")
+def test_corner_head(case: Any) -> None:
+    """Heatmaps, offsets where a corner is, and the rows of the embeddings: image, tl y, tl x, br y, br x."""
+    details = case.info["details"]
+    det = kpjax.build("cornernet_hg104_mmdet", num_classes=details["classes"])
+    names = [n.split("/")[0] for n in case.arrays if n.endswith("/topleft_heatmap")]
+    assert names
+    for name in names:
+        expected = case[f"{name}/topleft_heatmap"]
+        width = expected.shape[3]
+        targets = {
+            k: np.asarray(v)
+            for k, v in mmdet_targets(det, image_boxes(case, name, len(expected)), tuple(details["image"])).items()
+        }
+        for ours, theirs in (("tl", "topleft"), ("br", "bottomright")):
+            heat = np.moveaxis(targets[f"{ours}_heat"], -1, 1)
+            np.testing.assert_allclose(heat, case[f"{name}/{theirs}_heatmap"], atol=1e-5, err_msg=name)
+            np.testing.assert_array_equal(heat == 1, case[f"{name}/{theirs}_heatmap"] == 1, err_msg=name)
+            dense = np.zeros((len(expected), 2, *expected.shape[2:]), np.float32)
+            cells = set()
+            for image, slot in np.argwhere(targets[f"{ours}_mask"]):
+                y, x = divmod(int(targets[f"{ours}_index"][image, slot]), width)
+                dense[image, :, y, x] = targets[f"{ours}_off"][image, slot]
+                cells.add((image, y, x))
+            assert len(cells) == targets[f"{ours}_mask"].sum()  # one corner a cell: none is counted twice
+            np.testing.assert_allclose(dense, case[f"{name}/{theirs}_offset"], atol=1e-5, err_msg=name)
+        rows = [
+            (image, *divmod(int(targets["tl_index"][image, slot]), width))
+            + divmod(int(targets["br_index"][image, slot]), width)
+            for image, slot in np.argwhere(targets["mask"])
+        ]
+        np.testing.assert_array_equal(np.array(rows).reshape(-1, 5), case[f"{name}/corner_embedding"], err_msg=name)
