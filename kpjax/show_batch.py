@@ -47,8 +47,10 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     boxes, valid = targets["boxes"], targets["valid"]
     corner = np.array([width, height], np.float32)
     inside = (np.minimum(boxes[..., 2:], corner) > np.maximum(boxes[..., :2], 0)).all(-1)
+    # A detector of several keypoints has a heatmap each.
+    heatmaps = np.maximum.reduce([v for k, v in targets.items() if k.endswith(("heat", "heatmap"))])
     try:
-        show_batch(path, seen, boxes, targets["labels"], valid & inside, targets["heatmap"], source.classes, _MOST)
+        show_batch(path, seen, boxes, targets["labels"], valid & inside, heatmaps, source.classes, _MOST)
     except OSError as error:
         raise ConfigError(f"--show-batch {path} cannot be written: {error.strerror or error}") from error
     gone = int((valid & ~inside).sum())

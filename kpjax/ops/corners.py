@@ -27,7 +27,7 @@ class Points:
 
 @flax.struct.dataclass
 class Candidates:
-    """Boxes before the last selection: boxes (B, N, 4) float32, scores (B, N), -1 where there is none, labels (B, N)."""
+    """Boxes before the last choice: boxes (B, N, 4) float32; scores (B, N), -1 where there is none; labels (B, N)."""
 
     boxes: Array
     scores: Array
