@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -70,24 +71,41 @@ def test_double_repeats_each_cell() -> None:
     np.testing.assert_array_equal(double(x), x.repeat(2, axis=1).repeat(2, axis=2))
 
 
-def test_rematerialisation_and_groups() -> None:
-    """remat changes no number; bn_groups=2 in training is each half of the batch alone."""
-    x = np.random.default_rng(0).standard_normal((4, 31, 31, 3), np.float32)
-    plain = StackedHourglass(**SMALL, stacks=1)
+def images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def test_rematerialisation_changes_nothing() -> None:
+    x = images(2, 8, 8, 4)
+    plain, remat = (Hourglass((4, 6), (1, 1), remat=r) for r in (False, True))
     variables = jax.jit(lambda: plain.init(jax.random.key(0), x, train=False))()
 
-    def run(module: Any, x: Any) -> Any:
+    def slopes(module: Any) -> Any:
         def loss(params: Any) -> Any:
-            (y,), changed = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
-            return (y**2).mean(), (y, changed)
+            y, changed = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            return (y**2).mean(), changed
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
-    (_, (y, stats)), slopes = run(plain, x)
-    again = run(StackedHourglass(**SMALL, stacks=1, remat=True), x)
-    for a, b in zip(jax.tree.leaves(((y, stats), slopes)), jax.tree.leaves((again[0][1], again[1])), strict=True):
+    one, two = slopes(plain), slopes(remat)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(np.abs(a).max())))
-    split = run(StackedHourglass(**SMALL, stacks=1, bn_groups=2), x)[0][1][0]
-    halves = [run(plain, part)[0][1][0] for part in (x[:2], x[2:])]
-    np.testing.assert_allclose(split, np.concatenate(halves), atol=1e-3)
-    assert float(np.abs(np.asarray(split) - np.asarray(y)).max()) > 0.01
+    whole = jax.make_jaxpr(lambda v, x: StackedHourglass(**SMALL, remat=True).apply(v, x, train=False))
+    program = str(whole(*(shapes(StackedHourglass(**SMALL), 1, 31, 31, 3)[:1]), images(1, 31, 31, 3)))
+    # Of each stack: two levels of 1 and 2 blocks on three paths, 1 block at the bottom; one in the stem, one between.
+    assert program.count("remat2[") + program.count("checkpoint[") == 2 * (3 * 1 + 3 * 2 + 1) + 1 + 1
+
+
+def test_groups_are_normalised_apart() -> None:
+    """bn_groups=2 in training: each half of the batch comes out as if it were alone."""
+    x = images(4, 8, 8, 4)
+    whole, split = (Hourglass((4, 6), (1, 1), bn_groups=g) for g in (1, 2))
+    variables = jax.jit(lambda: whole.init(jax.random.key(0), x, train=False))()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(module: Any, x: Any) -> Any:
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+    y = run(split, x)
+    np.testing.assert_allclose(y, np.concatenate([run(whole, part) for part in (x[:2], x[2:])]), atol=1e-4)
+    assert float(np.abs(np.asarray(run(whole, x)) - np.asarray(y)).max()) > 0.01
