@@ -48,9 +48,9 @@ def test_config(path: pathlib.Path) -> None:
     outputs, _ = jax.eval_shape(
         lambda v, x: detector.net.apply(v, x, train=True, mutable=["batch_stats"]), variables, images
     )
-    cells = (config.batch, size[0] // detector.stride, size[1] // detector.stride)
-    assert outputs[-1]["heatmap"].shape == (*cells, classes)
-    assert outputs[-1]["heatmap"].dtype == jnp.float32
+    cells = (config.batch, -(-size[0] // detector.stride), -(-size[1] // detector.stride))
+    heatmaps = [x for name, x in outputs[-1].items() if name.endswith(("heat", "heatmap"))]
+    assert heatmaps and all(x.shape == (*cells, classes) and x.dtype == jnp.float32 for x in heatmaps)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,47 @@ def test_published_schedule(name: str, batch: int, rate: float) -> None:
     if name == "coco_r18_mmdet":
         assert float(rates(jnp.int32(0))) == pytest.approx(2e-5)
         assert float(rates(jnp.int32(500))) == pytest.approx(0.5 * rate, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "steps", "drop"),
+    [
+        ("cornernet_hg104", 49, 2.5e-4, 500_000, 450_000),
+        ("cornernet_hg104_mmdet", 48, 5e-4, round(210 * COCO_IMAGES / 48), round(180 * COCO_IMAGES / 48)),
+        ("triplet_hg52", 48, 2.5e-4, 480_000, 450_000),
+        ("triplet_hg104", 48, 2.5e-4, 480_000, 450_000),
+        ("centernet_hg104", 24, 2.5e-4, round(50 * COCO_IMAGES / 24), round(40 * COCO_IMAGES / 24)),
+    ],
+)
+def test_published_schedule_of_hourglasses(name: str, batch: int, rate: float, steps: int, drop: int) -> None:
+    config = load(REPOSITORY / "configs" / f"{name}.py").get_config()
+    assert config.batch == batch and steps == (config.steps or round(config.epochs * COCO_IMAGES / batch))
+    rates = learning_rate(config.optim, steps)
+    for step, expected in ((drop - 2, rate), (drop + 2, rate / 10), (steps, rate / 10)):
+        assert float(rates(jnp.int32(step))) == pytest.approx(expected, rel=1e-5)
+    if name == "cornernet_hg104_mmdet":
+        assert float(rates(jnp.int32(0))) == pytest.approx(rate / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "text"),
+    [
+        (
+            "cornernet_hg104",
+            (511, 512),
+            "config.augment.width is 512; .* multiples of 16 pixels less 1, .*: 511 or 527$",
+        ),
+        ("triplet_hg52", (33, 511), "config.augment.height is 33; .*: 31 or 47$"),
+        ("cornernet_hg104", (47, 511), ""),
+    ],
+)
+def test_sides_of_corner_methods(name: str, size: tuple[int, int], text: str) -> None:
+    config = Config(steps=1)
+    config.model.name = name
+    config.model.options = {"features": (4, 4, 4), "blocks": (1, 1, 1), "stem": 4, "branch": 4, "head_channels": 4}
+    config.augment.height, config.augment.width = size
+    if not text:
+        from_config(config.check(), 3)
+        return
+    with pytest.raises(ConfigError, match=text):
+        from_config(config.check(), 3)
