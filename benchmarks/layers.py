@@ -90,6 +90,13 @@ def comparisons(scale: float) -> list[Comparison]:
             (array(8, 64, 64, c256), array(3, 3, c256, c192)),
             True,
         ),
+        Comparison(
+            f"conv 3x3, 128x128x{c256} -> {c256} (Winograd)",
+            usual_convolution,
+            layers._conv_winograd,
+            (array(1, 128, 128, c256), array(3, 3, c256, c256)),
+            False,
+        ),
         Comparison(f"transposed conv 4x4, 8x32x32x{c256} -> {c256}", dilated, phases, deconv, False),
         Comparison(f"transposed conv 4x4, 8x32x32x{c256} -> {c256}, with gradients", dilated, phases, deconv, True),
         Comparison(f"max-pool 3x3 stride 2, 8x128x128x{c64}, with gradients", window, views, stem, True),

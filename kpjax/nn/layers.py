@@ -33,11 +33,84 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # piece stays in the cache (benchmarks/layers.py).
 _GRADIENT_PIXELS = 4096
 
+# Output pixels that a Winograd convolution computes at a time on a CPU.
+_WINOGRAD_PIXELS = 2048
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
     """2-D convolution.  x (B, H, W, C), kernel (kh, kw, C, O), padding ((top, bottom), (left, right))."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NHWC)
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
+    )
+    if _suits_winograd(x, kernel, stride, padding):
+        return lax.platform_dependent(x, kernel, cpu=_conv_winograd, default=plain)
+    return plain(x, kernel)
+
+
+def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
+    """3x3, float32, and so wide that the products outweigh the transforms around them (benchmarks/layers.py)."""
+    _, height, width, channels = x.shape
+    return (
+        kernel.shape[:2] == (3, 3)
+        and stride == 1
+        and tuple(map(tuple, padding)) == ((1, 1), (1, 1))
+        and x.dtype == kernel.dtype == jnp.float32
+        and min(channels, kernel.shape[3]) >= 192
+        and height % 2 == 0
+        and width % 2 == 0
+        and x.shape[0] * height * width >= 1024
+    )
+
+
+def _conv_winograd(x: Array, kernel: Array) -> Array:
+    """A 3x3 convolution as 16 products of matrices a block of 2x2 outputs: Winograd's F(2x2, 3x3), 4/9 of the work.
+
+    Lavin and Gray 2016.  It differs from the plain sum by about 1e-6 of the largest value.  Runs over slabs of
+    rows, so that the 16 matrices stay in the cache.
+    """
+    batch, height, width, channels = x.shape
+    features = kernel.shape[3]
+    slabs = max(1, batch * height * width // _WINOGRAD_PIXELS)
+    while height // 2 % slabs:
+        slabs -= 1
+    rows = height // slabs
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernels = [_winograd_kernel(line, 0) for line in _winograd_kernel(kernel, 0)]  # [u][v], each (C, O)
+
+    def slab(start: Array) -> Array:
+        part = lax.dynamic_slice_in_dim(padded, start, rows + 2, axis=1)
+        sums = []
+        for line, of_line in zip(_winograd_input(part, 1), kernels, strict=True):
+            products = [
+                jnp.dot(tile.reshape(-1, channels), k)
+                for tile, k in zip(_winograd_input(line, 2), of_line, strict=True)
+            ]
+            sums.append(_winograd_output(products))
+        columns = [_winograd_output([line[v] for line in sums]) for v in (0, 1)]
+        shape = (batch, rows // 2, width // 2, features)
+        pairs = [jnp.stack([columns[v][u].reshape(shape) for v in (0, 1)], axis=3) for u in (0, 1)]
+        return jnp.stack(pairs, axis=2).reshape(batch, rows, width, features)
+
+    if slabs == 1:
+        return slab(jnp.int32(0))
+    y = lax.map(slab, jnp.arange(slabs) * rows)
+    return jnp.moveaxis(y, 0, 1).reshape(batch, height, width, features)
+
+
+def _winograd_kernel(k: Array, axis: int) -> list[Array]:
+    a, b, c = (lax.index_in_dim(k, i, axis, keepdims=False) for i in range(3))
+    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
+
+
+def _winograd_input(x: Array, axis: int) -> list[Array]:
+    length = x.shape[axis] - 2
+    a, b, c, d = (lax.slice_in_dim(x, i, i + length - 1, stride=2, axis=axis) for i in range(4))
+    return [a - c, b + c, c - b, b - d]
+
+
+def _winograd_output(m: Sequence[Array]) -> tuple[Array, Array]:
+    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
 
 def _conv2d_forward(x: Array, kernel: Array, stride: int, padding: Any) -> tuple[Array, tuple[Array, Array]]:

@@ -35,20 +35,21 @@ def top_k(heat: Array, k: int) -> tuple[Array, Array, Array, Array]:
     """The k best cells of each image over all classes, best first.
 
     heat: (B, h, w, K) float32.  Returns scores (B, k) float32, labels, ys, xs (B, k) int32.
-    k is cut to the number of cells there are.  Selected per class and then over the classes, as
-    xingyizhou does; of equal scores the lower class, then the lower cell comes first, which is
-    also the order of one flat top-k over (K, h, w), as in mmdetection.
+    k is cut to the number of scores there are.  Of equal scores the lower class, then the lower cell comes first,
+    as in one flat top-k over (K, h, w).
+
+    The k best lie in the k rows (of one class each) with the best maxima, so that only those are compared in full:
+    `top_k` itself sees one number a row instead of w.
     """
-    batch, height, width, classes = heat.shape
-    cells = height * width
-    per_class = heat.reshape(batch, cells, classes).transpose(0, 2, 1)
-    scores, indices = jax.lax.top_k(per_class, min(k, cells))
-    labels = jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32)[None, :, None], indices.shape)
-    flat = scores.reshape(batch, -1)
-    scores, chosen = jax.lax.top_k(flat, min(k, flat.shape[1]))
-    indices = jnp.take_along_axis(indices.reshape(batch, -1), chosen, axis=1)
-    labels = jnp.take_along_axis(labels.reshape(batch, -1), chosen, axis=1)
-    return scores, labels, indices // width, indices % width
+    batch, height, width, _ = heat.shape
+    rows = heat.max(2).transpose(0, 2, 1).reshape(batch, -1)  # class by class, as the flat order is
+    _, chosen = jax.lax.top_k(rows, min(k, rows.shape[1]))
+    chosen = jnp.sort(chosen, axis=1)  # so that of equal scores the first still comes first
+    label, y = chosen // height, chosen % height
+    few = heat[jnp.arange(batch)[:, None], y, :, label].reshape(batch, -1)
+    scores, best = jax.lax.top_k(few, min(k, few.shape[1]))
+    row, x = best // width, best % width
+    return scores, jnp.take_along_axis(label, row, axis=1), jnp.take_along_axis(y, row, axis=1), x
 
 
 def gather_cells(maps: Array, index: Array) -> Array:

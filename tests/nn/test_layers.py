@@ -275,3 +275,40 @@ def test_batch_norm_keeps_float32_statistics_under_bfloat16() -> None:
     exact = np.asarray(x, np.float64).reshape(-1, 2)
     np.testing.assert_allclose(changed["batch_stats"]["mean"], 0.1 * exact.mean(0), rtol=1e-5)
     np.testing.assert_allclose(changed["batch_stats"]["var"], 0.9 + 0.1 * exact.var(0, ddof=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "winograd"),
+    [
+        ((1, 32, 32, 192), 192, True),
+        ((2, 60, 38, 192), 200, True),  # several slabs of rows
+        ((1, 32, 34, 191), 192, False),
+        ((1, 33, 32, 192), 192, False),
+        ((1, 16, 16, 192), 192, False),
+    ],
+)
+def test_wide_convolutions(shape: tuple[int, ...], features: int, winograd: bool) -> None:
+    """Winograd's form, where it is taken on a CPU, equals the plain convolution, values and gradients."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape, np.float32))
+    kernel = jnp.asarray(rng.standard_normal((3, 3, shape[3], features), np.float32))
+    padding = ((1, 1), (1, 1))
+    assert layers._suits_winograd(x, kernel, 1, padding) == winograd
+    assert not layers._suits_winograd(x, kernel, 2, padding)
+    assert not layers._suits_winograd(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 1, padding)
+
+    def plain(x: Any, kernel: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layers.NHWC)
+
+    expected = jax.jit(plain)(x, kernel)
+    limit = 3e-6 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(jax.jit(lambda x, k: layers.conv2d(x, k, 1, padding))(x, kernel), expected, atol=limit)
+    if winograd:
+        np.testing.assert_allclose(jax.jit(layers._conv_winograd)(x, kernel), expected, atol=limit)
+        # The gradients are those of the plain form.
+        ours, theirs = (
+            jax.jit(jax.grad(lambda x, k, f=f: (f(x, k) * expected).sum(), argnums=(0, 1)))(x, kernel)
+            for f in (lambda x, k: layers.conv2d(x, k, 1, padding), plain)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))

@@ -35,7 +35,7 @@ def test_the_border_is_not_a_peak_of_zeros() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 5, 9, 35, 40]), st.booleans())
 def test_top_k(seed: int, k: int, ties: bool) -> None:
     heat = np.random.default_rng(seed).random((2, 3, 4, 3), np.float32)
     heat = np.round(heat, 1) if ties else heat
