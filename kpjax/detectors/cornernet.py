@@ -32,9 +32,10 @@ from kpjax.detectors.base import (
 )
 from kpjax.detectors.centernet import Heads
 from kpjax.nn.pooling import CornerPool
-from kpjax.ops import corners, losses
+from kpjax.ops import corners, losses, nms
 from kpjax.ops.corners import Candidates, Points
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.nms import SoftNms, soft_nms
 from kpjax.ops.peaks import gather_cells
 
 STRIDE = 4
@@ -59,6 +60,7 @@ class Rules:
     inside: a pair is tested after its corners were pulled to the right of and below the image's corner, and
         has to have an area; boxes are not cut otherwise (golden: fn_mmdet_predict).  If false, boxes are cut to
         the image afterwards.
+    nms, stale_rows: soft-NMS of the paired boxes, and whether what the originals' leaves behind stays.
     """
 
     radius: str = "fixed"
@@ -70,6 +72,8 @@ class Rules:
     offset_eps: float = 1e-4
     average: str = "stacks"
     inside: bool = False
+    nms: SoftNms = nms.ORIGINAL
+    stale_rows: bool = True
 
 
 ORIGINAL = Rules()
@@ -81,6 +85,8 @@ MMDET = Rules(
     offset_eps=0.0,
     average="corners",
     inside=True,
+    nms=nms.MMCV,
+    stale_rows=False,
 )
 
 # The originals pad to a side of 128 k - 1; mmdetection fills the border with the mean.
@@ -95,7 +101,8 @@ class CornerNetConfig:
     features, blocks, stem, stacks: of the hourglass.  branch: channels of a pooled map.  head_channels: of each
     head's 3x3 convolution.  radius, overlap: override the rules' ("": keep).
     corners: best corners of a side that are paired.  pairs: candidates kept of them.  distance: largest difference
-    of a pair's embeddings.  kernel: neighbourhood of the peak test, 3 or 1 (none).
+    of a pair's embeddings.  kernel: neighbourhood of the peak test, 3 or 1 (none).  nms: method of the soft-NMS
+    ("": the rules' own, Gaussian), or "none".
     embedding_images: pull and push are sums over a batch's images; they are scaled to this many, those a GPU
         had in the original's training (0: the plain sum).
     dtype, bn_groups, remat: see kpjax.config.
@@ -116,6 +123,7 @@ class CornerNetConfig:
     pairs: int = 1000
     distance: float = 0.5
     kernel: int = 3
+    nms: str = ""
     pull_weight: float = 0.1
     push_weight: float = 0.1
     offset_weight: float = 1.0
@@ -398,6 +406,19 @@ def merge_views(found: Candidates, batch: int) -> Candidates:
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), found)
 
 
+def suppress(found: Candidates, config: CornerNetConfig) -> Candidates:
+    """Soft-NMS of each image's candidates, (B, N, ...); what it drops gets the score -1."""
+    if config.nms == "none":
+        return found
+    rules = config.rules
+
+    def one(boxes: Array, scores: Array, labels: Array) -> Candidates:
+        rows = soft_nms(boxes, scores, labels, scores > -1, rules=rules.nms, stale_rows=rules.stale_rows)
+        return Candidates(rows.boxes, jnp.where(rows.kept, rows.scores, -1.0), rows.labels)
+
+    return jax.vmap(one)(found.boxes, found.scores, found.labels)
+
+
 def select(found: Candidates, windows: Array | None, top_k: int) -> Detections:
     """The best `top_k` candidates of each image, (B, top_k), in pixels of the input.
 
@@ -424,7 +445,7 @@ def decode(
     *,
     config: CornerNetConfig,
 ) -> Detections:
-    """Boxes of the best pairs of corners (CornerNet, section 3.1 and 4.2), in input pixels.
+    """Boxes of the best pairs of corners after soft-NMS (CornerNet, section 3.1 and 4.2), in input pixels.
 
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them.  size: (H, W) of the input;
     None: 4 h - 1 and 4 w - 1.  windows: (B, 4) top, left, bottom, right of the image in the input; None: all of it.
@@ -433,7 +454,8 @@ def decode(
     found, frame = candidates(maps, size, windows, config=config)
     if not config.rules.inside:
         found = inside_image(found, frame)
-    return select(merge_views(found, maps["tl_heat"].shape[0]), windows, top_k)
+    found = merge_views(found, maps["tl_heat"].shape[0])
+    return select(suppress(found, config), windows, top_k)
 
 
 def merge_flip(maps: dict[str, Array]) -> dict[str, Array]:
@@ -473,7 +495,13 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
 def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) -> CornerNetConfig:
     """`released` with the options put in, checked, and its rules completed."""
     config = replace_options(
-        name, released, options, dtype=("float32", "bfloat16"), radius=("", "legacy", "fixed"), kernel=(1, 3)
+        name,
+        released,
+        options,
+        dtype=("float32", "bfloat16"),
+        radius=("", "legacy", "fixed"),
+        kernel=(1, 3),
+        nms=("", "none", *nms.METHODS),
     )
     if len(config.features) != len(config.blocks) or len(config.features) < 2:
         raise ConfigError(
@@ -494,4 +522,6 @@ def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) 
     rules = dataclasses.replace(
         config.rules, radius=config.radius or config.rules.radius, overlap=config.overlap or config.rules.overlap
     )
+    if config.nms not in ("", "none"):
+        rules = dataclasses.replace(rules, nms=dataclasses.replace(rules.nms, method=config.nms))
     return dataclasses.replace(config, rules=rules)

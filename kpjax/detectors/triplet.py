@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from kpjax.detectors import cornernet
@@ -73,7 +74,7 @@ def decode(
     *,
     config: CornerNetConfig,
 ) -> Detections:
-    """Pairs of corners with a centre between them (Keypoint Triplets, section 3.1), in input pixels.
+    """Pairs of corners with a centre between them, after soft-NMS (Keypoint Triplets, section 3.1), in input pixels.
 
     As `cornernet.decode`.  With a mirrored view the centres of both count for the boxes of both, those
     of the plain image first.  Areas are those of input pixels.
@@ -87,7 +88,10 @@ def decode(
     centers = cornernet.points_of(cornernet.views_of(maps), "center", config.corners, config.kernel)
     centers = frame.to_image(centers)
     centers = cornernet.merge_views(centers.replace(xs=frame.unmirror(centers.xs)), batch)
-    return cornernet.select(require_centers(found, centers), windows, top_k)
+    found = require_centers(found, centers)
+    order = jnp.argsort(-found.scores, axis=1, stable=True)  # soft-NMS leaves its stale rows by the order of rows
+    found = jax.tree.map(lambda x: jax.vmap(lambda rows, index: rows[index])(x, order), found)
+    return cornernet.select(cornernet.suppress(found, config), windows, top_k)
 
 
 def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:

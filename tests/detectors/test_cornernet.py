@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "branch": 4,
     "head_channels": 4,
     "corners": 20,
+    "nms": "none",
 }
 BOXES = [(5.0, 6.0, 40.0, 31.0), (50.0, 10.0, 90.0, 60.0), (8.0, 36.0, 30.0, 58.0)]
 LABELS = [0, 2, 0]
@@ -229,8 +230,8 @@ def test_pull_and_push_for_so_many_images() -> None:
 
 
 @functools.cache
-def compiled_decode(name: str, flip: bool = False, sized: bool = True) -> Any:
-    d = detector(name)
+def compiled_decode(name: str, flip: bool = False, sized: bool = True, **options: Any) -> Any:
+    d = detector(name, **options)
 
     def run(maps: Any, windows: Any) -> Any:
         return d.decode(d.merge_flip(maps) if flip else maps, 10, SIZE if sized else None, windows)
@@ -304,6 +305,17 @@ def test_mirrored_views_are_decoded_apart_and_merged(name: str) -> None:
         maps = {k: np.concatenate([one[k], other[k]]) for k in plain}
         found = found_boxes(compiled_decode(name, flip=True)(maps, None), 0)
         np.testing.assert_allclose(found, sorted(times * wanted), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_soft_nms_leaves_one_of_two_views(name: str) -> None:
+    """The same boxes from both views: the second of each pair loses its score to the first."""
+    plain = perfect_maps(name, batched(encode(name, BOXES, LABELS)))
+    _, flipped = mirrored(plain, name)
+    maps = {k: np.concatenate([plain[k], flipped[k]]) for k in plain}
+    found = compiled_decode(name, flip=True, nms="gaussian")(maps, None)
+    np.testing.assert_allclose(found_boxes(found, 0), expected_boxes(BOXES, LABELS), atol=1e-3)
+    assert (np.diff(found.scores) <= 0).all()
 
 
 @pytest.mark.parametrize("name", ["cornernet_hg104", "triplet_hg52"])
