@@ -15,7 +15,7 @@ from kpjax.config import Config
 
 
 def get_config() -> Config:
-    config = Config(batch=4, steps=2000)
+    config = Config(batch=4, steps=1200)
     config.model.name = "cornernet_hg104"
     config.model.options = {
         "features": (32, 32, 48, 64),

@@ -221,7 +221,7 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     gap = dropped & (place < new_end)
     mover = later & ~dropped & (place >= new_end)
     behind = later & (place >= new_end)
-    # A row behind the new end is looked at in the gap that is open at its turn, after the last gap at `new_end`.
+    # A row behind the new end is looked at in the gap that is open when its turn comes, after the last gap at `new_end`.
     turn = jnp.cumsum(mover[::-1], dtype=jnp.int32)[::-1] - mover
     gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, jnp.cumsum(gap) - 1, count + 1)].set(place, mode="drop")
     seen_at = jnp.where(behind, gaps[turn], place)
