@@ -52,3 +52,24 @@ def test_show(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     with pytest.raises(ConfigError, match="is a folder"):
         show(config, str(tmp_path), train_source=source)
+
+
+def test_corners_are_shown_in_one_heatmap(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("tensorflow")
+    source = marker_source([(63, 63, [(20, 30, 10, 0)])])
+    config = Config(batch=1, steps=1)
+    config.model.name = "cornernet_hg104"
+    config.model.options = {"features": (4, 4), "blocks": (1, 1), "stem": 4, "branch": 4, "head_channels": 4}
+    config.data.canvas = 64
+    config.augment.height = config.augment.width = 63
+    config.data.max_boxes = 4
+    config.augment.kind, config.augment.flip, config.augment.color, config.augment.lighting = "none", 0.0, 0.0, 0.0
+    show(config, str(tmp_path / "batch.png"), train_source=source)
+    picture = np.asarray(Image.open(tmp_path / "batch.png").convert("RGB"))
+    scale = (picture.shape[0] - 8) / 63
+    heat = picture[4:-4, -4 - round(63 * scale) : -4].astype(int)
+    peaks = np.abs(heat - np.rint(np.multiply(class_color(0), 0.9))).max(-1) <= 1
+    # x 10 .. 30, y 20 .. 40: the corners' cells, of four pixels, and nothing between them
+    for x, y in ((10, 20), (30, 40)):
+        assert peaks[round(y * scale), round(x * scale)], (x, y)
+    assert not peaks[round(30 * scale), round(20 * scale)] and peaks.mean() < 0.02

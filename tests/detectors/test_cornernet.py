@@ -226,6 +226,25 @@ def test_pull_and_push_for_so_many_images() -> None:
         assert float(sums[key]) == pytest.approx(float(plain[key]), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_add_up(name: str) -> None:
+    """With the whole batch's counts, the losses of its halves sum to its own; pull and push too, scaled or not."""
+    rng = np.random.default_rng(1)
+    images = [encode(name, BOXES[:n], LABELS[:n]) for n in (3, 0, 1, 2)]
+    whole = batched(*images)
+    maps = {k: rng.standard_normal(v.shape).astype(np.float32) for k, v in perfect_maps(name, whole).items()}
+    for share in (0, 2):
+        d = detector(name, embedding_images=share)
+        run = jax.jit(lambda m, t, c, d=d: d.loss([m], t, c))
+        total, parts = run(maps, whole, d.normaliser(whole))
+        halves = [tuple({k: v[i : i + 2] for k, v in x.items()} for x in (maps, whole)) for i in (0, 2)]
+        counts = jax.tree.map(jnp.add, *(d.normaliser(t) for _, t in halves))
+        found = [run(m, t, counts) for m, t in halves]
+        assert float(sum(f[0] for f in found)) == pytest.approx(float(total), rel=1e-5)
+        for key, value in parts.items():
+            assert float(sum(f[1][key] for f in found)) == pytest.approx(float(value), rel=1e-4), key
+
+
 # --- decoding ------------------------------------------------------------------------------------
 
 
