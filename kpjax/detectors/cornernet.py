@@ -329,7 +329,8 @@ class Frame:
 
     def to_image(self, points: Points) -> Points:
         """From cells to pixels of the image, still mirrored where the map is."""
-        return points.replace(
+        return dataclasses.replace(
+            points,
             xs=points.xs * self.ratio[0] - self.left,
             ys=points.ys * self.ratio[1] - self.top,
         )
@@ -387,22 +388,22 @@ def candidates(
     points = [frame.to_image(points_of(views, side, config.corners, config.kernel)) for side in SIDES]
     inside = config.rules.inside
     if inside:
-        points = [p.replace(xs=jnp.maximum(p.xs, 0.0), ys=jnp.maximum(p.ys, 0.0)) for p in points]
+        points = [dataclasses.replace(p, xs=jnp.maximum(p.xs, 0.0), ys=jnp.maximum(p.ys, 0.0)) for p in points]
     found = corners.pair_corners(points[0], points[1], config.distance, config.pairs, strict=inside)
     x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
     mirrored = frame.mirrored
     x1, x2 = jnp.where(mirrored, frame.unmirror(x2), x1), jnp.where(mirrored, frame.unmirror(x1), x2)
-    return found.replace(boxes=jnp.stack([x1, y1, x2, y2], -1)), frame
+    return dataclasses.replace(found, boxes=jnp.stack([x1, y1, x2, y2], -1)), frame
 
 
 def inside_image(found: Candidates, frame: Frame) -> Candidates:
     """Boxes cut to their image, as the originals do before they suppress any."""
     limit = jnp.stack([frame.width, frame.height, frame.width, frame.height], -1)
-    return found.replace(boxes=jnp.clip(found.boxes, 0.0, limit))
+    return dataclasses.replace(found, boxes=jnp.clip(found.boxes, 0.0, limit))
 
 
-def merge_views(found: Candidates, batch: int) -> Candidates:
-    """The candidates of an image's views one after another: (B * V, N, ...) -> (B, V * N, ...)."""
+def merge_views(found: Any, batch: int) -> Any:
+    """The candidates or points of an image's views one after another: (B * V, N, ...) -> (B, V * N, ...)."""
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), found)
 
 

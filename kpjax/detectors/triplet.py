@@ -6,6 +6,7 @@ A pair of corners counts only where a centre of its class lies in the middle of 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -82,12 +83,12 @@ def decode(
     found, frame = cornernet.candidates(maps, size, windows, config=config)
     x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
     beyond = (x1 <= -BEYOND) | (y1 <= -BEYOND) | (x2 >= frame.width + BEYOND) | (y2 >= frame.height + BEYOND)
-    found = found.replace(scores=jnp.where(beyond, -1.0, found.scores))
+    found = dataclasses.replace(found, scores=jnp.where(beyond, -1.0, found.scores))
     batch = maps["tl_heat"].shape[0]
     found = cornernet.merge_views(cornernet.inside_image(found, frame), batch)
     centers = cornernet.points_of(cornernet.views_of(maps), "center", config.corners, config.kernel)
     centers = frame.to_image(centers)
-    centers = cornernet.merge_views(centers.replace(xs=frame.unmirror(centers.xs)), batch)
+    centers = cornernet.merge_views(dataclasses.replace(centers, xs=frame.unmirror(centers.xs)), batch)
     found = require_centers(found, centers)
     order = jnp.argsort(-found.scores, axis=1, stable=True)  # soft-NMS leaves its stale rows by the order of rows
     found = jax.tree.map(lambda x: jax.vmap(lambda rows, index: rows[index])(x, order), found)

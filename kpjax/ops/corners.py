@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -113,4 +115,4 @@ def require_centers(found: Candidates, centers: Points, small_area: float = 2250
     first = jnp.argmax(fits, -1)
     center = jnp.take_along_axis(centers.scores, first, axis=1)
     kept = fits.any(-1) & (found.scores > -1)
-    return found.replace(scores=jnp.where(kept, (2 * found.scores + center) / 3, -1.0))
+    return dataclasses.replace(found, scores=jnp.where(kept, (2 * found.scores + center) / 3, -1.0))
