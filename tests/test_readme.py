@@ -25,7 +25,7 @@ def test_the_parts_from_other_jax_code() -> None:
 
 def test_models_are_listed() -> None:
     table = README.split("## Models")[1]
-    written = set(re.findall(r"`(centernet_\w+)`|`(_r\d+)`", table))
+    written = set(re.findall(r"`((?:centernet|cornernet|triplet)_\w+)`|`(_r\d+)`", table))
     named = {full or f"centernet{short}" for full, short in written}
     assert set(kpjax.list_models()) <= named
 
