@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kpjax.convert import resnet
+from kpjax.convert import dla, resnet
 from kpjax.convert.rules import ImportMismatch, Rule, Variables, apply_rules, flatten, leaf_shapes, unflatten, unwrap
 from kpjax.convert.torch_file import TorchFileError, read_torch_file
 from kpjax.detectors.base import Detector
@@ -21,7 +21,17 @@ __all__ = ["BackboneLoad", "ImportMismatch", "TorchFileError", "import_torch", "
 # Detector.import_rules -> the table that reads its released checkpoints.
 RULES: dict[str, tuple[Rule, ...]] = {
     "xingyizhou_resnet": resnet.XINGYIZHOU_RESNET,
+    "xingyizhou_resnet_dcn": resnet.XINGYIZHOU_RESNET_DCN,
+    "xingyizhou_dla": dla.XINGYIZHOU_DLA,
+    "xingyizhou_dlav0": dla.XINGYIZHOU_DLAV0,
     "mmdet_resnet": resnet.MMDET_RESNET,
+    "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
+}
+
+# A leaf of a trunk that tells its kind -> the table that reads that kind's ImageNet classifiers.
+_BACKBONES: dict[str, tuple[Rule, ...]] = {
+    f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
+    f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
 }
 
 
@@ -57,7 +67,7 @@ def import_torch(det: Detector, state_dict: Mapping[str, Any]) -> Variables:
 def load_backbone(
     det: Detector, variables: Mapping[str, Any], source: str | pathlib.Path | Mapping[str, Any]
 ) -> BackboneLoad:
-    """Start a network's ResNet trunk from an ImageNet classifier of torchvision or timm.
+    """Start a network's trunk from an ImageNet classifier: a ResNet of torchvision or timm, a DLA of ucbdrive.
 
     variables: the network's own {"params", "batch_stats"}, as `det.net.init` makes them.
     source: a .pth file, or its state dict.  The channel order of the first kernel is left as
@@ -67,9 +77,10 @@ def load_backbone(
     state_dict = unwrap(source) if isinstance(source, Mapping) else read_torch_file(source)
     leaves = flatten(variables)
     wanted = {path: leaf.shape for path, leaf in leaves.items() if path.split("/", 1)[1].startswith(resnet.TRUNK + "/")}
-    if not wanted:
-        raise ImportMismatch(f"{det.name}: this model has no ResNet backbone to start from an ImageNet checkpoint")
-    filled = apply_rules(resnet.IMAGENET_RESNET, state_dict, wanted, f"the backbone of {det.name}")
+    rules = next((table for leaf, table in _BACKBONES.items() if leaf in wanted), None)
+    if rules is None:
+        raise ImportMismatch(f"{det.name}: this model has no backbone to start from an ImageNet checkpoint")
+    filled = apply_rules(rules, state_dict, wanted, f"the backbone of {det.name}")
     dropped = sorted(key for key in state_dict if key.startswith("fc."))
     return BackboneLoad(
         variables=unflatten({**leaves, **filled}),

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpjax.backbones.dla import LEVELS, DLAUp
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
 from kpjax.config import ConfigError
 from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB, Array, Detections, Detector, Outputs, Preprocess, Targets
@@ -64,16 +65,21 @@ MMDET = Rules(
 class CenterNetConfig:
     """One released model, or a variation of it.
 
-    depth, width: of the ResNet.  deconv, neck_conv: of its neck; two steps instead of three leave
-    out the trunk's last stage (stride 16), for small images.  head_channels: of each head's
+    backbone: "resnet" or "dla".  depth, width: of it, the width being that of its first stage.
+    deconv, neck_conv: of the ResNet's neck; two steps instead of three leave
+    out the trunk's last stage (stride 16), for small images.  dcn: deformable convolution in
+    the neck; dcn_bias: with a bias, as xingyizhou's in the ResNet's neck.  head_channels: of each head's
     3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
     radius, overlap: override the rules' ("": keep).  dtype, bn_groups, remat: see kpjax.config.
     """
 
+    backbone: str = "resnet"
     depth: int = 18
     width: int = 64
     deconv: tuple[int, ...] = (256, 256, 256)
     neck_conv: bool = False
+    dcn: bool = False
+    dcn_bias: bool = True
     head_channels: int = 64
     class_specific_wh: bool = False
     rules: Rules = XINGYIZHOU
@@ -95,6 +101,15 @@ R101 = CenterNetConfig(depth=101)
 R18_MMDET = CenterNetConfig(
     deconv=(256, 128, 64), neck_conv=True, rules=MMDET, preprocess=IMAGENET_RGB, import_rules="mmdet_resnet"
 )
+R18_DCN = CenterNetConfig(deconv=(256, 128, 64), dcn=True, import_rules="xingyizhou_resnet_dcn")
+R101_DCN = dataclasses.replace(R18_DCN, depth=101)
+R18_DCN_MMDET = dataclasses.replace(R18_MMDET, dcn=True, dcn_bias=False, import_rules="mmdet_resnet_dcn")
+DLA34 = CenterNetConfig(backbone="dla", depth=34, width=16, dcn=True, head_channels=256, import_rules="xingyizhou_dla")
+DLA34_NODCN = dataclasses.replace(DLA34, dcn=False, import_rules="xingyizhou_dlav0")
+
+# Fields that make a model what it is: no options of `build`.
+_FIXED = {"rules", "preprocess", "import_rules", "backbone", "dcn", "dcn_bias"}
+_RESNET_ONLY = {"deconv", "neck_conv"}
 
 
 class CenterNet(nn.Module):
@@ -107,9 +122,7 @@ class CenterNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Outputs:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        maps = ResNetDeconv(c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone")(
-            images, train
-        )
+        maps = _backbone(c, dtype)(images, train)
         channels = {
             "heatmap": self.num_classes,
             "wh": 2 * self.num_classes if c.class_specific_wh else 2,
@@ -120,6 +133,15 @@ class CenterNet(nn.Module):
         if c.rules.probabilities:
             outputs = [{**o, "heatmap": jax.nn.sigmoid(o["heatmap"])} for o in outputs]
         return outputs
+
+
+def _backbone(c: CenterNetConfig, dtype: Any) -> nn.Module:
+    """Images (B, H, W, 3) -> a list of maps of stride 4."""
+    if c.backbone == "dla":
+        return DLAUp(c.depth, c.width, c.dcn, c.bn_groups, c.remat, dtype, name="backbone")
+    return ResNetDeconv(
+        c.depth, c.width, c.deconv, c.neck_conv, c.dcn, c.dcn_bias, c.bn_groups, c.remat, dtype, name="backbone"
+    )
 
 
 class Heads(nn.Module):
@@ -302,7 +324,8 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
         stride=STRIDE,
-        multiple=STRIDE * 2 ** len(config.deconv),  # the trunk's stride: one halving for each deconvolution
+        # The trunk's stride; a ResNet's has one halving for each deconvolution.
+        multiple=32 if config.backbone == "dla" else STRIDE * 2 ** len(config.deconv),
         import_rules=config.import_rules,
         options=options,
     )
@@ -310,7 +333,8 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
 
 def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any]) -> CenterNetConfig:
     """`released` with the options put in, checked.  Lists (from JSON) become tuples."""
-    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules"}
+    dla = released.backbone == "dla"
+    allowed = {f.name for f in dataclasses.fields(released)} - _FIXED - (_RESNET_ONLY if dla else set())
     for key, value in options.items():
         if key not in allowed:
             raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")
@@ -322,7 +346,7 @@ def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any])
     changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     config = dataclasses.replace(released, **changes)
     for key, choices in (
-        ("depth", tuple(STAGES)),
+        ("depth", tuple(LEVELS if dla else STAGES)),
         ("dtype", ("float32", "bfloat16")),
         ("radius", ("", "legacy", "fixed")),
     ):

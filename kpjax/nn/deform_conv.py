@@ -1,0 +1,238 @@
+"""Modulated deformable convolution (DCNv2; Zhu et al. 2019, arXiv 1811.11168, equation 1).
+
+A tap k of the kernel reads the input at its usual place p_k moved by an offset of its own, between
+cells by bilinear interpolation, and weighs what it read by a mask:
+
+    y(p) = sum_k kernel_k x(p + p_k + offset_k) mask_k
+
+Without a mask it is deformable convolution as first published (Dai et al. 2017, arXiv 1703.06211).
+
+What all taps read, the columns, is the largest array there is.  The forward pass gathers the four
+neighbours of each sample, one after another, and multiplies once with the kernel; the backward pass keeps
+nothing but the inputs and samples again (benchmarks/deform_conv.py compares other forms).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kpjax.nn.layers import Array, Dtype, Initializer, conv2d, he_normal
+
+# Columns of one image beyond this size are made and used in slabs of output rows.
+_SLAB_BYTES = 64 * 2**20
+
+
+class _Geometry(NamedTuple):
+    kernel: tuple[int, ...]
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
+    slabs: int
+
+
+def deform_conv(
+    x: Array,
+    offset: Array,
+    mask: Array | None,
+    kernel: Array,
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    slabs: int = 0,
+) -> Array:
+    """Deformable convolution without a bias.
+
+    x: (B, H, W, C).  offset: (B, h, w, groups * K * 2) in cells, for each group of channels (dy, dx) of
+    the K = kh * kw taps in rows.  mask: (B, h, w, groups * K), or None for 1 everywhere.
+    kernel: (kh, kw, C, O).  h = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and w alike.
+    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 64 MiB.
+    Returns (B, h, w, O) of x's dtype; positions, weights and gradients of x are summed in float32.
+
+    A sample at or beyond a row of -1 or H (a column of -1 or W) is 0 with no gradient; a neighbour
+    outside the map counts as 0.  At a whole offset the derivative is that towards the next cell
+    (golden: fn_deform_conv).  Differentiable in reverse with respect to all four arrays.
+    Raises ValueError where the shapes do not fit each other.
+    """
+    batch, height, width, channels = x.shape
+    size = kernel.shape[:2]
+    taps = size[0] * size[1]
+    out = tuple(
+        (side + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+        for side, k in zip((height, width), size, strict=True)
+    )
+    if channels % groups or kernel.shape[2] != channels:
+        raise ValueError(f"kernel {kernel.shape} and {groups} groups do not fit {channels} channels")
+    if mask is None:
+        mask = jnp.ones((*offset.shape[:3], groups * taps), jnp.float32)
+    for name, array, count in (("offset", offset, 2), ("mask", mask, 1)):
+        if array.shape != (batch, *out, groups * taps * count):
+            raise ValueError(f"{name} is {array.shape}; it has to be {(batch, *out, groups * taps * count)}")
+    if not slabs:
+        columns = out[0] * out[1] * taps * channels * x.dtype.itemsize
+        slabs = next(n for n in range(1, out[0] + 1) if out[0] % n == 0 and (columns <= n * _SLAB_BYTES or n == out[0]))
+    if out[0] % slabs:
+        raise ValueError(f"slabs is {slabs}; it has to divide the output's {out[0]} rows")
+    return _deform_conv(x, offset, mask, kernel, _Geometry(size, stride, padding, dilation, groups, slabs))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _deform_conv(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> Array:
+    rows = _rows(x, geometry)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+
+    def slab(carry: None, part: Any) -> tuple[None, Array]:
+        weights, index = part
+        y = _columns(rows, weights, index) @ matrix
+        return carry, y.reshape(*index[0].shape[:3], -1)
+
+    return _over_slabs(slab, None, _corners(offset, mask, x.shape[1:3], geometry), geometry.slabs)[1]
+
+
+def _forward(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> tuple[Array, Any]:
+    return _deform_conv(x, offset, mask, kernel, geometry), (x, offset, mask, kernel)
+
+
+def _backward(geometry: _Geometry, saved: Any, g: Array) -> tuple[Array, Array, Array, Array]:
+    x, offset, mask, kernel = saved
+    rows, matrix = _rows(x, geometry), kernel.reshape(-1, kernel.shape[-1])
+    weights, pull, index = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)
+
+    def slab(carry: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], list[Array]]:
+        (dx, dmatrix), (weights, index, g) = carry, part
+        g = g.reshape(-1, g.shape[-1])
+        dsamples = (g @ matrix.T).reshape(*index[0].shape, -1)
+        dweights = [
+            jnp.einsum("...c,...c->...", dsamples, _take(rows, i), preferred_element_type=jnp.float32) for i in index
+        ]
+        for w, i in zip(weights, index, strict=True):
+            dx = _add_at(dx, i, dsamples.astype(jnp.float32) * w[..., None])
+        dmatrix += jnp.matmul(_columns(rows, weights, index).T, g, preferred_element_type=jnp.float32)
+        return (dx, dmatrix), dweights
+
+    start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)
+    (dx, dmatrix), dweights = _over_slabs(slab, start, (weights, index, g), geometry.slabs)
+    doffset, dmask = pull(dweights)
+    return dx.reshape(x.shape).astype(x.dtype), doffset, dmask, dmatrix.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_deform_conv.defvjp(_forward, _backward)
+
+
+def _over_slabs(body: Callable[..., Any], carry: Any, arrays: Any, slabs: int) -> tuple[Any, Any]:
+    """lax.scan over slabs of axis 1 of all arrays, (B, h, ...); one slab runs as it is."""
+    if slabs == 1:
+        return body(carry, arrays)
+    split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], slabs, -1, *a.shape[2:]), 1, 0), arrays)
+    carry, out = lax.scan(body, carry, split)
+    return carry, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:]), out)
+
+
+def _corners(offset: Array, mask: Array, size: tuple[int, ...], geometry: _Geometry) -> tuple[list[Array], list[Array]]:
+    """The four neighbours of every sample: weights (float32) and row numbers of `_rows` (int32), (B, h, w, K, G)."""
+    batch, height, width, _ = offset.shape
+    groups, stride, dilation = geometry.groups, geometry.stride, geometry.dilation
+    shape = (batch, height, width, groups, -1)
+    offset = offset.astype(jnp.float32).reshape(*shape, 2).swapaxes(3, 4)
+    mask = mask.astype(jnp.float32).reshape(shape).swapaxes(3, 4)
+    kh, kw = geometry.kernel
+    tap_y, tap_x = (t.reshape(-1, 1) * dilation - geometry.padding for t in jnp.mgrid[:kh, :kw])
+    y = offset[..., 0] + (stride * jnp.arange(height)[:, None, None, None] + tap_y)
+    x = offset[..., 1] + (stride * jnp.arange(width)[:, None, None] + tap_x)
+    inside = (y > -1) & (y < size[0]) & (x > -1) & (x < size[1])
+    # Outside, and where a position is no number, weight 0 and a cell that exists.
+    y, x, mask = (jnp.where(inside, a, fill) for a, fill in ((y, -1.0), (x, -1.0), (mask, 0.0)))
+    (wy, iy), (wx, ix) = _neighbours(y, size[0]), _neighbours(x, size[1])
+    pairs = [(a, b) for a in (0, 1) for b in (0, 1)]
+    weights = [mask * wy[a] * wx[b] for a, b in pairs]
+    index = [(iy[a] * size[1] + ix[b]) * groups + jnp.arange(groups) for a, b in pairs]
+    return weights, index
+
+
+def _neighbours(position: Array, size: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Weights and cells of the two neighbours of positions in [-1, size) along one axis."""
+    low = jnp.floor(position)
+    fraction = position - low
+    cell = low.astype(jnp.int32)
+    weights = jnp.where(cell >= 0, 1 - fraction, 0.0), jnp.where(cell + 1 < size, fraction, 0.0)
+    return weights, (jnp.maximum(cell, 0), jnp.minimum(cell + 1, size - 1))
+
+
+def _rows(x: Array, geometry: _Geometry) -> Array:
+    """(B, H, W, C) -> (B, H * W * G, C / G)."""
+    return x.reshape(x.shape[0], -1, x.shape[-1] // geometry.groups)
+
+
+def _columns(rows: Array, weights: Any, index: Any) -> Array:
+    """What every tap reads: (B * h * w, K * C) of rows' dtype."""
+    samples = sum(_take(rows, i) * w[..., None] for w, i in zip(weights, index, strict=True))
+    cells = samples.shape[0] * samples.shape[1] * samples.shape[2]
+    return samples.astype(rows.dtype).reshape(cells, -1)
+
+
+# Each image gathers from and adds to its own rows alone, so that a sharded batch stays where it is.
+
+
+def _take(rows: Array, index: Array) -> Array:
+    flat = index.reshape(index.shape[0], -1)
+    taken = jax.vmap(lambda r, i: r.at[i].get(mode="promise_in_bounds"))(rows, flat)
+    return taken.reshape(*index.shape, rows.shape[-1])
+
+
+def _add_at(rows: Array, index: Array, values: Array) -> Array:
+    flat = index.reshape(index.shape[0], -1)
+    values = values.reshape(*flat.shape, -1)
+    return jax.vmap(lambda r, i, v: r.at[i].add(v, mode="promise_in_bounds"))(rows, flat, values)
+
+
+class DeformConv(nn.Module):
+    """Deformable convolution whose offsets and mask a 3x3 convolution of the same input predicts.
+
+    x (B, H, W, C) -> (B, H', W', features) of `dtype`, with PyTorch's padding of kernel // 2.
+    That convolution starts at 0: as an ordinary convolution whose taps weigh one half.
+    Its channels are those of the released checkpoints: offsets first, then the mask's logits
+    (golden: FACTS_centernet).  modulated: with a mask (v2).  groups: groups of channels with offsets of their own.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    groups: int = 1
+    modulated: bool = True
+    bias: bool = True
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(self.dtype)
+        pad, taps = self.kernel // 2, self.kernel**2
+        count = self.groups * taps * (3 if self.modulated else 2)
+        shape = (self.kernel, self.kernel, x.shape[-1])
+        where = self.param("offset_kernel", nn.initializers.zeros_init(), (*shape, count), jnp.float32)
+        where_bias = self.param("offset_bias", nn.initializers.zeros_init(), (count,), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (*shape, self.features), jnp.float32)
+        found = conv2d(x, where.astype(self.dtype), self.stride, ((pad, pad), (pad, pad)))
+        found = found.astype(jnp.float32) + where_bias
+        offset, logits = jnp.split(found, [2 * self.groups * taps], axis=-1)
+        y = deform_conv(
+            x,
+            offset,
+            jax.nn.sigmoid(logits) if self.modulated else None,
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=pad,
+            groups=self.groups,
+        )
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+        return y
