@@ -8,8 +8,9 @@ cells by bilinear interpolation, and weighs what it read by a mask:
 Without a mask it is deformable convolution as first published (Dai et al. 2017, arXiv 1703.06211).
 
 What all taps read, the columns, is the largest array there is.  The forward pass gathers the four
-neighbours of each sample, one after another, and multiplies once with the kernel; the backward pass keeps
-nothing but the inputs and samples again (benchmarks/deform_conv.py compares other forms).
+neighbours of each sample, one after another, and multiplies with the kernel; the backward pass keeps
+nothing but the inputs and samples again (benchmarks/deform_conv.py compares other forms).  Large columns
+are made and used in slabs of output rows, one after another.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ from jax import lax
 
 from kpjax.nn.layers import Array, Dtype, Initializer, conv2d, he_normal
 
-# Columns of one image beyond this size are made and used in slabs of output rows.
+# Columns of one image in one slab, at most.
 _SLAB_BYTES = 64 * 2**20
+# Of the whole batch on a CPU: a slab stays in the cache.  Two slabs at least, since what a loop reads has been
+# computed before it; without the loop, XLA computes it anew inside the gathers, for each of 4 K reads.
+_CPU_SLAB_BYTES = 5 * 2**20
+_CPU_SLABS = 2
 
 
 class _Geometry(NamedTuple):
@@ -36,6 +41,7 @@ class _Geometry(NamedTuple):
     dilation: int
     groups: int
     slabs: int
+    cpu_slabs: int
 
 
 def deform_conv(
@@ -55,7 +61,8 @@ def deform_conv(
     x: (B, H, W, C).  offset: (B, h, w, groups * K * 2) in cells, for each group of channels (dy, dx) of
     the K = kh * kw taps in rows.  mask: (B, h, w, groups * K), or None for 1 everywhere.
     kernel: (kh, kw, C, O).  h = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and w alike.
-    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 64 MiB.
+    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 64 MiB, or
+    the batch's below 5 MiB on a CPU.
     Returns (B, h, w, O) of x's dtype; positions, weights and gradients of x are summed in float32.
 
     A sample at or beyond a row of -1 or H (a column of -1 or W) is 0 with no gradient; a neighbour
@@ -77,25 +84,41 @@ def deform_conv(
     for name, array, count in (("offset", offset, 2), ("mask", mask, 1)):
         if array.shape != (batch, *out, groups * taps * count):
             raise ValueError(f"{name} is {array.shape}; it has to be {(batch, *out, groups * taps * count)}")
-    if not slabs:
-        columns = out[0] * out[1] * taps * channels * x.dtype.itemsize
-        slabs = next(n for n in range(1, out[0] + 1) if out[0] % n == 0 and (columns <= n * _SLAB_BYTES or n == out[0]))
-    if out[0] % slabs:
+    if slabs and out[0] % slabs:
         raise ValueError(f"slabs is {slabs}; it has to divide the output's {out[0]} rows")
-    return _deform_conv(x, offset, mask, kernel, _Geometry(size, stride, padding, dilation, groups, slabs))
+    columns = out[0] * out[1] * taps * channels * x.dtype.itemsize
+    elsewhere = slabs or _divisor(out[0], -(-columns // _SLAB_BYTES))
+    cpu = slabs or _divisor(out[0], max(_CPU_SLABS, -(-batch * columns // _CPU_SLAB_BYTES)))
+    return _deform_conv(x, offset, mask, kernel, _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu))
+
+
+def _divisor(number: int, least: int) -> int:
+    """The smallest divisor that is at least `least`, or the number itself."""
+    return next((n for n in range(least, number) if number % n == 0), number)
+
+
+def _on_platform(function: Callable[..., Any], geometry: _Geometry, *arrays: Any) -> Any:
+    """function(slabs, *arrays) with the slabs of the platform that the program is compiled for."""
+    if geometry.cpu_slabs == geometry.slabs:
+        return function(geometry.slabs, *arrays)
+    cpu, default = (functools.partial(function, n) for n in (geometry.cpu_slabs, geometry.slabs))
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _deform_conv(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> Array:
-    rows = _rows(x, geometry)
-    matrix = kernel.reshape(-1, kernel.shape[-1])
+    weights, index = _corners(offset, mask, x.shape[1:3], geometry)
+    return _on_platform(_multiply, geometry, _rows(x, geometry), weights, index, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _multiply(slabs: int, rows: Array, weights: Any, index: Any, matrix: Array) -> Array:
+    """Columns times matrix, (B, h, w, O)."""
 
     def slab(carry: None, part: Any) -> tuple[None, Array]:
-        weights, index = part
-        y = _columns(rows, weights, index) @ matrix
-        return carry, y.reshape(*index[0].shape[:3], -1)
+        y = _columns(rows, *part) @ matrix
+        return carry, y.reshape(*part[1][0].shape[:3], -1)
 
-    return _over_slabs(slab, None, _corners(offset, mask, x.shape[1:3], geometry), geometry.slabs)[1]
+    return _over_slabs(slab, None, (weights, index), slabs)[1]
 
 
 def _forward(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> tuple[Array, Any]:
@@ -104,32 +127,40 @@ def _forward(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geo
 
 def _backward(geometry: _Geometry, saved: Any, g: Array) -> tuple[Array, Array, Array, Array]:
     x, offset, mask, kernel = saved
-    rows, matrix = _rows(x, geometry), kernel.reshape(-1, kernel.shape[-1])
     weights, pull, index = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)
+    rows, matrix = _rows(x, geometry), kernel.reshape(-1, kernel.shape[-1])
+    drows, dweights, dmatrix = _on_platform(_multiply_transposed, geometry, rows, weights, index, matrix, g)
+    doffset, dmask = pull(dweights)
+    return drows.reshape(x.shape).astype(x.dtype), doffset, dmask, dmatrix.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _multiply_transposed(
+    slabs: int, rows: Array, weights: Any, index: Any, matrix: Array, g: Array
+) -> tuple[Array, list[Array], Array]:
+    """The gradients of `_multiply`'s rows, weights and matrix, float32."""
 
     def slab(carry: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], list[Array]]:
-        (dx, dmatrix), (weights, index, g) = carry, part
+        (drows, dmatrix), (weights, index, g) = carry, part
         g = g.reshape(-1, g.shape[-1])
         dsamples = (g @ matrix.T).reshape(*index[0].shape, -1)
         dweights = [
             jnp.einsum("...c,...c->...", dsamples, _take(rows, i), preferred_element_type=jnp.float32) for i in index
         ]
         for w, i in zip(weights, index, strict=True):
-            dx = _add_at(dx, i, dsamples.astype(jnp.float32) * w[..., None])
+            drows = _add_at(drows, i, dsamples.astype(jnp.float32) * w[..., None])
         dmatrix += jnp.matmul(_columns(rows, weights, index).T, g, preferred_element_type=jnp.float32)
-        return (dx, dmatrix), dweights
+        return (drows, dmatrix), dweights
 
     start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)
-    (dx, dmatrix), dweights = _over_slabs(slab, start, (weights, index, g), geometry.slabs)
-    doffset, dmask = pull(dweights)
-    return dx.reshape(x.shape).astype(x.dtype), doffset, dmask, dmatrix.reshape(kernel.shape).astype(kernel.dtype)
+    (drows, dmatrix), dweights = _over_slabs(slab, start, (weights, index, g), slabs)
+    return drows, dweights, dmatrix
 
 
 _deform_conv.defvjp(_forward, _backward)
 
 
 def _over_slabs(body: Callable[..., Any], carry: Any, arrays: Any, slabs: int) -> tuple[Any, Any]:
-    """lax.scan over slabs of axis 1 of all arrays, (B, h, ...); one slab runs as it is."""
+    """lax.scan over slabs of axis 1 of all arrays, (B, h, ...); a single one runs as it is."""
     if slabs == 1:
         return body(carry, arrays)
     split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], slabs, -1, *a.shape[2:]), 1, 0), arrays)
