@@ -36,8 +36,8 @@ def deform_conv(source: str, target: str, offsets: str) -> tuple[Rule, ...]:
     return (
         Rule(rf"{source}\.weight", f"params/{target}/kernel", conv_kernel),
         Rule(rf"{source}\.bias", f"params/{target}/bias"),
-        Rule(rf"{source}\.{offsets}\.weight", f"params/{target}/offset_kernel", conv_kernel),
-        Rule(rf"{source}\.{offsets}\.bias", f"params/{target}/offset_bias"),
+        Rule(rf"{source}\.{offsets}\.weight", f"params/{target}/offset/kernel", conv_kernel),
+        Rule(rf"{source}\.{offsets}\.bias", f"params/{target}/offset/bias"),
     )
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpjax.nn.layers import Array, Dtype, Initializer, conv2d, he_normal
+from kpjax.nn.layers import Array, Conv, Dtype, Initializer, he_normal
 
 # Columns of one image in one slab, at most.
 _SLAB_BYTES = 64 * 2**20
@@ -245,18 +245,21 @@ class DeformConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = x.astype(self.dtype)
-        pad, taps = self.kernel // 2, self.kernel**2
-        count = self.groups * taps * (3 if self.modulated else 2)
-        shape = (self.kernel, self.kernel, x.shape[-1])
-        where = self.param("offset_kernel", nn.initializers.zeros_init(), (*shape, count), jnp.float32)
-        where_bias = self.param("offset_bias", nn.initializers.zeros_init(), (count,), jnp.float32)
-        kernel = self.param("kernel", self.kernel_init, (*shape, self.features), jnp.float32)
-        found = conv2d(x, where.astype(self.dtype), self.stride, ((pad, pad), (pad, pad)))
-        found = found.astype(jnp.float32) + where_bias
-        offset, logits = jnp.split(found, [2 * self.groups * taps], axis=-1)
+        pad, taps = self.kernel // 2, self.groups * self.kernel**2
+        # Positions decide accuracy: float32 whatever the activations are.
+        found = Conv(
+            taps * (3 if self.modulated else 2),
+            kernel=self.kernel,
+            stride=self.stride,
+            bias=True,
+            kernel_init=nn.initializers.zeros_init(),
+            name="offset",
+        )(x)
+        offset, logits = jnp.split(found, [2 * taps], axis=-1)
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = deform_conv(
-            x,
+            x.astype(self.dtype),
             offset,
             jax.nn.sigmoid(logits) if self.modulated else None,
             kernel.astype(self.dtype),
