@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from kpjax.nn.layers import Array, Conv, Dtype, Initializer, he_normal
@@ -108,15 +109,17 @@ def _on_platform(function: Callable[..., Any], geometry: _Geometry, *arrays: Any
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _deform_conv(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> Array:
     weights, index = _corners(offset, mask, x.shape[1:3], geometry)
-    return _on_platform(_multiply, geometry, _rows(x, geometry), weights, index, kernel.reshape(-1, kernel.shape[-1]))
+    multiply = functools.partial(_multiply, offset.shape[2])
+    return _on_platform(multiply, geometry, _rows(x, geometry), weights, index, _matrix(kernel, geometry.groups))
 
 
-def _multiply(slabs: int, rows: Array, weights: Any, index: Any, matrix: Array) -> Array:
+def _multiply(width: int, slabs: int, rows: Array, weights: Any, index: Any, matrix: Array) -> Array:
     """Columns times matrix, (B, h, w, O)."""
 
     def slab(carry: None, part: Any) -> tuple[None, Array]:
-        y = _columns(rows, *part) @ matrix
-        return carry, y.reshape(*part[1][0].shape[:3], -1)
+        weights, index = part
+        y = _columns(rows, weights, index, width) @ matrix
+        return carry, y.reshape(*index[0].shape[:2], width, -1)
 
     return _over_slabs(slab, None, (weights, index), slabs)[1]
 
@@ -128,16 +131,20 @@ def _forward(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geo
 def _backward(geometry: _Geometry, saved: Any, g: Array) -> tuple[Array, Array, Array, Array]:
     x, offset, mask, kernel = saved
     weights, pull, index = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)
-    rows, matrix = _rows(x, geometry), kernel.reshape(-1, kernel.shape[-1])
-    drows, dweights, dmatrix = _on_platform(_multiply_transposed, geometry, rows, weights, index, matrix, g)
+    matrix, pull_matrix = jax.vjp(lambda k: _matrix(k, geometry.groups), kernel)
+    drows, dweights, dmatrix = _on_platform(
+        _multiply_transposed, geometry, _rows(x, geometry), weights, index, matrix, g
+    )
     doffset, dmask = pull(dweights)
-    return drows.reshape(x.shape).astype(x.dtype), doffset, dmask, dmatrix.reshape(kernel.shape).astype(kernel.dtype)
+    (dkernel,) = pull_matrix(dmatrix.astype(kernel.dtype))
+    return drows.reshape(x.shape).astype(x.dtype), doffset, dmask, dkernel
 
 
 def _multiply_transposed(
     slabs: int, rows: Array, weights: Any, index: Any, matrix: Array, g: Array
 ) -> tuple[Array, list[Array], Array]:
     """The gradients of `_multiply`'s rows, weights and matrix, float32."""
+    width = g.shape[2]
 
     def slab(carry: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], list[Array]]:
         (drows, dmatrix), (weights, index, g) = carry, part
@@ -148,7 +155,7 @@ def _multiply_transposed(
         ]
         for w, i in zip(weights, index, strict=True):
             drows = _add_at(drows, i, dsamples.astype(jnp.float32) * w[..., None])
-        dmatrix += jnp.matmul(_columns(rows, weights, index).T, g, preferred_element_type=jnp.float32)
+        dmatrix += jnp.matmul(_columns(rows, weights, index, width).T, g, preferred_element_type=jnp.float32)
         return (drows, dmatrix), dweights
 
     start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)
@@ -169,23 +176,28 @@ def _over_slabs(body: Callable[..., Any], carry: Any, arrays: Any, slabs: int) -
 
 
 def _corners(offset: Array, mask: Array, size: tuple[int, ...], geometry: _Geometry) -> tuple[list[Array], list[Array]]:
-    """The four neighbours of every sample: weights (float32) and row numbers of `_rows` (int32), (B, h, w, K, G)."""
+    """The four neighbours of every sample: weights (float32) and row numbers of `_rows` (int32), (B, h, n).
+
+    n = w * G * K: the samples of one output row, groups before taps as in offset and mask.  They
+    stand in one axis, since TPUs pad short last ones to 128.
+    """
     batch, height, width, _ = offset.shape
     groups, stride, dilation = geometry.groups, geometry.stride, geometry.dilation
-    shape = (batch, height, width, groups, -1)
-    offset = offset.astype(jnp.float32).reshape(*shape, 2).swapaxes(3, 4)
-    mask = mask.astype(jnp.float32).reshape(shape).swapaxes(3, 4)
+    offset = offset.astype(jnp.float32).reshape(batch, height, -1, 2)
+    mask = mask.astype(jnp.float32).reshape(batch, height, -1)
     kh, kw = geometry.kernel
-    tap_y, tap_x = (t.reshape(-1, 1) * dilation - geometry.padding for t in jnp.mgrid[:kh, :kw])
-    y = offset[..., 0] + (stride * jnp.arange(height)[:, None, None, None] + tap_y)
-    x = offset[..., 1] + (stride * jnp.arange(width)[:, None, None] + tap_x)
+    tap_y, tap_x = (t.reshape(-1) * dilation - geometry.padding for t in np.mgrid[:kh, :kw])
+    cell_y, cell_x = stride * np.arange(height)[:, None], stride * np.arange(width)[:, None, None]
+    y = offset[..., 0] + (cell_y + np.tile(tap_y, width * groups)).astype(np.float32)
+    x = offset[..., 1] + (cell_x + np.broadcast_to(tap_x, (groups, kh * kw))).reshape(-1).astype(np.float32)
     inside = (y > -1) & (y < size[0]) & (x > -1) & (x < size[1])
     # Outside, and where a position is no number, weight 0 and a cell that exists.
     y, x, mask = (jnp.where(inside, a, fill) for a, fill in ((y, -1.0), (x, -1.0), (mask, 0.0)))
     (wy, iy), (wx, ix) = _neighbours(y, size[0]), _neighbours(x, size[1])
+    group = np.tile(np.repeat(np.arange(groups, dtype=np.int32), kh * kw), width)
     pairs = [(a, b) for a in (0, 1) for b in (0, 1)]
     weights = [mask * wy[a] * wx[b] for a, b in pairs]
-    index = [(iy[a] * size[1] + ix[b]) * groups + jnp.arange(groups) for a, b in pairs]
+    index = [(iy[a] * size[1] + ix[b]) * groups + group for a, b in pairs]
     return weights, index
 
 
@@ -203,26 +215,29 @@ def _rows(x: Array, geometry: _Geometry) -> Array:
     return x.reshape(x.shape[0], -1, x.shape[-1] // geometry.groups)
 
 
-def _columns(rows: Array, weights: Any, index: Any) -> Array:
-    """What every tap reads: (B * h * w, K * C) of rows' dtype."""
+def _columns(rows: Array, weights: Any, index: Any, width: int) -> Array:
+    """What the taps of every output cell read: (B * h * w, G * K * C / G) of rows' dtype."""
     samples = sum(_take(rows, i) * w[..., None] for w, i in zip(weights, index, strict=True))
-    cells = samples.shape[0] * samples.shape[1] * samples.shape[2]
-    return samples.astype(rows.dtype).reshape(cells, -1)
+    batch, height, _ = index[0].shape
+    return samples.astype(rows.dtype).reshape(batch * height * width, -1)
+
+
+def _matrix(kernel: Array, groups: int) -> Array:
+    """The kernel as a matrix for `_columns`: (kh, kw, C, O) -> (G * K * C / G, O)."""
+    kh, kw, channels, features = kernel.shape
+    return kernel.reshape(kh * kw, groups, channels // groups, features).swapaxes(0, 1).reshape(-1, features)
 
 
 # Each image gathers from and adds to its own rows alone, so that a sharded batch stays where it is.
 
 
 def _take(rows: Array, index: Array) -> Array:
-    flat = index.reshape(index.shape[0], -1)
-    taken = jax.vmap(lambda r, i: r.at[i].get(mode="promise_in_bounds"))(rows, flat)
-    return taken.reshape(*index.shape, rows.shape[-1])
+    """rows (B, R, D), index (B, h, n) -> (B, h, n, D)."""
+    return jax.vmap(lambda r, i: r.at[i].get(mode="promise_in_bounds"))(rows, index)
 
 
 def _add_at(rows: Array, index: Array, values: Array) -> Array:
-    flat = index.reshape(index.shape[0], -1)
-    values = values.reshape(*flat.shape, -1)
-    return jax.vmap(lambda r, i, v: r.at[i].add(v, mode="promise_in_bounds"))(rows, flat, values)
+    return jax.vmap(lambda r, i, v: r.at[i].add(v, mode="promise_in_bounds"))(rows, index, values)
 
 
 class DeformConv(nn.Module):
