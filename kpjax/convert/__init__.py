@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,10 +82,15 @@ def load_backbone(
     if rules is None:
         raise ImportMismatch(f"{det.name}: this model has no backbone to start from an ImageNet checkpoint")
     filled = apply_rules(rules, state_dict, wanted, f"the backbone of {det.name}")
-    dropped = sorted(key for key in state_dict if key.startswith("fc."))
+    dropped = {
+        key: rule.drop
+        for key in sorted(state_dict)
+        for rule in rules
+        if rule.drop and re.fullmatch(rule.pattern, key) and not key.endswith("num_batches_tracked")
+    }
     return BackboneLoad(
         variables=unflatten({**leaves, **filled}),
         loaded=tuple(filled),
         kept=tuple(path for path in leaves if path not in filled),
-        ignored=tuple(f"{key}: the ImageNet classifier" for key in dropped),
+        ignored=tuple(f"{key}: {reason}" for key, reason in dropped.items()),
     )

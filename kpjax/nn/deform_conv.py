@@ -27,8 +27,9 @@ from jax import lax
 
 from kpjax.nn.layers import Array, Conv, Dtype, Initializer, he_normal
 
-# Columns of one image in one slab, at most.
-_SLAB_BYTES = 64 * 2**20
+# Columns of one image in one slab, at most.  A TPU pads row numbers to 128 times their size on their way into a
+# gather, so that its memory is a small multiple of the whole batch's slab (benchmarks/tpu_memory.py).
+_SLAB_BYTES = 4 * 2**20
 # Of the whole batch on a CPU: a slab stays in the cache.  Two slabs at least, since what a loop reads has been
 # computed before it; without the loop, XLA computes it anew inside the gathers, for each of 4 K reads.
 _CPU_SLAB_BYTES = 5 * 2**20
@@ -62,7 +63,7 @@ def deform_conv(
     x: (B, H, W, C).  offset: (B, h, w, groups * K * 2) in cells, for each group of channels (dy, dx) of
     the K = kh * kw taps in rows.  mask: (B, h, w, groups * K), or None for 1 everywhere.
     kernel: (kh, kw, C, O).  h = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and w alike.
-    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 64 MiB, or
+    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 4 MiB, or
     the batch's below 5 MiB on a CPU.
     Returns (B, h, w, O) of x's dtype; positions, weights and gradients of x are summed in float32.
 
@@ -87,7 +88,7 @@ def deform_conv(
             raise ValueError(f"{name} is {array.shape}; it has to be {(batch, *out, groups * taps * count)}")
     if slabs and out[0] % slabs:
         raise ValueError(f"slabs is {slabs}; it has to divide the output's {out[0]} rows")
-    columns = out[0] * out[1] * taps * channels * x.dtype.itemsize
+    columns = out[0] * out[1] * taps * channels * 4  # in float32, as gradients are summed
     elsewhere = slabs or _divisor(out[0], -(-columns // _SLAB_BYTES))
     cpu = slabs or _divisor(out[0], max(_CPU_SLABS, -(-batch * columns // _CPU_SLAB_BYTES)))
     return _deform_conv(x, offset, mask, kernel, _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu))
