@@ -16,7 +16,7 @@ from kpjax.config import Config
 
 
 def get_config() -> Config:
-    config = Config(batch=4, steps=800)
+    config = Config(batch=4, steps=1000)
     config.model.name = "centernet_dla34"
     config.model.options = {"width": 8, "head_channels": 32, "wh_weight": 0.2}
     config.data.canvas = 640
