@@ -65,7 +65,7 @@ def main() -> int:
     args, overrides = parser.parse_known_args()
     try:
         config = step_benchmark.read_config(args.config, overrides)
-        detector = step_benchmark.make_detector(config, args.classes)
+        detector = step_benchmark.from_config(config, config.model.num_classes or args.classes)
         mesh = make_mesh()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

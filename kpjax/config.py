@@ -142,7 +142,7 @@ class Config:
     seed: int = 0
     log_every: int = 10
     deterministic: bool = False  # GPU: bitwise repeatable operations, slower
-    init_from: str = ""  # weights to start from: a torchvision or timm ResNet .pth, or a kpjax checkpoint
+    init_from: str = ""  # weights to start from: an ImageNet ResNet or DLA .pth, or a kpjax checkpoint
 
     def check(self) -> "Config":
         """Return self, or raise ConfigError with one line that names the key."""

@@ -108,7 +108,16 @@ def test_command(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "rate"), [("coco_r18", 114, 5e-4), ("coco_r101", 96, 3.75e-4), ("coco_r18_mmdet", 128, 0.02)]
+    ("name", "batch", "rate"),
+    [
+        ("coco_r18", 114, 5e-4),
+        ("coco_r101", 96, 3.75e-4),
+        ("coco_r18_mmdet", 128, 0.02),
+        ("coco_r18_dcn", 114, 5e-4),
+        ("coco_r101_dcn", 96, 3.75e-4),
+        ("coco_r18_dcn_mmdet", 128, 0.02),
+        ("coco_dla34_1x", 128, 5e-4),
+    ],
 )
 def test_published_schedule(name: str, batch: int, rate: float) -> None:
     """140 epochs of COCO, a tenth of the rate after 90, a hundredth after 120."""
@@ -118,7 +127,7 @@ def test_published_schedule(name: str, batch: int, rate: float) -> None:
     rates = learning_rate(config.optim, steps)
     for epoch, expected in ((5, rate), (89.9, rate), (90.1, rate / 10), (119.9, rate / 10), (120.1, rate / 100)):
         assert float(rates(jnp.int32(epoch * COCO_IMAGES / batch))) == pytest.approx(expected, rel=1e-5), epoch
-    if name == "coco_r18_mmdet":
+    if name.endswith("mmdet"):
         assert float(rates(jnp.int32(0))) == pytest.approx(2e-5)
         assert float(rates(jnp.int32(500))) == pytest.approx(0.5 * rate, rel=0.01)
 
@@ -165,3 +174,12 @@ def test_sides_of_corner_methods(name: str, size: tuple[int, int], text: str) ->
         return
     with pytest.raises(ConfigError, match=text):
         from_config(config.check(), 3)
+
+
+def test_published_schedule_of_twice_the_length() -> None:
+    config = load(REPOSITORY / "configs" / "coco_dla34_2x.py").get_config()
+    steps = round(230 * COCO_IMAGES / 128)
+    assert (config.batch, config.epochs) == (128, 230)
+    rates = learning_rate(config.optim, steps)
+    for epoch, expected in ((179.9, 5e-4), (180.1, 5e-5), (209.9, 5e-5), (210.1, 5e-6)):
+        assert float(rates(jnp.int32(epoch * COCO_IMAGES / 128))) == pytest.approx(expected, rel=1e-5), epoch

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpjax.nn.deform_conv import DeformConv
 from kpjax.nn.layers import BatchNorm, Conv, ConvTranspose, bilinear_kernel_init, max_pool_3x3_stride2
 
 Array = jax.Array
@@ -105,11 +106,14 @@ class DeconvNeck(nn.Module):
     """Up-sampling steps, each by 2: from the trunk's stride (32 for the released three) to 4.
 
     features: channels of each step.  conv: a 3x3 convolution before each deconvolution, as
-    mmdetection's CTResNetNeck has (golden: fwd_mmdet_centernet_r18).
+    mmdetection's CTResNetNeck has (golden: fwd_mmdet_centernet_r18).  dcn: that convolution is a
+    deformable one; dcn_bias: with a bias, as xingyizhou's, not mmdetection's.
     """
 
     features: tuple[int, ...] = (256, 256, 256)
     conv: bool = False
+    dcn: bool = False
+    dcn_bias: bool = True
     bn_groups: int = 1
     dtype: Any = jnp.float32
 
@@ -117,8 +121,9 @@ class DeconvNeck(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
         for i, features in enumerate(self.features, start=1):
-            if self.conv:
-                x = Conv(features, dtype=self.dtype, name=f"conv{i}")(x)
+            if self.conv or self.dcn:
+                layer: Any = functools.partial(DeformConv, bias=self.dcn_bias) if self.dcn else Conv
+                x = layer(features, dtype=self.dtype, name=f"conv{i}")(x)
                 x = nn.relu(norm(name=f"conv{i}_bn")(x, train))
             x = ConvTranspose(features, dtype=self.dtype, kernel_init=bilinear_kernel_init, name=f"deconv{i}")(x)
             x = nn.relu(norm(name=f"deconv{i}_bn")(x, train))
@@ -135,6 +140,8 @@ class ResNetDeconv(nn.Module):
     width: int = 64
     deconv: tuple[int, ...] = (256, 256, 256)
     neck_conv: bool = False
+    dcn: bool = False
+    dcn_bias: bool = True
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
@@ -144,5 +151,5 @@ class ResNetDeconv(nn.Module):
         trunk = ResNet(
             self.depth, self.width, len(self.deconv) + 1, self.bn_groups, self.remat, self.dtype, name="trunk"
         )
-        neck = DeconvNeck(self.deconv, self.neck_conv, self.bn_groups, self.dtype, name="neck")
+        neck = DeconvNeck(self.deconv, self.neck_conv, self.dcn, self.dcn_bias, self.bn_groups, self.dtype, name="neck")
         return [neck(trunk(images.astype(self.dtype), train), train)]

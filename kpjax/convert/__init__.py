@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from kpjax.convert import hourglass, resnet
+from kpjax.convert import dla, hourglass, resnet
 from kpjax.convert.rules import ImportMismatch, Rule, Variables, apply_rules, flatten, leaf_shapes, unflatten, unwrap
 from kpjax.convert.torch_file import TorchFileError, read_torch_file
 from kpjax.detectors.base import Detector
@@ -21,11 +22,21 @@ __all__ = ["BackboneLoad", "ImportMismatch", "TorchFileError", "import_torch", "
 # Detector.import_rules -> the table that reads its released checkpoints.
 RULES: dict[str, tuple[Rule, ...]] = {
     "xingyizhou_resnet": resnet.XINGYIZHOU_RESNET,
+    "xingyizhou_resnet_dcn": resnet.XINGYIZHOU_RESNET_DCN,
+    "xingyizhou_dla": dla.XINGYIZHOU_DLA,
+    "xingyizhou_dlav0": dla.XINGYIZHOU_DLAV0,
     "mmdet_resnet": resnet.MMDET_RESNET,
     "cornernet": hourglass.CORNERNET,
     "cornernet_mmdet": hourglass.MMDET_CORNERNET,
     "triplet": hourglass.TRIPLET,
     "xingyizhou_hourglass": hourglass.XINGYIZHOU_HOURGLASS,
+    "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
+}
+
+# A leaf of a trunk that tells its kind -> the table that reads that kind's ImageNet classifiers.
+_BACKBONES: dict[str, tuple[Rule, ...]] = {
+    f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
+    f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
 }
 
 
@@ -61,7 +72,7 @@ def import_torch(det: Detector, state_dict: Mapping[str, Any]) -> Variables:
 def load_backbone(
     det: Detector, variables: Mapping[str, Any], source: str | pathlib.Path | Mapping[str, Any]
 ) -> BackboneLoad:
-    """Start a network's ResNet trunk from an ImageNet classifier of torchvision or timm.
+    """Start a network's trunk from an ImageNet classifier: a ResNet of torchvision or timm, a DLA of ucbdrive.
 
     variables: the network's own {"params", "batch_stats"}, as `det.net.init` makes them.
     source: a .pth file, or its state dict.  The channel order of the first kernel is left as
@@ -71,13 +82,19 @@ def load_backbone(
     state_dict = unwrap(source) if isinstance(source, Mapping) else read_torch_file(source)
     leaves = flatten(variables)
     wanted = {path: leaf.shape for path, leaf in leaves.items() if path.split("/", 1)[1].startswith(resnet.TRUNK + "/")}
-    if not wanted:
-        raise ImportMismatch(f"{det.name}: this model has no ResNet backbone to start from an ImageNet checkpoint")
-    filled = apply_rules(resnet.IMAGENET_RESNET, state_dict, wanted, f"the backbone of {det.name}")
-    dropped = sorted(key for key in state_dict if key.startswith("fc."))
+    rules = next((table for leaf, table in _BACKBONES.items() if leaf in wanted), None)
+    if rules is None:
+        raise ImportMismatch(f"{det.name}: this model has no backbone to start from an ImageNet checkpoint")
+    filled = apply_rules(rules, state_dict, wanted, f"the backbone of {det.name}")
+    dropped = {
+        key: rule.drop
+        for key in sorted(state_dict)
+        for rule in rules
+        if rule.drop and re.fullmatch(rule.pattern, key) and not key.endswith("num_batches_tracked")
+    }
     return BackboneLoad(
         variables=unflatten({**leaves, **filled}),
         loaded=tuple(filled),
         kept=tuple(path for path in leaves if path not in filled),
-        ignored=tuple(f"{key}: the ImageNet classifier" for key in dropped),
+        ignored=tuple(f"{key}: {reason}" for key, reason in dropped.items()),
     )

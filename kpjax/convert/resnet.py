@@ -1,4 +1,5 @@
-"""Name rules of ResNet checkpoints: xingyizhou's `res_*`, mmdetection's `centernet_r18`, torchvision and timm.
+"""Name rules of ResNet checkpoints: xingyizhou's `res_*` and `resdcn_*`, mmdetection's `centernet_r18*`,
+torchvision and timm.
 
 All four name the trunk as torchvision does; necks and heads differ.  The tables fit every depth.
 """
@@ -30,7 +31,17 @@ def _trunk(prefix: str = "") -> tuple[Rule, ...]:
     )
 
 
-def _head(source: str, head: str) -> tuple[Rule, ...]:
+def deform_conv(source: str, target: str, offsets: str) -> tuple[Rule, ...]:
+    """The rules of a modulated deformable convolution.  offsets: the name of the convolution that predicts them."""
+    return (
+        Rule(rf"{source}\.weight", f"params/{target}/kernel", conv_kernel),
+        Rule(rf"{source}\.bias", f"params/{target}/bias"),
+        Rule(rf"{source}\.{offsets}\.weight", f"params/{target}/offset/kernel", conv_kernel),
+        Rule(rf"{source}\.{offsets}\.bias", f"params/{target}/offset/bias"),
+    )
+
+
+def head(source: str, head: str) -> tuple[Rule, ...]:
     """A 3x3 convolution, ReLU and a 1x1 convolution in a Sequential."""
     return tuple(
         rule
@@ -42,48 +53,67 @@ def _head(source: str, head: str) -> tuple[Rule, ...]:
     )
 
 
+def _deconv(source: str, number: int, step: int) -> tuple[Rule, ...]:
+    """A transposed convolution and its BatchNorm, the next in their Sequential."""
+    return (
+        Rule(rf"{source}\.{number}\.weight", f"params/{_NECK}/deconv{step}/kernel", deconv_kernel),
+        *batch_norm(rf"{source}\.{number + 1}", f"{_NECK}/deconv{step}_bn"),
+    )
+
+
+XINGYIZHOU_HEADS = (*head("hm", "heatmap"), *head("wh", "wh"), *head("reg", "offset"))
+_CLASSIFIER = Rule(r"fc\.(weight|bias)", drop="the ImageNet classifier, which detection does not use")
+
+# One Sequential of (deconvolution, BatchNorm, ReLU) three times.
 XINGYIZHOU_RESNET = (
     *_trunk(),
-    # One Sequential of (deconvolution, BatchNorm, ReLU) three times.
-    *(
-        rule
-        for step, number in enumerate((0, 3, 6), start=1)
-        for rule in (
-            Rule(rf"deconv_layers\.{number}\.weight", f"params/{_NECK}/deconv{step}/kernel", deconv_kernel),
-            *batch_norm(rf"deconv_layers\.{number + 1}", f"{_NECK}/deconv{step}_bn"),
-        )
-    ),
-    *_head("hm", "heatmap"),
-    *_head("wh", "wh"),
-    *_head("reg", "offset"),
-    Rule(r"fc\.(weight|bias)", drop="the ImageNet classifier, which detection does not use"),
+    *(rule for step in (1, 2, 3) for rule in _deconv("deconv_layers", 3 * (step - 1), step)),
+    *XINGYIZHOU_HEADS,
+    _CLASSIFIER,
 )
 
-MMDET_RESNET = (
-    *_trunk(r"backbone\."),
-    # Convolution and deconvolution modules take turns.
+# The same with (deformable convolution, BatchNorm, ReLU) before each.
+XINGYIZHOU_RESNET_DCN = (
+    *_trunk(),
     *(
         rule
-        for step, number in enumerate((0, 2, 4), start=1)
+        for step in (1, 2, 3)
         for rule in (
-            Rule(rf"neck\.deconv_layers\.{number}\.conv\.weight", f"params/{_NECK}/conv{step}/kernel", conv_kernel),
-            *batch_norm(rf"neck\.deconv_layers\.{number}\.bn", f"{_NECK}/conv{step}_bn"),
-            Rule(
-                rf"neck\.deconv_layers\.{number + 1}\.conv\.weight",
-                f"params/{_NECK}/deconv{step}/kernel",
-                deconv_kernel,
-            ),
-            *batch_norm(rf"neck\.deconv_layers\.{number + 1}\.bn", f"{_NECK}/deconv{step}_bn"),
+            *deform_conv(rf"deconv_layers\.{6 * (step - 1)}", f"{_NECK}/conv{step}", "conv_offset_mask"),
+            *batch_norm(rf"deconv_layers\.{6 * (step - 1) + 1}", f"{_NECK}/conv{step}_bn"),
+            *_deconv("deconv_layers", 6 * (step - 1) + 3, step),
         )
     ),
-    *_head(r"bbox_head\.heatmap_head", "heatmap"),
-    *_head(r"bbox_head\.wh_head", "wh"),
-    *_head(r"bbox_head\.offset_head", "offset"),
-    Rule(r"data_preprocessor\.(mean|std)", drop="the input's statistics, which the model's own table holds"),
+    *XINGYIZHOU_HEADS,
+    _CLASSIFIER,
 )
+
+
+def _mmdet(dcn: bool) -> tuple[Rule, ...]:
+    steps: list[Rule] = []
+    for step, number in enumerate((0, 2, 4), start=1):  # convolution and deconvolution modules take turns
+        conv, deconv = (rf"neck\.deconv_layers\.{n}" for n in (number, number + 1))
+        if dcn:
+            steps += deform_conv(rf"{conv}\.conv", f"{_NECK}/conv{step}", "conv_offset")
+        else:
+            steps.append(Rule(rf"{conv}\.conv\.weight", f"params/{_NECK}/conv{step}/kernel", conv_kernel))
+        steps += [
+            *batch_norm(rf"{conv}\.bn", f"{_NECK}/conv{step}_bn"),
+            Rule(rf"{deconv}\.conv\.weight", f"params/{_NECK}/deconv{step}/kernel", deconv_kernel),
+            *batch_norm(rf"{deconv}\.bn", f"{_NECK}/deconv{step}_bn"),
+        ]
+    return (
+        *_trunk(r"backbone\."),
+        *steps,
+        *head(r"bbox_head\.heatmap_head", "heatmap"),
+        *head(r"bbox_head\.wh_head", "wh"),
+        *head(r"bbox_head\.offset_head", "offset"),
+        Rule(r"data_preprocessor\.(mean|std)", drop="the input's statistics, which the model's own table holds"),
+    )
+
+
+MMDET_RESNET = _mmdet(dcn=False)
+MMDET_RESNET_DCN = _mmdet(dcn=True)
 
 # ImageNet classifiers, torchvision's and timm's alike.
-IMAGENET_RESNET = (
-    *_trunk(),
-    Rule(r"fc\.(weight|bias)", drop="the ImageNet classifier, which detection does not use"),
-)
+IMAGENET_RESNET = (*_trunk(), _CLASSIFIER)

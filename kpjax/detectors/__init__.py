@@ -21,6 +21,11 @@ MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
         "centernet_r50": centernet.R50,
         "centernet_r101": centernet.R101,
         "centernet_hg104": centernet.HG104,
+        "centernet_r18_dcn": centernet.R18_DCN,
+        "centernet_r101_dcn": centernet.R101_DCN,
+        "centernet_r18_dcn_mmdet": centernet.R18_DCN_MMDET,
+        "centernet_dla34": centernet.DLA34,
+        "centernet_dla34_nodcn": centernet.DLA34_NODCN,
     }.items()
 }
 MODELS |= {

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.backbones.hourglass import StackedHourglass
+from kpjax.backbones.dla import LEVELS, DLAUp
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
 from kpjax.config import ConfigError
 from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB, Array, Detections, Detector, Outputs, Preprocess, Targets
@@ -65,9 +66,11 @@ MMDET = Rules(
 class CenterNetConfig:
     """One released model, or a variation of it.
 
-    backbone: "resnet", or "hourglass" for `features`, `blocks`, `stem` and `stacks` of one, whose stacks
-    have heads each.  depth, width: of the ResNet.  deconv, neck_conv: of its neck; two steps instead of three leave
-    out the trunk's last stage (stride 16), for small images.  head_channels: of each head's
+    backbone: "resnet", "dla", or "hourglass" for `features`, `blocks`, `stem` and `stacks` of one, whose
+    stacks have heads each.  depth, width: of a ResNet or DLA, the width being that of its first stage.
+    deconv, neck_conv: of the ResNet's neck; two steps instead of three leave
+    out the trunk's last stage (stride 16), for small images.  dcn: deformable convolution in
+    the neck; dcn_bias: with a bias, as xingyizhou's in the ResNet's neck.  head_channels: of each head's
     3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
     radius, overlap: override the rules' ("": keep).  dtype, bn_groups, remat: see kpjax.config.
     """
@@ -81,6 +84,8 @@ class CenterNetConfig:
     blocks: tuple[int, ...] = (2, 2, 2, 2, 2, 4)
     stem: int = 128
     stacks: int = 2
+    dcn: bool = False
+    dcn_bias: bool = True
     head_channels: int = 64
     class_specific_wh: bool = False
     rules: Rules = XINGYIZHOU
@@ -108,11 +113,19 @@ HG104 = CenterNetConfig(
     preprocess=dataclasses.replace(COCO_BGR, pad=127),
     import_rules="xingyizhou_hourglass",
 )
+R18_DCN = CenterNetConfig(deconv=(256, 128, 64), dcn=True, import_rules="xingyizhou_resnet_dcn")
+R101_DCN = dataclasses.replace(R18_DCN, depth=101)
+R18_DCN_MMDET = dataclasses.replace(R18_MMDET, dcn=True, dcn_bias=False, import_rules="mmdet_resnet_dcn")
+DLA34 = CenterNetConfig(backbone="dla", depth=34, width=16, dcn=True, head_channels=256, import_rules="xingyizhou_dla")
+DLA34_NODCN = dataclasses.replace(DLA34, dcn=False, import_rules="xingyizhou_dlav0")
 
-# Options that one backbone has and the other has not.
+# Fields that make a model what it is: no options of `build`.
+_FIXED = {"rules", "preprocess", "import_rules", "backbone", "dcn", "dcn_bias"}
+# Options of some backbones only.
 _OF_BACKBONE = {
-    "resnet": ("depth", "width", "deconv", "neck_conv"),
-    "hourglass": ("features", "blocks", "stem", "stacks"),
+    "resnet": {"depth", "width", "deconv", "neck_conv"},
+    "dla": {"depth", "width"},
+    "hourglass": {"features", "blocks", "stem", "stacks"},
 }
 
 
@@ -143,7 +156,11 @@ def _backbone(c: CenterNetConfig, dtype: Any) -> nn.Module:
     """Images (B, H, W, 3) -> a list of maps of stride 4."""
     if c.backbone == "hourglass":
         return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, c.bn_groups, c.remat, dtype, name="backbone")
-    return ResNetDeconv(c.depth, c.width, c.deconv, c.neck_conv, c.bn_groups, c.remat, dtype, name="backbone")
+    if c.backbone == "dla":
+        return DLAUp(c.depth, c.width, c.dcn, c.bn_groups, c.remat, dtype, name="backbone")
+    return ResNetDeconv(
+        c.depth, c.width, c.deconv, c.neck_conv, c.dcn, c.dcn_bias, c.bn_groups, c.remat, dtype, name="backbone"
+    )
 
 
 class Heads(nn.Module):
@@ -328,19 +345,24 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
         stride=STRIDE,
-        # The trunk's stride; a ResNet's has one halving for each deconvolution.
-        multiple=STRIDE * 2 ** (len(config.features) - 1 if config.backbone == "hourglass" else len(config.deconv)),
+        multiple=_multiple(config),
         import_rules=config.import_rules,
         options=options,
     )
 
 
+def _multiple(config: CenterNetConfig) -> int:
+    """Sides of the input have to be multiples of the trunk's stride: of the neck's, or the hourglass's, halvings."""
+    if config.backbone == "dla":
+        return 32
+    halvings = len(config.features) - 1 if config.backbone == "hourglass" else len(config.deconv)
+    return STRIDE * 2**halvings
+
+
 def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any]) -> CenterNetConfig:
     """`released` with the options put in, checked.  Lists (from JSON) become tuples."""
-    others = {key for kind, keys in _OF_BACKBONE.items() if kind != released.backbone for key in keys}
-    allowed = (
-        {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules", "backbone"} - others
-    )
+    others = set().union(*_OF_BACKBONE.values()) - _OF_BACKBONE[released.backbone]
+    allowed = {f.name for f in dataclasses.fields(released)} - _FIXED - others
     for key, value in options.items():
         if key not in allowed:
             raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")
@@ -352,7 +374,7 @@ def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any])
     changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     config = dataclasses.replace(released, **changes)
     for key, choices in (
-        ("depth", tuple(STAGES)),
+        ("depth", tuple(LEVELS if released.backbone == "dla" else STAGES)),
         ("dtype", ("float32", "bfloat16")),
         ("radius", ("", "legacy", "fixed")),
     ):

@@ -281,6 +281,64 @@ def bilinear_kernel_init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.fl
     return window * std * jax.random.normal(key, (1, 1, *shape[2:]), dtype)
 
 
+def upsample_depthwise(x: Array, kernel: Array) -> Array:
+    """PyTorch's ConvTranspose2d(kernel 2 f, stride f, padding f / 2) of each channel by itself, f even.
+
+    x (B, H, W, C), kernel (2 f, 2 f, C) not mirrored.  Returns (B, f H, f W, C).
+    An output cell sees two cells of each axis, so that it is a sum of four shifted maps; as a convolution
+    of C groups it takes some hundred times longer on a CPU.
+    """
+    batch, height, width, channels = x.shape
+    f = kernel.shape[0] // 2
+    half = f // 2
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # Output f q + r is kernel row (r + f / 2) mod f of the later of its two input cells, and that + f of the
+    # earlier; they are q - 1 and q for the first half of the phases r, q and q + 1 for the second.
+    later = (jnp.arange(f) + half) % f
+    taps = [[kernel[u][:, v] for v in (later + f, later)] for u in (later + f, later)]
+
+    def block(a: int, b: int) -> Array:
+        """The phases of row half a and column half b: (B, H, f / 2, W, f / 2, C)."""
+        rows, columns = slice(a * half, (a + 1) * half), slice(b * half, (b + 1) * half)
+        return sum(
+            (
+                padded[:, a + i : a + i + height, None, b + j : b + j + width, None] * taps[i][j][rows, None, columns]
+                for i in (0, 1)
+                for j in (0, 1)
+            ),
+            start=jnp.zeros((), x.dtype),
+        )
+
+    y = jnp.concatenate([jnp.concatenate([block(a, b) for b in (0, 1)], axis=4) for a in (0, 1)], axis=2)
+    return y.reshape(batch, f * height, f * width, channels)
+
+
+def bilinear_window(factor: int) -> Array:
+    """The (2 f, 2 f) kernel of bilinear up-sampling by f at half-pixel centres (Caffe's filler)."""
+    ramp = 1 - jnp.abs((jnp.arange(2 * factor) + 0.5) / factor - 1)
+    return ramp[:, None] * ramp[None, :]
+
+
+class UpsampleDepthwise(nn.Module):
+    """Up-sampling by an even factor, learnt for each channel from a bilinear start.  (B, H, W, C) -> (B, f H, f W, C).
+
+    As bilinear interpolation only inside: beyond its border the map counts as 0 (golden: fn_ctnet_bilinear_up).
+    """
+
+    factor: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size, channels = 2 * self.factor, x.shape[-1]
+        kernel = self.param(
+            "kernel",
+            lambda key, shape: jnp.broadcast_to(bilinear_window(self.factor)[..., None], shape),
+            (size, size, channels),
+        )
+        return upsample_depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
 def max_pool_3x3_stride2(x: Array) -> Array:
     """PyTorch's MaxPool2d(3, stride 2, padding 1).  (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
     return lax.platform_dependent(x, cpu=_max_pool_views, default=_max_pool_window)
@@ -299,3 +357,17 @@ def _max_pool_views(x: Array) -> Array:
         views = [lax.slice_in_dim(padded, i, i + last + 1, stride=2, axis=axis) for i in range(3)]
         x = jnp.maximum(jnp.maximum(views[0], views[1]), views[2])
     return x
+
+
+def max_pool_2x2(x: Array) -> Array:
+    """PyTorch's MaxPool2d(2).  (B, H, W, C) of even H and W -> (B, H / 2, W / 2, C)."""
+    return lax.platform_dependent(x, cpu=_max_pool_2x2_views, default=_max_pool_2x2_window)
+
+
+def _max_pool_2x2_window(x: Array) -> Array:
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def _max_pool_2x2_views(x: Array) -> Array:
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])

@@ -17,10 +17,13 @@ from kpjax.nn.layers import (
     BatchNorm,
     Conv,
     ConvTranspose,
+    UpsampleDepthwise,
     bilinear_kernel_init,
     conv2d,
     conv_transpose_4x4,
+    max_pool_2x2,
     max_pool_3x3_stride2,
+    upsample_depthwise,
 )
 
 
@@ -190,6 +193,54 @@ def test_max_pool_of_equal_values_loses_no_gradient() -> None:
     for form in (layers._max_pool_views, layers._max_pool_window):
         y, dx = value_and_vjp(form, x)
         np.testing.assert_allclose(dx.sum((1, 2)), normal(99, *y.shape).sum((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 6)])
+def test_max_pool_2x2_forms_agree(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).permutation(2 * size[0] * size[1] * 3).astype(np.float32).reshape(2, *size, 3)
+    x -= x.mean()
+    window = value_and_vjp(layers._max_pool_2x2_window, x)
+    expected = x.reshape(2, size[0] // 2, 2, size[1] // 2, 2, 3).max((2, 4))
+    np.testing.assert_array_equal(window[0], expected)
+    assert_same(value_and_vjp(layers._max_pool_2x2_views, x), window, tolerance=1e-6)
+    assert_same(value_and_vjp(max_pool_2x2, x), window, tolerance=1e-6)
+
+
+# --- depthwise up-sampling -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_upsample_depthwise_is_pytorchs_transposed_convolution(factor: int) -> None:
+    """Against lax's convolution of C groups, with the gradients of both inputs."""
+    x, kernel = normal(0, 2, 5, 3, 4), normal(1, 2 * factor, 2 * factor, 4)
+
+    def usual(x: Any, kernel: Any) -> Any:
+        pad = 2 * factor - 1 - factor // 2
+        return lax.conv_general_dilated(
+            x,
+            kernel[::-1, ::-1, None],
+            (1, 1),
+            [(pad, pad)] * 2,
+            lhs_dilation=(factor, factor),
+            dimension_numbers=NHWC,
+            feature_group_count=4,
+        )
+
+    wanted = value_and_vjp(usual, x, kernel)
+    assert wanted[0].shape == (2, 5 * factor, 3 * factor, 4)
+    assert_same(value_and_vjp(upsample_depthwise, x, kernel), wanted)
+
+
+def test_upsample_depthwise_starts_bilinear() -> None:
+    """Equal to interpolation at half-pixel centres inside; at the border cells outside count as 0."""
+    x = normal(0, 1, 5, 6, 3)
+    y, variables = jax.jit(UpsampleDepthwise(4).init_with_output)(jax.random.key(0), x)
+    assert variables["params"]["kernel"].shape == (8, 8, 3)
+    enlarged = jax.image.resize(x, (1, 20, 24, 3), "bilinear")
+    np.testing.assert_allclose(y[:, 2:-2, 2:-2], enlarged[:, 2:-2, 2:-2], atol=1e-5)
+    np.testing.assert_allclose(y[0, 0, 0], 0.625**2 * x[0, 0, 0], rtol=1e-5)
+    half = UpsampleDepthwise(4, dtype=jnp.bfloat16).apply(variables, x)
+    assert isinstance(half, jax.Array) and half.dtype == jnp.bfloat16
 
 
 # --- which form a platform gets ------------------------------------------------------------------
