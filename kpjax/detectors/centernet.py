@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.backbones.dla import LEVELS, DLAUp
+from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
 from kpjax.config import ConfigError
 from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB, Array, Detections, Detector, Outputs, Preprocess, Targets

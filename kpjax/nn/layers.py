@@ -122,7 +122,12 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
     convolve = functools.partial(
         lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
     )
-    (dx,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)
+
+    def input_gradient(g: Array, kernel: Array) -> Array:
+        return jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)[0]
+
+    def input_gradient_winograd(g: Array, kernel: Array) -> Array:
+        return _conv_winograd(g, kernel[::-1, ::-1].swapaxes(2, 3))
 
     def whole(x: Array, g: Array) -> Array:
         return jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)[0]
@@ -132,11 +137,37 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
         starts = range(0, x.shape[0], size)
         return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
 
-    if kernel.shape[0] * kernel.shape[1] > 1 and g.shape[0] * g.shape[1] * g.shape[2] > _GRADIENT_PIXELS:
-        dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
+    if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
+        dx = lax.platform_dependent(g, kernel, cpu=input_gradient_winograd, default=input_gradient)
     else:
+        dx = input_gradient(g, kernel)
+    if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
         dk = whole(x, g)
+    elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
+        columns = functools.partial(_kernel_gradient_columns, size=kernel.shape[:2], padding=padding)
+        dk = lax.platform_dependent(x, g, cpu=columns, default=whole)
+    else:
+        dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
     return dx, dk
+
+
+def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, int], padding: Any) -> Array:
+    """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
+
+    The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).
+    """
+    (top, bottom), (left, right) = padding
+    kh, kw = size
+    batch, height, width, channels = x.shape
+    shifted = jnp.pad(g, ((0, 0), (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right), (0, 0)))
+    images = max(1, 2 * _GRADIENT_PIXELS // (height * width))
+    total = jnp.zeros((channels, kh * kw * g.shape[3]), x.dtype)
+    for start in range(0, batch, images):
+        part = shifted[start : start + images]
+        taps = [part[:, i : i + height, j : j + width] for i in range(kh)[::-1] for j in range(kw)[::-1]]
+        columns = jnp.concatenate(taps, axis=-1)
+        total = total + jnp.einsum("bhwc,bhwo->co", x[start : start + images], columns)
+    return total.reshape(channels, kh, kw, g.shape[3]).transpose(1, 2, 0, 3)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
