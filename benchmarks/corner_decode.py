@@ -4,8 +4,8 @@
 
 Steps: sigmoid, 3x3 peaks, the best corners of a side over all classes, offsets and embeddings there, all pairs with
 their tests, the best 1,000, and for the triplets the centres' rule; on maps of 128x128 cells and 80 classes as
-the network gives them.  Soft-NMS, which NumPy's steps lack, is in a column of its own.  Both programs' boxes are compared first.  The head maps are noise with
-some objects.  Rounds alternate; the figures are medians.
+the network gives them.  Soft-NMS, which NumPy's steps lack, is in a column of its own.  Both programs' boxes are
+compared first.  The head maps are noise with some objects.  Rounds alternate; the figures are medians.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def main() -> int:
             assert count == len(rows) > 0, (count, len(rows))
             np.testing.assert_allclose(found.scores[image][:count], rows[:, 4], atol=1e-5)
             np.testing.assert_allclose(found.boxes[image][:count].sum(), rows[:, :4].sum(), rtol=1e-4)
-        whole = jax.jit(lambda m, d=kpjax.build(model, CLASSES): d.decode(m, 100))
+        complete = kpjax.build(model, CLASSES)
+        whole = jax.jit(lambda m, d=complete: d.decode(m, 100))
         jax.block_until_ready(whole(on_device))
         forms: dict[str, Any] = {
             "soft_nms": functools.partial(whole, on_device),
