@@ -413,11 +413,14 @@ def suppress(found: Candidates, config: CornerNetConfig) -> Candidates:
         return found
     rules = config.rules
 
-    def one(boxes: Array, scores: Array, labels: Array) -> Candidates:
+    def one(rows_of_image: tuple[Array, Array, Array]) -> Candidates:
+        boxes, scores, labels = rows_of_image
         rows = soft_nms(boxes, scores, labels, scores > -1, rules=rules.nms, stale_rows=rules.stale_rows)
         return Candidates(rows.boxes, jnp.where(rows.kept, rows.scores, -1.0), rows.labels)
 
-    return jax.vmap(one)(found.boxes, found.scores, found.labels)
+    # Image after image, each for as long as it has rows: under vmap the loop would run on for the fullest image, and
+    # both sides of its branch would be computed.
+    return jax.lax.map(one, (found.boxes, found.scores, found.labels))
 
 
 def select(found: Candidates, windows: Array | None, top_k: int) -> Detections:

@@ -29,11 +29,16 @@ class Points:
 
 @flax.struct.dataclass
 class Candidates:
-    """Boxes before the last choice: boxes (B, N, 4) float32; scores (B, N), -1 where there is none; labels (B, N)."""
+    """Boxes before the last choice: boxes (B, N, 4) float32; scores (B, N), -1 where there is none; labels (B, N).
+
+    corner_scores: (B, N, 2) float32, of the top-left and the bottom-right corner, by which boxes are averaged where
+    those of several scales are merged; None once that is done.
+    """
 
     boxes: Array
     scores: Array
     labels: Array
+    corner_scores: Array | None = None
 
 
 def best_points(scores: Array, offset: Array, tag: Array | None, k: int, kernel: int = 3) -> Points:
@@ -90,7 +95,8 @@ def pair_corners(
         ],
         -1,
     )
-    return Candidates(boxes, scores, take(top_left.labels, row))
+    corner_scores = jnp.stack([take(top_left.scores, row), take(bottom_right.scores, column)], -1)
+    return Candidates(boxes, scores, take(top_left.labels, row), corner_scores)
 
 
 def require_centers(found: Candidates, centers: Points, small_area: float = 22500.0) -> Candidates:

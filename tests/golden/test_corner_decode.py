@@ -78,6 +78,9 @@ def test_pairs(case: Any) -> None:
                 [found.boxes[image], found.scores[image][:, None], found.labels[image][:, None]], axis=1
             )[kept]
             assert (np.diff(rows[:, 4]) <= 0).all()
+            corner = np.sort(np.asarray(found.corner_scores[image])[kept], axis=0)  # top-left's, bottom-right's
+            theirs = np.sort(expected[expected[:, 8] == image][:, 5:7], axis=0)
+            np.testing.assert_allclose(corner, theirs, atol=1e-5, err_msg=name)
             assert_same_rows(rows, expected[expected[:, 8] == image][:, [0, 1, 2, 3, 4, 7]], 1e-4, f"{name} {image}")
         if f"{name}/center" in case.arrays:
             points = jax.jit(
