@@ -95,6 +95,7 @@ class OptimConfig:
     clip: float = 0.0  # largest global gradient norm; 0: none
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
     accumulate: int = 1  # micro-batches a step
+    offset_lr: float = 1.0  # the rate of the convolutions that predict deformable ones' offsets, as a fraction of lr
 
 
 @dataclasses.dataclass
@@ -193,6 +194,7 @@ class Config:
             ("augment.shift", self.augment.shift, 0.0, 10.0),
             ("optim.lr", self.optim.lr, 0.0, 1e3),
             ("optim.momentum", self.optim.momentum, 0.0, 1.0),
+            ("optim.offset_lr", self.optim.offset_lr, 0.0, 1.0),
             ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
             ("optim.clip", self.optim.clip, 0.0, 1e9),
             ("optim.warmup_start", self.optim.warmup_start, 0.0, 1.0),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -38,4 +41,13 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     if config.weight_decay > 0:
         chain.append(optax.add_decayed_weights(config.weight_decay))
     chain.append(optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=config.momentum or None))
+    if config.offset_lr != 1:
+        chain.append(optax.masked(optax.scale(config.offset_lr), predicts_offsets))
     return optax.chain(*chain)
+
+
+def predicts_offsets(params: Any) -> Any:
+    """A tree like `params`: which leaves belong to a convolution that predicts a deformable one's offsets and mask."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(getattr(k, "key", "") == "offset" for k in path), params
+    )

@@ -148,8 +148,7 @@ def test_gradients_are_those_of_another_form(case: str, slabs: int) -> None:
     arrays = inputs(**{"size": (2, 8, 6, 4), **GEOMETRIES[case]})
     geometry = {"stride": 1, "padding": 1, "dilation": 1}
     geometry |= {k: v for k, v in GEOMETRIES[case].items() if k in geometry}
-    if slabs and arrays[1].shape[1] % slabs:
-        pytest.skip("rows that two slabs do not divide")
+    slabs = arrays[1].shape[1] if slabs == 2 and arrays[1].shape[1] % 2 else slabs
 
     def run(function: Callable[..., Any]) -> Any:
         y, pull = jax.vjp(function, *arrays)
@@ -311,6 +310,28 @@ def test_each_platform_has_its_own_slabs() -> None:
     for platform, loops in (("cpu", True), ("tpu", False), ("cuda", False)):
         text = jax.jit(deform_conv).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.while" in text) == loops, platform
+
+
+def test_a_sharded_batch_stays_where_it_is() -> None:
+    """Each device samples its own images: only the kernel's gradient is summed over devices."""
+    devices = jax.devices()[:4]
+    if len(devices) < 2:
+        pytest.skip("one device")
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    over, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*p)) for p in (("data",), ()))
+    arrays = inputs(size=(len(devices), 8, 8, 4))
+
+    def run(*arrays: Any) -> Any:
+        y, pull = jax.vjp(deform_conv, *arrays)
+        return y, pull(y)
+
+    sharded = jax.jit(run, in_shardings=(over, over, over, whole), out_shardings=(over, (over, over, over, whole)))
+    program = sharded.lower(*arrays).compile()
+    text = program.as_text()
+    assert "all-reduce" in text
+    assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+    for a, b in zip(jax.tree.leaves(sharded(*arrays)), jax.tree.leaves(jax.jit(run)(*arrays)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(b).max())))
 
 
 def test_bfloat16_is_summed_in_float32() -> None:
