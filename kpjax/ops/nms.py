@@ -1,0 +1,248 @@
+"""Soft-NMS on the device, all classes in one loop of fixed shapes (Bodla et al., arXiv 1704.04503).
+
+The loop takes the best row that is left, of whatever class, and lowers the scores of the rows of its class
+that it overlaps; it ends when no row is above the threshold.  Rows are kept by class, in the order in which the
+originals keep them, since two of their habits depend on where a row stands: what is left behind a class's kept
+rows (`stale_rows`), and the weights of `soft_nms_merge`, which do not move with their rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from kpjax.config import ConfigError
+
+Array = jax.Array
+METHODS = ("hard", "linear", "gaussian")
+_SCORE, _INDEX = 4, 5  # rows of the loop's (6, N) table; 0..3 are x1 y1 x2 y2
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftNms:
+    """How scores are lowered, and where the released implementations differ, as values.
+
+    method: what an overlap o does to a score: "hard" 0 above `overlap`, "linear" x (1 - o) above
+        `overlap`, "gaussian" x exp(-o^2 / sigma).
+    threshold: a row whose lowered score is below it is dropped.
+    pixel: added to widths and heights: 1 where corners are the centres of pixels (golden: soft_nms,
+        fn_ctnet_merge), 0 where they are their edges (golden: fn_mmcv_soft_nms).
+    inclusive: an overlap equal to `overlap` counts as above it (mmcv, and the originals' hard `nms`).
+    drop_apart: rows that overlap nothing are tested against the threshold too (mmcv); otherwise they stay.
+    """
+
+    method: str = "gaussian"
+    overlap: float = 0.5
+    sigma: float = 0.5
+    threshold: float = 0.001
+    pixel: float = 1.0
+    inclusive: bool = False
+    drop_apart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"soft-NMS method is {self.method!r}; choose one of {', '.join(map(repr, METHODS))}")
+
+
+ORIGINAL = SoftNms()  # CornerNet, the triplets and xingyizhou's CenterNet: one Cython file, handed on
+MMCV = SoftNms(pixel=0.0, inclusive=True, drop_apart=True)
+
+
+@flax.struct.dataclass
+class Rows:
+    """What soft-NMS left, class after class, N rows as there were before.
+
+    boxes: (N, 4) float32.  scores: (N,) float32, lowered.  labels: (N,) int32.
+    index: (N,) int32, which input row this was.  kept: (N,) bool; the other rows are to be ignored.
+    stale: (N,) bool, what the originals leave behind the kept rows; kept too with `stale_rows` alone.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+    index: Array
+    kept: Array
+    stale: Array
+
+
+def soft_nms(
+    boxes: Array,
+    scores: Array,
+    labels: Array,
+    valid: Array | None = None,
+    *,
+    rules: SoftNms = ORIGINAL,
+    stale_rows: bool = False,
+) -> Rows:
+    """Soft-NMS of one image's rows; pure, for jit and vmap.
+
+    boxes: (N, 4) float32 x1 y1 x2 y2.  scores: (N,) float32.  labels: (N,) int32; rows of different
+    labels do not touch each other.  valid: (N,) bool, None: all.
+    stale_rows: keep what the originals leave in their array: the last row takes the place of a dropped
+        one, and its old copy, with the score it had then, stays behind the kept rows.  Their test code
+        ignores how many were kept, so these copies are in the published detections (golden: fn_ctnet_merge
+        `merge/*`, postprocess_cornernet); CornerNet-Saccade and mmcv cut them off.
+    """
+    return _run(boxes, scores, labels, valid, None, rules, 0.0, stale_rows)
+
+
+def soft_nms_merge(
+    boxes: Array,
+    scores: Array,
+    labels: Array,
+    weights: Array,
+    valid: Array | None = None,
+    *,
+    rules: SoftNms = ORIGINAL,
+    exponent: float = 10.0,
+    stale_rows: bool = False,
+) -> Rows:
+    """`soft_nms` whose chosen boxes become averages of the boxes that they overlap (CornerNet's multi-scale test).
+
+    weights: (N, 2) float32, the scores of the top left corner (for x1, y1) and the bottom right one (x2, y2).
+    With w_j the factor that row j's score got, m_j = (1 - w_j)^exponent and c the weight, x1 of the chosen row i
+    becomes (x1_i c_i + sum_j x1_j c_j m_j) / (c_i + sum_j c_j m_j).
+
+    The originals move rows without their weights (golden: soft_nms `soft_nms_merge/*`): c is that of the
+    place where a row is looked at, and so it is here.
+    """
+    return _run(boxes, scores, labels, valid, weights, rules, exponent, stale_rows)
+
+
+def keep_best(scores: Array, kept: Array, k: int) -> Array:
+    """Which kept rows are among the k best, (N,) bool: all whose score is at least the k-th's, so ties can exceed k."""
+    if k >= scores.shape[-1]:
+        return kept
+    ranked = jnp.where(kept, scores, -jnp.inf)
+    return kept & (ranked >= jax.lax.top_k(ranked, k)[0][..., -1:])
+
+
+def _run(
+    boxes: Array,
+    scores: Array,
+    labels: Array,
+    valid: Array | None,
+    weights: Array | None,
+    rules: SoftNms,
+    exponent: float,
+    stale_rows: bool,
+) -> Rows:
+    count = scores.shape[0]
+    valid = jnp.ones(count, bool) if valid is None else valid
+    # Classes become runs of neighbours, in the order given; what is not valid goes to the end.
+    far = jnp.iinfo(jnp.int32).max
+    order = jnp.argsort(jnp.where(valid, labels.astype(jnp.int32), far), stable=True)
+    labels, valid = labels.astype(jnp.int32)[order], valid[order]
+    place = jnp.arange(count, dtype=jnp.int32)
+    begins = (place == 0) | (labels != jnp.roll(labels, 1)) | (valid != jnp.roll(valid, 1))
+    first = jax.lax.cummax(jnp.where(begins, place, 0))  # where the class of this place begins
+    ends = jax.lax.cummin(jnp.where(jnp.roll(begins, -1).at[-1].set(True), place + 1, count), reverse=True)
+    table = jnp.concatenate(
+        [boxes.astype(jnp.float32).T, scores.astype(jnp.float32)[None], jnp.arange(count, dtype=jnp.float32)[None]]
+    )[:, order]
+    corner_scores = jnp.zeros((0, count)) if weights is None else weights.astype(jnp.float32).T[:, order]
+
+    def best_open(table: Array, is_open: Array) -> tuple[Array, Array]:
+        ranked = jnp.where(is_open, table[_SCORE], -jnp.inf)
+        top = ranked.max()
+        return jnp.min(jnp.where(ranked == top, place, count - 1)), top
+
+    def above_threshold(state: Any) -> Array:
+        return state[-1] >= rules.threshold
+
+    def step(state: Any) -> Any:
+        table, is_open, cursor, stop, best, _ = state
+        group = first[best]
+        here, end = cursor[group], stop[group]
+        chosen, other = table[:, best], table[:, here]
+        table = table.at[:, best].set(other).at[:, here].set(chosen)
+        later = (place > here) & (place < end)
+        factor, touched = _factors(table, chosen, rules)
+        tested = later if rules.drop_apart else later & touched
+        lowered = jnp.where(later, table[_SCORE] * factor, table[_SCORE])
+        dropped = tested & (lowered < rules.threshold)
+        old = table
+
+        def fill(_: None) -> tuple[Array, Array, Array]:
+            table, new_end, seen_at = _fill_gaps(old, lowered, dropped, later, end)
+            return table, new_end, corner_scores[:, seen_at]
+
+        def leave(_: None) -> tuple[Array, Array, Array]:
+            return old.at[_SCORE].set(lowered), end, corner_scores
+
+        table, new_end, weights_seen = jax.lax.cond(dropped.any(), fill, leave, None)
+        if weights is not None:
+            share = jnp.where(later & touched, _power(1.0 - factor, exponent), 0.0)
+            table = table.at[:4, here].set(_merge(old, chosen, corner_scores[:, here], weights_seen * share))
+        is_open = is_open & (place != here) & ~((place >= new_end) & (place < end))
+        cursor, stop = cursor.at[group].set(here + 1), stop.at[group].set(new_end)
+        return table, is_open, cursor, stop, *best_open(table, is_open)
+
+    start = (table, valid, place, ends, *best_open(table, valid))
+    table, _, _, stop, _, _ = jax.lax.while_loop(above_threshold, step, start)
+    stale = place >= stop[first]
+    if rules.drop_apart:
+        stale |= table[_SCORE] < rules.threshold
+    kept = valid if stale_rows else valid & ~stale
+    return Rows(table[:4].T, table[_SCORE], labels, table[_INDEX].astype(jnp.int32), kept, valid & stale)
+
+
+def _factors(table: Array, chosen: Array, rules: SoftNms) -> tuple[Array, Array]:
+    """What the chosen row's overlap multiplies each row's score with (N,), and which rows it touches (N,)."""
+    x1, y1, x2, y2 = table[0], table[1], table[2], table[3]
+    width = jnp.minimum(x2, chosen[2]) - jnp.maximum(x1, chosen[0]) + rules.pixel
+    height = jnp.minimum(y2, chosen[3]) - jnp.maximum(y1, chosen[1]) + rules.pixel
+    touched = (width > 0) & (height > 0)
+    inter = jnp.where(touched, width * height, 0.0)
+    area = (x2 - x1 + rules.pixel) * (y2 - y1 + rules.pixel)
+    own = (chosen[2] - chosen[0] + rules.pixel) * (chosen[3] - chosen[1] + rules.pixel)
+    # Touching rows have a union above 0, unless a box is turned inside out; the others must not divide by 0.
+    overlap = inter / jnp.where(touched, area + own - inter, 1.0)
+    if rules.method == "gaussian":
+        return jnp.where(touched, jnp.exp(-(overlap * overlap) / rules.sigma), 1.0), touched
+    above = overlap >= rules.overlap if rules.inclusive else overlap > rules.overlap
+    return jnp.where(touched & above, 0.0 if rules.method == "hard" else 1.0 - overlap, 1.0), touched
+
+
+def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: Array) -> tuple[Array, Array, Array]:
+    """Drop rows as the originals do, in one go: (the table after, the new end, the place where each row was looked at).
+
+    They walk from left to right; the last row moves into the place of a dropped one and is looked at there, and
+    again as long as what moved in is dropped too.  So gaps below the new end are filled, from the left, by the
+    rows that survive behind it, from the right; those behind it stay as they were before this step.
+    """
+    count = dropped.shape[0]
+    place = jnp.arange(count, dtype=jnp.int32)
+    new_end = end - dropped.sum(dtype=jnp.int32)
+    gap = dropped & (place < new_end)
+    mover = later & ~dropped & (place >= new_end)
+    behind = later & (place >= new_end)
+    # A row behind the new end is looked at in the gap that is open when its turn comes, after the last gap at `new_end`.
+    turn = jnp.cumsum(mover[::-1], dtype=jnp.int32)[::-1] - mover
+    gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, jnp.cumsum(gap) - 1, count + 1)].set(place, mode="drop")
+    seen_at = jnp.where(behind, gaps[turn], place)
+    source = place.at[jnp.where(mover, seen_at, count)].set(place, mode="drop")
+    # What is looked at on `new_end` itself is dropped there, with its lowered score; the last such row stays.
+    lowest = jnp.min(jnp.where(mover, place, end))
+    source = jnp.where((place == new_end) & (lowest > new_end + 1), place + 1, source)
+    changed = (place < new_end) | ((place == new_end) & (lowest > new_end))
+    moved = table[:, source]
+    return moved.at[_SCORE].set(jnp.where(changed, lowered[source], table[_SCORE])), new_end, seen_at
+
+
+def _merge(table: Array, chosen: Array, own: Array, each: Array) -> Array:
+    """The chosen row's averaged box, (4,).  own: its two weights, (2,); each: those of the rows it merges, (2, N)."""
+    merged = [
+        (chosen[i] * own[i // 2] + (table[i] * each[i // 2]).sum()) / (own[i // 2] + each[i // 2].sum())
+        for i in range(4)
+    ]
+    return jnp.stack(merged)
+
+
+def _power(x: Array, exponent: float) -> Array:
+    # Whole exponents as products: pow takes most of a merge's time otherwise.
+    return jax.lax.integer_pow(x, int(exponent)) if float(exponent).is_integer() else x**exponent
