@@ -50,6 +50,7 @@ class SoftNms:
 
 ORIGINAL = SoftNms()  # CornerNet, the triplets and xingyizhou's CenterNet: one Cython file, handed on
 MMCV = SoftNms(pixel=0.0, inclusive=True, drop_apart=True)
+HARD_MMCV = dataclasses.replace(MMCV, method="hard")  # mmcv's plain NMS of each class
 
 
 @flax.struct.dataclass
@@ -221,7 +222,7 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     gap = dropped & (place < new_end)
     mover = later & ~dropped & (place >= new_end)
     behind = later & (place >= new_end)
-    # A row behind the new end is looked at in the gap that is open when its turn comes, after the last gap at `new_end`.
+    # A row behind the new end is looked at in the gap open when its turn comes, after the last gap at `new_end`.
     turn = jnp.cumsum(mover[::-1], dtype=jnp.int32)[::-1] - mover
     gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, jnp.cumsum(gap) - 1, count + 1)].set(place, mode="drop")
     seen_at = jnp.where(behind, gaps[turn], place)

@@ -156,5 +156,5 @@ def test_the_cap_keeps_ties() -> None:
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(ConfigError, match="'cubic'.*'gaussian'"):
+    with pytest.raises(ConfigError, match=r"'cubic'.*'gaussian'"):
         SoftNms("cubic")
