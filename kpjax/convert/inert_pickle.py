@@ -91,7 +91,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
         count *= side
     last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
     if count and (last >= storage.numel or count > storage.numel):
-        raise PickleRefused(f"a tensor of {count} numbers lies in a storage of {storage.numel}")
+        raise PickleRefused(f"a tensor of {count} numbers reaches beyond its storage of {storage.numel}")
     return Tensor(storage, offset, shape, strides)
 
 

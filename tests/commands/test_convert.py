@@ -75,7 +75,7 @@ def test_a_wrong_file_says_what_it_looks_like(tmp_path: pathlib.Path, capsys: An
 def test_half_the_keys_and_other_shapes_give_no_result(tmp_path: pathlib.Path, capsys: Any) -> None:
     whole = checkpoint("centernet_r18", classes=3)
     half = dict(list(whole.items())[::2])
-    odd = {key: value[:, :1] if key == "layer1.0.conv1.weight" else value for key, value in whole.items()}
+    odd = {key: value[:, :1].copy() if key == "layer1.0.conv1.weight" else value for key, value in whole.items()}
     for state, words in ((half, "missing from the checkpoint"), (odd, "another shape")):
         tb.save(tmp_path / "model.pth", state)
         assert convert(tmp_path / "model.pth", "centernet_r18", tmp_path / "out") == 2
