@@ -130,12 +130,11 @@ def _announce(folder: str, wanted: list[Archive], keep: bool) -> None:
         there = max(_size(os.path.join(folder, archive.name) + end) for end in ("", ".part"))
         missing += archive.size - min(there, archive.size)
         resumed = f", {there / 1e6:,.0f} MB of it are there" if there else ""
-        print(
-            f"{archive.name:32s} {archive.size / 1e6:10,.0f} MB{resumed}; about {archive.unpacked / 1e6:,.0f} MB unpacked"
-        )
-    unpacked = sum(archive.unpacked for archive in wanted)
+        unpacked = f"about {archive.unpacked / 1e6:,.0f} MB unpacked"
+        print(f"{archive.name:32s} {archive.size / 1e6:10,.0f} MB{resumed}; {unpacked}")
+    in_all = sum(archive.unpacked for archive in wanted)
     # A zip file stays until it is unpacked; without --keep only one is there at a time.
-    need = unpacked + (missing if keep else max(archive.size for archive in wanted))
+    need = in_all + (missing if keep else max(archive.size for archive in wanted))
     free = shutil.disk_usage(folder).free
     print(
         f"{'to fetch':32s} {missing / 1e6:10,.0f} MB, and {need / 1e6:,.0f} MB of disk at most "
