@@ -69,6 +69,8 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     root = epath.Path(workdir)
     check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
+    if not any(map(len, source.labels)):
+        raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
     val = _validation(config, source)
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
