@@ -24,7 +24,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="detections", help="folder for the pictures and detections.json")
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score to draw and to write")
     parser.add_argument("--batch", type=int, default=1, help="images of one size that run together")
-    parser.add_argument("--preset", default="na", help="test protocol: na (plain) or flip")
+    parser.add_argument("--preset", default="na", help="test protocol: na (plain), flip or ms (several scales)")
     return parser.parse_args(argv)
 
 

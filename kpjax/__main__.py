@@ -11,6 +11,8 @@ from kpjax.errors import UserError
 
 # name -> (module, what --help says); a module is imported only when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "convert": ("kpjax.commands.convert", "turn a released PyTorch checkpoint into an inference checkpoint"),
+    "download": ("kpjax.commands.download", "fetch COCO, or list the released checkpoints"),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
     "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
     "yolo": ("kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),

@@ -8,7 +8,7 @@ A work directory holds
     model/                 an inference checkpoint, written when training ends
 
 and an inference checkpoint is a plain tree {"params", "batch_stats"} that Orbax reads without
-kpjax, with `kpjax.json` (model, options, class names, normalisation, configuration) beside it.
+kpjax, with its own `config.json` (model, options, class names, normalisation, configuration) beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from kpjax.errors import UserError
 from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 
-INFO = "kpjax.json"
+INFO = "config.json"
 
 
 class CheckpointError(UserError):
@@ -245,7 +245,7 @@ def save_inference(
     new one is whole.  Raises CheckpointError, before writing, where something else is at the path.
     """
     target = absolute(path)
-    if target.exists() and not (target / INFO).exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and not is_inference(target) and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{path} is there and is no inference checkpoint; name another path, or remove it")
     part, old = (target.parent / (target.name + end) for end in (".part", ".old"))
     with _plain_errors(target):
@@ -263,6 +263,17 @@ def save_inference(
             old.rmtree()
 
 
+def is_inference(folder: epath.Path) -> bool:
+    """Whether a folder is an inference checkpoint: its config.json says so, which a work directory's does not."""
+    if not (folder / INFO).exists():
+        return False
+    try:
+        info = json.loads((folder / INFO).read_text())
+    except (OSError, ValueError):
+        return True  # a damaged one: reading it says what is wrong
+    return isinstance(info, dict) and {"format", "model"} <= set(info)
+
+
 def load_inference(path: str, best: bool = False) -> Loaded:
     """Weights from an inference checkpoint, or from a work directory's newest (or best) step.
 
@@ -273,7 +284,7 @@ def load_inference(path: str, best: bool = False) -> Loaded:
     if not root.exists():
         raise CheckpointError(f"{path}: no such checkpoint or work directory")
     ocp = _ocp()
-    if (root / INFO).exists():
+    if is_inference(root):
         info = _read_json(root / INFO)
         read, step = (lambda: ocp.load(root, _on_host(ocp.metadata(root).metadata))), None
     else:
@@ -283,7 +294,7 @@ def load_inference(path: str, best: bool = False) -> Loaded:
         else:
             wanted_step = None
         if not folder.exists():
-            raise CheckpointError(f"{path} is neither an inference checkpoint ({INFO} is missing) nor a work directory")
+            raise CheckpointError(f"{path} is neither an inference checkpoint (no {INFO} of one) nor a work directory")
         checkpointer = ocp.training.Checkpointer(folder)
         steps = [c for c in checkpointer.checkpoints if wanted_step in (None, c.step)]
         if not steps:

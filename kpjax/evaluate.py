@@ -25,8 +25,8 @@ from kpjax.config import Config, ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError, Source
 from kpjax.detectors.base import Detections, Detector, check_size
-from kpjax.infer import Infer, make_infer
-from kpjax.predict import of_one_image, spare_inputs
+from kpjax.infer import Infer, Merge, make_infer, make_merge, protocol_of
+from kpjax.predict import finished, rows_in_image, spare_inputs
 from kpjax.sharding import make_mesh
 
 
@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedBatch:
-    """Images of one canvas that run together: indices (B,) int32 into the source, -1 for a slot without one."""
+    """Images of one canvas that run together: indices (B,) int32 into the views, -1 for a slot without one."""
 
     canvas: testtime.Size
     indices: np.ndarray
@@ -75,13 +75,16 @@ class Evaluator:
     """A compiled evaluation; made once, it evaluates any variables and split without compiling again.
 
     batch: images a program, over all devices: config.eval.batch rounded up to a multiple of the devices.
+    max_canvases: most canvases a scale (0: as many as the images need); see `testtime.share_canvases`.
     """
 
     detector: Detector
     config: Config
     mesh: Mesh
     infer: Infer
+    merge: Merge | None
     batch: int
+    max_canvases: int = 0
 
     def __call__(self, variables: Any, source: Source, *, progress: bool = True) -> Evaluation:
         """Evaluate `variables` on the first `config.eval.images` images of the source (0: all).
@@ -92,44 +95,80 @@ class Evaluator:
         """
         check_classes(self.detector, source)
         started = time.perf_counter()
-        settings = self.config
-        count = min(len(source), settings.eval.images) if settings.eval.images else len(source)
-        views = [
-            testtime.make_view(
-                self.detector.preprocess,
-                (int(source.heights[i]), int(source.widths[i])),
-                resolution=settings.eval.resolution,
-                fixed=(settings.augment.height, settings.augment.width),
-                max_side=settings.eval.max_side,
-            )
-            for i in range(count)
-        ]
+        views = self.views(source)
+        count = len(views) // len(self.scales)
+        rows: list[list[Any]] = [[None] * len(self.scales) for _ in range(count)]
         detections: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-        arrivals = np.zeros(count, np.int64)
+        arrivals = np.zeros(len(views), np.int64)
         skipped = 0
         variables = _on_mesh(variables, self.mesh)
-        with _bar(count, progress) as bar:
+        with _bar(len(views), progress) as bar:
             for found, tags in self._results(variables, source, views):
-                for slot, (index, readable) in enumerate(tags.tolist()):
-                    if index < 0:
+                for slot, (number, readable) in enumerate(tags.tolist()):
+                    if number < 0:
                         continue
-                    arrivals[index] += 1
-                    skipped += not readable
+                    arrivals[number] += 1
+                    which, index = divmod(number, count)
+                    skipped += not readable and which == 0
                     if readable:
-                        seen = of_one_image(found, slot, views[index])
-                        detections[index] = coco_rows(seen, int(source.image_ids[index]), source.category_ids)
+                        rows[index][which] = rows_in_image(found, slot, views[number])
+                        if all(seen is not None for seen in rows[index]):
+                            seen = finished(tuple(rows[index]), self.merge)
+                            detections[index] = coco_rows(seen, int(source.image_ids[index]), source.category_ids)
+                            rows[index] = []
                     bar.update()
-        check_coverage(arrivals, source)
-        rows = [row for of_image in detections for row in of_image]
+        for of_scale in arrivals.reshape(len(self.scales), count):
+            check_coverage(of_scale, source)
+        flat = [row for of_image in detections for row in of_image]
         seconds = time.perf_counter() - started
-        result = Evaluation({}, "", {}, rows, images=count, skipped=skipped, seconds=seconds)
+        result = Evaluation({}, "", {}, flat, images=count, skipped=skipped, seconds=seconds)
         return _measured(result, source, source.image_ids[:count])
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The test scales of config.eval.preset."""
+        return protocol_of(self.detector, self.config.eval.preset).scales
+
+    def views(self, source: Source) -> list[testtime.View]:
+        """Every image at the first scale, then every image at the next: view number i shows image i modulo the images.
+
+        Only the first `config.eval.images` images of the source (0: all).
+        """
+        settings = self.config
+        count = min(len(source), settings.eval.images) if settings.eval.images else len(source)
+        views = []
+        for scale in self.scales:
+            of_scale = [
+                testtime.make_view(
+                    self.detector.preprocess,
+                    (int(source.heights[i]), int(source.widths[i])),
+                    resolution=settings.eval.resolution,
+                    fixed=(settings.augment.height, settings.augment.width),
+                    max_side=settings.eval.max_side,
+                    scale=scale,
+                )
+                for i in range(count)
+            ]
+            if self.max_canvases:
+                of_scale = testtime.share_canvases(of_scale, self.max_canvases, self.detector.preprocess)
+            views += of_scale
+        return views
+
+    def first_program(self, variables: Any, canvas: testtime.Size) -> float:
+        """Seconds that one canvas's program takes to compile (or to come from the cache) and to run once."""
+        started = time.perf_counter()
+        canvases, windows = np.zeros((self.batch, *canvas, 3), np.uint8), np.zeros((self.batch, 4), np.int32)
+        tags = np.full((self.batch, 2), -1, np.int32)
+        jax.block_until_ready(
+            self.infer(_on_mesh(variables, self.mesh), *(self._shard(x) for x in (canvases, windows, tags)))
+        )
+        return time.perf_counter() - started
 
     def _results(
         self, variables: Any, source: Source, views: Sequence[testtime.View]
-    ) -> Iterator[tuple[Detections, np.ndarray]]:
-        """NumPy detections and tags of each planned batch; the device works on one while the next is prepared."""
-        running: collections.deque[tuple[Detections, jax.Array]] = collections.deque()
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """NumPy rows and tags of each planned batch; the device works on one while the next is prepared."""
+        running: collections.deque[tuple[Any, jax.Array]] = collections.deque()
         for canvases, windows, tags in self._batches(source, views):
             running.append(self.infer(variables, *(self._shard(x) for x in (canvases, windows, tags))))
             if len(running) > 1:
@@ -140,17 +179,18 @@ class Evaluator:
     def _batches(
         self, source: Source, views: Sequence[testtime.View]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Canvases, windows and tags (image index, readable) of each planned batch; other hosts' rows stay empty."""
+        """Canvases, windows and tags (view number, readable) of each planned batch; other hosts' rows stay empty."""
         sharding = self._sharding()
         mine = sorted({s for (rows,) in _addressable(sharding, self.batch) for s in range(*rows.indices(self.batch))})
+        count = len(views) // len(self.scales)
         ahead: collections.deque[tuple[PlannedBatch, dict[int, Future]]] = collections.deque()
         pool = ThreadPoolExecutor(self.config.data.threads or os.cpu_count() or 1, "kpjax-eval")
         try:
             for planned in plan(views, self.batch):
                 jobs = {
-                    slot: pool.submit(self._canvas, source, index, views[index])
+                    slot: pool.submit(self._canvas, source, number % count, views[number])
                     for slot in mine
-                    if (index := int(planned.indices[slot])) >= 0
+                    if (number := int(planned.indices[slot])) >= 0
                 }
                 ahead.append((planned, jobs))
                 if len(ahead) > self.config.data.prefetch:
@@ -194,8 +234,10 @@ class Evaluator:
         return jax.make_array_from_callback(rows.shape, self._sharding(), lambda index: rows[index])
 
 
-def make_evaluator(detector: Detector, config: Config, mesh: Mesh | None = None) -> Evaluator:
+def make_evaluator(detector: Detector, config: Config, mesh: Mesh | None = None, *, max_canvases: int = 0) -> Evaluator:
     """An `Evaluator` for config.eval on a mesh (None: all devices).
+
+    max_canvases: most canvases a scale, for fewer compilations (0: each image's own).
 
     Raises ConfigError for a preset unknown here and a fixed size that the network cannot take.
     """
@@ -204,8 +246,9 @@ def make_evaluator(detector: Detector, config: Config, mesh: Mesh | None = None)
         check_size(detector, size, "config.augment.height", "config.augment.width")
     mesh = make_mesh() if mesh is None else mesh
     infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
+    merge = make_merge(detector, config.eval.preset, config.eval.top_k)
     batch = -(-config.eval.batch // mesh.size) * mesh.size
-    return Evaluator(detector, config, mesh, infer, batch)
+    return Evaluator(detector, config, mesh, infer, merge, batch, max_canvases)
 
 
 def evaluate(

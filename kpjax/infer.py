@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +12,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import ConfigError
-from kpjax.detectors.base import Array, Detections, Detector, Preprocess
+from kpjax.detectors.base import Array, Detections, Detector, Preprocess, Protocol
 
-# The test protocols of this version: plain, and the image with its mirror image.
-PRESETS = ("na", "flip")
-
-Infer = Callable[..., tuple[Detections, Array]]
+Infer = Callable[..., tuple[Any, Array]]
+Merge = Callable[[tuple[Any, ...]], Detections]
 
 
 def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100) -> Infer:
-    """The jitted function (variables, canvases, windows, tags) -> (Detections in canvas pixels, tags).
+    """The jitted function (variables, canvases, windows, tags) -> (rows in canvas pixels, tags).
+
+    The rows are Detections, or what the preset's protocol decodes to where it merges later; see `make_merge`.
 
     canvases: (B, H, W, 3) uint8 RGB.  windows: (B, 4) int32 top, left, bottom, right of the image
     on each canvas.  tags: (B, T) int32 that come back beside the detections, so that the
@@ -30,23 +31,32 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
     The batch is divided over all axes of the mesh.  Decoding runs under `jax.shard_map`: `lax.top_k` on
     a sharded heatmap would gather it.  Only the detections are replicated.
 
-    Raises ConfigError for a preset that this version lacks.
+    Raises ConfigError for a preset that the detector lacks.
     """
-    check_preset(preset)
+    protocol = protocol_of(detector, preset)
+    to_rows = protocol.rows or detector.decode
     rows = PartitionSpec(tuple(mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Detections:
-        if preset == "flip":
+    def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
+        options = {"top_k": top_k, "size": size}
+        if protocol.mirror == "maps":
             # pairs were interleaved for the sharding's sake; merge_flip wants [plain; mirrored]
             heads = {name: jnp.concatenate([x[0::2], x[1::2]]) for name, x in heads.items()}
             heads = detector.merge_flip(heads)
-        return detector.decode(heads, top_k=top_k, size=size, windows=windows)
+        if protocol.mirror != "boxes":
+            return to_rows(heads, windows=windows, **options)
+        plain, mirrored = (
+            to_rows({name: x[start::2] for name, x in heads.items()}, windows=windows, **options) for start in (0, 1)
+        )
+        mirrored = dataclasses.replace(mirrored, boxes=mirror_boxes(mirrored.boxes, windows))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), plain, mirrored)
 
     def infer(variables: Any, canvases: Array, windows: Array, tags: Array) -> tuple[Detections, Array]:
         images = normalise(detector.preprocess, canvases, windows)
-        if preset == "flip":  # image and mirror image side by side, so that both stay on one device
-            images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
+        if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
+            mirrored = images[:, :, ::-1] if protocol.mirror == "maps" else mirror_within(images, windows)
+            images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
         outputs: Any = detector.net.apply(variables, images, train=False)
         # check_vma=False: decoders may start a loop from constants, which the check would refuse
         sharded_decode = jax.shard_map(
@@ -76,8 +86,27 @@ def normalise(preprocess: Preprocess, canvases: Array, windows: Array) -> Array:
     return jnp.where(inside, images, 0.0)
 
 
-def check_preset(preset: str) -> str:
-    """Return the preset, or raise ConfigError: one line that lists those of this version."""
-    if preset not in PRESETS:
-        raise ConfigError(f"preset {preset!r} is not in this version; choose one of {', '.join(map(repr, PRESETS))}")
-    return preset
+def mirror_within(images: Array, windows: Array) -> Array:
+    """Mirror each image where it lies on its canvas, (B, H, W, 3); the border, which is of one colour, stays."""
+    turned = windows[:, 1, None] + windows[:, 3, None] - 1 - jnp.arange(images.shape[2])
+    return jnp.take_along_axis(images, (turned % images.shape[2])[:, None, :, None], axis=2)
+
+
+def mirror_boxes(boxes: Array, windows: Array) -> Array:
+    """(B, N, 4) boxes on canvases mirrored by `mirror_within`, and back."""
+    turn = (windows[:, 1] + windows[:, 3]).astype(jnp.float32)[:, None]
+    return jnp.stack([turn - boxes[..., 2], boxes[..., 1], turn - boxes[..., 0], boxes[..., 3]], axis=-1)
+
+
+def make_merge(detector: Detector, preset: str, top_k: int) -> Merge | None:
+    """The jitted function (one image's rows for each scale, in image pixels) -> Detections; None: nothing to merge."""
+    merge = protocol_of(detector, preset).merge
+    return None if merge is None else jax.jit(functools.partial(merge, top_k=top_k))
+
+
+def protocol_of(detector: Detector, preset: str) -> Protocol:
+    """The detector's protocol of a preset, or ConfigError: one line that lists those it has."""
+    if preset not in detector.protocols:
+        has = ", ".join(map(repr, detector.protocols))
+        raise ConfigError(f"preset {preset!r}: {detector.name} has no such test protocol; choose one of {has}")
+    return detector.protocols[preset]

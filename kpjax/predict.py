@@ -21,7 +21,7 @@ from kpjax.config import ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError
 from kpjax.detectors.base import Detections, Detector, check_size
-from kpjax.infer import check_preset, make_infer
+from kpjax.infer import Merge, make_infer, make_merge, protocol_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_WAITING = 64  # decoded images that may wait for others of their canvas (or four batches, where that is more)
@@ -70,7 +70,8 @@ class Predictor:
     ) -> None:
         """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
 
-        preset: test protocol, "na" (plain) or "flip" (with the mirror image).
+        preset: test protocol, "na" (plain), "flip" (with the mirror image) or "ms" (several scales too), as
+            published for the model: `detector.protocols`.
         names: class names, as many as the detector has classes, or none.
         batch: images of one canvas that run together.  top_k: most detections an image.
         size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
@@ -79,7 +80,7 @@ class Predictor:
 
         Raises ConfigError for a value that cannot work.
         """
-        check_preset(preset)
+        self.scales = protocol_of(detector, preset).scales
         if resolution not in ("keep", "fixed"):
             raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
         if names and len(names) != detector.num_classes:
@@ -96,6 +97,7 @@ class Predictor:
         self.resolution, self.size, self.max_side = resolution, size, max_side
         self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
         self.infer = make_infer(detector, mesh, preset=preset, top_k=top_k)
+        self.merge = make_merge(detector, preset, top_k)
 
     def __call__(self, inputs: Any) -> Detections | list[Detections]:
         """Detect in one image (a path, or an HWC uint8 RGB array) or in many (a list, a folder, a glob).
@@ -115,8 +117,8 @@ class Predictor:
 
     def stream(self, items: Iterable[str | np.ndarray]) -> Iterator[Found]:
         """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs."""
-        waiting: dict[tuple[int, int], list[tuple[Found, testtime.View]]] = {}
-        limit = max(MAX_WAITING, 4 * self.batch)
+        waiting: dict[testtime.Size, list[tuple[_Pending, int]]] = {}
+        limit = max(MAX_WAITING, 4 * self.batch) * len(self.scales)
         for index, item in enumerate(items):
             array = _as_array(item)
             name = str(item) if array is None else f"image {index}"
@@ -125,48 +127,82 @@ class Predictor:
             except DataError as error:
                 yield Found(index, name, None, None, str(error))
                 continue
-            view = testtime.make_view(
+            pending = _Pending(Found(index, name, image, None), self._views(image), [None] * len(self.scales))
+            for which, view in enumerate(pending.views):
+                group = waiting.setdefault(view.canvas, [])
+                group.append((pending, which))
+                if len(group) == self.batch:
+                    yield from self._run(waiting.pop(view.canvas))
+            while sum(map(len, waiting.values())) >= limit:
+                fullest = max(waiting, key=lambda canvas: len(waiting[canvas]))
+                yield from self._run(waiting.pop(fullest))
+        for group in waiting.values():
+            yield from self._run(group)
+
+    def _views(self, image: np.ndarray) -> list[testtime.View]:
+        return [
+            testtime.make_view(
                 self.detector.preprocess,
                 (image.shape[0], image.shape[1]),
                 resolution=self.resolution,
                 fixed=self.size,
                 max_side=self.max_side,
+                scale=scale,
             )
-            group = waiting.setdefault(view.canvas, [])
-            group.append((Found(index, name, image, None), view))
-            if len(group) < self.batch and sum(map(len, waiting.values())) < limit:
-                continue
-            fullest = max(waiting, key=lambda canvas: len(waiting[canvas]))
-            yield from self._run(waiting.pop(fullest))
-        for group in waiting.values():
-            yield from self._run(group)
+            for scale in self.scales
+        ]
 
-    def _run(self, group: list[tuple[Found, testtime.View]]) -> list[Found]:
-        """At most `batch` images of one canvas through the network."""
-        height, width = group[0][1].canvas
+    def _run(self, group: list[tuple[_Pending, int]]) -> list[Found]:
+        """At most `batch` views of one canvas through the network; the images that have all their views now."""
+        height, width = group[0][0].views[group[0][1]].canvas
         canvases = np.zeros((self.batch, height, width, 3), np.uint8)
         windows = np.zeros((self.batch, 4), np.int32)
-        for slot, (found, view) in enumerate(group):
-            canvases[slot] = testtime.place(found.image, view, self.detector.preprocess)  # type: ignore[arg-type]
+        for slot, (pending, which) in enumerate(group):
+            view = pending.views[which]
+            canvases[slot] = testtime.place(pending.found.image, view, self.detector.preprocess)  # type: ignore[arg-type]
             windows[slot] = view.window
         tags = np.arange(self.batch, dtype=np.int32)[:, None]
         result = jax.device_get(self.infer(self.variables, canvases, windows, tags)[0])
-        return [
-            dataclasses.replace(found, detections=of_one_image(result, slot, view, self.names))
-            for slot, (found, view) in enumerate(group)
-        ]
+        done = []
+        for slot, (pending, which) in enumerate(group):
+            pending.rows[which] = rows_in_image(result, slot, pending.views[which])
+            if all(rows is not None for rows in pending.rows):
+                detections = finished(tuple(pending.rows), self.merge, self.names)
+                done.append(dataclasses.replace(pending.found, detections=detections))
+        return done
 
 
-def of_one_image(batch: Detections, slot: int, view: testtime.View, names: tuple[str, ...] = ()) -> Detections:
-    """Row `slot` of NumPy detections on canvases, in the image's own pixels.
+@dataclasses.dataclass
+class _Pending:
+    """An image some of whose views have not been seen by the network; rows: what each view gave, or None."""
 
-    Empty slots are left out, and boxes that are not finite (of a network that diverged): JSON has no form for them.
+    found: Found
+    views: list[testtime.View]
+    rows: list[Any]
+
+
+def rows_in_image(batch: Any, slot: int, view: testtime.View) -> Any:
+    """Row `slot` of what the program returned, NumPy arrays, with boxes (and points) in the image's own pixels.
+
+    Boxes that are not finite (of a network that diverged) get the score 0: JSON has no form for them.
     """
-    real = (batch.scores[slot] > 0) & np.isfinite(batch.boxes[slot]).all(-1)
+    rows = jax.tree.map(lambda x: x[slot], batch)
+    finite = np.isfinite(rows.boxes).all(-1)
+    moved = {"boxes": testtime.to_image(np.where(finite[:, None], rows.boxes, 0), view)}
+    if hasattr(rows, "points"):
+        twice = np.concatenate([rows.points, rows.points], axis=-1)
+        moved["points"] = testtime.to_image(twice, view)[..., :2]
+    return dataclasses.replace(rows, scores=np.where(finite, rows.scores, 0).astype(np.float32), **moved)
+
+
+def finished(views: tuple[Any, ...], merge: Merge | None, names: tuple[str, ...] = ()) -> Detections:
+    """An image's rows of each scale, in its pixels -> its Detections, empty slots left out."""
+    found = views[0] if merge is None else jax.device_get(merge(views))
+    real = found.scores > 0
     return Detections(
-        boxes=testtime.to_image(batch.boxes[slot][real], view),
-        scores=np.asarray(batch.scores[slot][real], np.float32),
-        labels=np.asarray(batch.labels[slot][real], np.int32),
+        boxes=np.asarray(found.boxes[real], np.float32),
+        scores=np.asarray(found.scores[real], np.float32),
+        labels=np.asarray(found.labels[real], np.int32),
         names=names,
     )
 

@@ -7,8 +7,10 @@ All of it runs on the host, in NumPy, on uint8 pixels; the device gets finished 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -96,6 +98,43 @@ def make_view(
     if resolution == "fixed":
         return fixed_view(image, fixed, scale)
     raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
+
+
+def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> list[View]:
+    """The views on at most `most` canvases, some larger than their own: fewer programs, slightly other detections.
+
+    Canvases are joined two at a time, each time those that add the fewest pixels over all views.
+    Views of a fixed resolution share one canvas as they are.
+    """
+    groups: list[tuple[Size, set[Size], int]] = [
+        (canvas, {canvas}, count) for canvas, count in sorted(collections.Counter(v.canvas for v in views).items())
+    ]
+
+    def joined(a: tuple[Size, set[Size], int], b: tuple[Size, set[Size], int]) -> tuple[Size, set[Size], int]:
+        return (max(a[0][0], b[0][0]), max(a[0][1], b[0][1])), a[1] | b[1], a[2] + b[2]
+
+    def pixels(group: tuple[Size, set[Size], int]) -> int:
+        return group[0][0] * group[0][1] * group[2]
+
+    while len(groups) > most:
+        pairs = [(i, j) for i in range(len(groups)) for j in range(i)]
+        i, j = min(
+            pairs,
+            key=lambda p: pixels(joined(groups[p[0]], groups[p[1]])) - pixels(groups[p[0]]) - pixels(groups[p[1]]),
+        )
+        both = joined(groups[i], groups[j])
+        groups = [g for n, g in enumerate(groups) if n not in (i, j)] + [both]
+    goal = {canvas: size for size, members, _ in groups for canvas in members}
+    return [_on_canvas(view, goal[view.canvas], preprocess) for view in views]
+
+
+def _on_canvas(view: View, canvas: Size, preprocess: Preprocess) -> View:
+    if canvas == view.canvas:
+        return view
+    height, width = view.resized
+    top, left = (c // 2 - r // 2 if preprocess.centred else 0 for c, r in zip(canvas, view.resized, strict=True))
+    window = (top, left, top + height, left + width)
+    return dataclasses.replace(view, canvas=canvas, shift=(float(left), float(top)), window=window)
 
 
 def place(image: np.ndarray, view: View, preprocess: Preprocess) -> np.ndarray:

@@ -18,12 +18,13 @@ import jax
 import numpy as np
 from etils import epath
 
+from kpjax import detectors
 from kpjax.checkpoint import (
-    INFO,
     Checkpoints,
     check_same_model,
     describe,
     environment,
+    is_inference,
     load_inference,
     save_inference,
 )
@@ -68,6 +69,8 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     root = epath.Path(workdir)
     check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
+    if not any(map(len, source.labels)):
+        raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
     val = _validation(config, source)
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
@@ -158,7 +161,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
             checkpoints.wait()
         finished = number >= steps
         if finished:
-            if start < steps or not (root / "model" / INFO).exists():
+            if start < steps or not is_inference(root / "model"):
                 _export(workdir, detector, source, config, state, checkpoints, log)
             else:
                 log.say(f"step {start} of {steps}: this run has finished; nothing to do")
@@ -319,14 +322,7 @@ def _validation(config: Config, source: Source) -> Source | None:
 def _init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if path.endswith((".pth", ".pt", ".tar", ".pkl")):
-        from kpjax.convert import ImportMismatch, TorchFileError, load_backbone
-
-        try:
-            backbone = load_backbone(detector, variables, path)
-        except (ImportMismatch, TorchFileError) as error:
-            raise ConfigError(f"config.init_from: {error}") from error
-        variables = backbone.variables
-        lines = [f"  initialised anew: {key}" for key in backbone.kept]
+        variables, lines = _from_torch(path, detector, variables)
     else:
         loaded = load_inference(path)
         variables, lines = _matching(variables, loaded.variables)
@@ -342,6 +338,24 @@ def _init_from(path: str, detector: Detector, state: TrainState, shardings: Any)
     # The average is a copy: the step gives away its state's memory, each array once.
     average = jax.tree.map(lambda x: x.copy(), placed["params"]) if state.ema is not None else None
     return dataclasses.replace(state, params=placed["params"], batch_stats=placed["batch_stats"], ema=average)
+
+
+def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, list[str]]:
+    """The trunk of an ImageNet classifier, or all but the class heads of a released detector of this model."""
+    from kpjax import convert
+
+    def build(classes: int) -> Detector:
+        return detectors.build(detector.name, classes, **detector.options)
+
+    try:
+        state_dict = convert.read_torch_file(path)
+        classes = convert.count_classes(build, state_dict)
+        if classes:
+            return _matching(variables, convert.import_torch(build(classes), state_dict))
+        backbone = convert.load_backbone(detector, variables, state_dict)
+    except (convert.ImportMismatch, convert.TorchFileError) as error:
+        raise ConfigError(f"config.init_from: {error}") from error
+    return backbone.variables, [f"  initialised anew: {key}" for key in backbone.kept]
 
 
 def _warn_environment(before: dict[str, Any]) -> None:

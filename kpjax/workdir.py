@@ -5,7 +5,7 @@ from __future__ import annotations
 from etils import epath
 
 from kpjax import config as configs
-from kpjax.checkpoint import INFO, write_text
+from kpjax.checkpoint import is_inference, write_text
 from kpjax.config import Config, ConfigError
 from kpjax.log import read_metrics
 
@@ -49,7 +49,7 @@ def _holds_weights(root: epath.Path) -> bool:
     # While Orbax writes a step, its folder has a longer name than the step's number.
     folder = root / "checkpoints"
     steps = folder.iterdir() if folder.exists() else ()
-    return any(step.name.isdigit() for step in steps) or (root / "model" / INFO).exists()
+    return any(step.name.isdigit() for step in steps) or is_inference(root / "model")
 
 
 def claim(root: epath.Path, config: Config, first: bool) -> None:

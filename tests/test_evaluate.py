@@ -280,3 +280,90 @@ def test_eight_devices_agree_and_gather_no_heatmap(fsdp, preset):
     sizes = [np.prod([int(n) for n in re.search(r"\[([\d,]*)\]", g)[1].split(",")]) for g in gathered]
     assert sizes and max(sizes) <= 8 * 100 * 4, gathered
     assert not re.search("all-to-all|collective-permute", text)  # the mirror images stay beside the images
+
+
+def test_eval_program_says_what_it_compiles(run_eval, tmp_path, capsys):
+    assert run_eval("--checkpoint", "x", "--out", str(tmp_path / "o.json")) == 0
+    said = capsys.readouterr().out
+    canvases = len({keep_view(fakes.PLAIN_RGB, item[:2]).canvas for item in ITEMS})
+    assert f"programs    {canvases} canvases, a program each" in said and "fast" not in said
+    assert said.index("programs") < said.index("Average Precision")
+
+
+def test_fast_has_few_canvases_and_says_so(run_eval, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(eval_program, "FAST_CANVASES", 1)
+    assert run_eval("--checkpoint", "x", "--fast", "--out", str(tmp_path / "o.json")) == 0
+    said = capsys.readouterr().out
+    assert "fast        1 canvases instead of 3: 6 of 7 views" in said and "programs    1 canvases" in said
+    assert "maxDets=100 ] = 1.000" in said, "the marker network does not look at the border"
+
+
+def test_image_info_gives_a_file_for_the_server_and_no_ap(run_eval, tmp_path, capsys):
+    truth = json.loads((tmp_path / "val.json").read_text())
+    del truth["annotations"]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    assert run_eval("--checkpoint", str(tmp_path / "run" / "model")) == 0
+    said = capsys.readouterr().out
+    assert "no annotations" in said and "Average Precision" not in said
+    assert len(json.loads((tmp_path / "run" / "detections_val_kpjax_results.json").read_text())) == 8
+    settings = config()
+    settings.data.val.annotations = "coco/annotations/image_info_test-dev2017.json"
+    assert eval_program.split_name(settings, "val") == "test-dev2017"
+
+
+def scaled_detector():
+    """The marker detector with a protocol of two scales; nothing is resized, so both see the same objects."""
+    from kpjax.detectors.base import Protocol
+    from kpjax.detectors.centernet import merge_scales
+
+    protocols = {
+        "na": Protocol(),
+        "ms": Protocol(mirror="maps", scales=(1.0, 1.0), merge=merge_scales),
+        "boxes": Protocol(mirror="boxes", merge=merge_mirrored_once),
+    }
+    return dataclasses.replace(fakes.marker_detector(), protocols=protocols)
+
+
+def merge_mirrored_once(views, top_k):
+    from kpjax.detectors.centernet import merge_mirrored
+
+    return merge_mirrored(views, top_k)
+
+
+@pytest.mark.parametrize("preset", ["ms", "boxes"])
+def test_views_are_merged(preset):
+    """Objects seen twice are one object again; Predictor gives what the evaluation gives."""
+    source, detector = fakes.marker_source(ITEMS), scaled_detector()
+    settings = config(eval__preset=preset)
+    result = ev.evaluate(detector, fakes.variables(), source, settings, progress=False)
+    assert result.ap == 1.0 and result.images == len(ITEMS)
+    kept = [row for row in result.detections if row["score"] > 0.9]
+    assert len(kept) == 8
+    if preset == "boxes":
+        assert len(result.detections) == 8, "NMS leaves one of two equal boxes"
+    predictor = kpjax.Predictor(detector, fakes.variables(), preset, batch=2)
+    for index, item in enumerate(ITEMS):
+        found = predictor(fakes.picture(*item))
+        rows = [row for row in result.detections if row["image_id"] == 100 + 10 * index]
+        np.testing.assert_allclose([row["score"] for row in rows], found.scores, atol=1e-6)
+        boxes = found.boxes - np.concatenate([0 * found.boxes[:, :2], found.boxes[:, :2]], 1)
+        np.testing.assert_allclose(np.array([row["bbox"] for row in rows]).reshape(-1, 4), boxes, atol=1e-3)
+
+
+def test_an_image_mirrored_within_its_canvas():
+    """The mirror image lies where the image lay, and boxes come back to where they were."""
+    from kpjax.infer import mirror_boxes, mirror_within
+
+    rng = np.random.default_rng(0)
+    canvases, windows = np.zeros((2, 8, 12, 3), np.float32), np.array([[1, 2, 7, 9], [0, 0, 8, 12]], np.int32)
+    for canvas, (top, left, bottom, right) in zip(canvases, windows, strict=True):
+        canvas[top:bottom, left:right] = rng.random((bottom - top, right - left, 3))
+    turned = np.array(mirror_within(canvases, windows))
+    for before, after, (top, left, bottom, right) in zip(canvases, turned, windows, strict=True):
+        np.testing.assert_array_equal(after[top:bottom, left:right], before[top:bottom, left:right][:, ::-1])
+        after[top:bottom, left:right] = 0
+        assert not after.any()
+    boxes = np.array([[[3, 2, 5, 6]], [[0, 1, 4, 5]]], np.float32)
+    there = np.asarray(mirror_boxes(boxes, windows))
+    np.testing.assert_array_equal(there, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
+    np.testing.assert_array_equal(mirror_boxes(there, windows), boxes)

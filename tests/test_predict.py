@@ -150,7 +150,7 @@ def test_a_fixed_size_that_the_network_cannot_take():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"preset": "ms"}, "'ms' is not in this version; choose one of 'na', 'flip'"),
+        ({"preset": "ms"}, "preset 'ms': marker has no such test protocol; choose one of 'na', 'flip'"),
         ({"names": ("one",)}, "1 class names"),
         ({"batch": 0}, "batch is 0"),
         ({"resolution": "half"}, "'half'"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kpjax.config import ConfigError
 from kpjax.detectors.base import COCO_BGR
-from kpjax.testtime import affine, fixed_view, keep_view, make_view, place, to_image
+from kpjax.testtime import affine, fixed_view, keep_view, make_view, place, share_canvases, to_image
 
 sides = st.integers(1, 300)
 
@@ -103,3 +103,19 @@ def test_wrong_size_and_unknown_resolution_are_one_line():
         place(noise(20, 40), view, COCO_BGR)
     with pytest.raises(ConfigError, match="'stretch'"):
         make_view(COCO_BGR, (20, 30), resolution="stretch")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=12), st.integers(1, 4))
+def test_shared_canvases_hold_every_image(sizes: list[tuple[int, int]], most: int) -> None:
+    views = [keep_view(COCO_BGR, size) for size in sizes]
+    shared = share_canvases(views, most, COCO_BGR)
+    canvases = {view.canvas for view in views}
+    assert len({view.canvas for view in shared}) <= most
+    for before, after in zip(views, shared, strict=True):
+        top, left, bottom, right = after.window
+        assert 0 <= top <= bottom <= after.canvas[0] and 0 <= left <= right <= after.canvas[1]
+        assert (bottom - top, right - left) == after.resized == before.resized
+        assert (left, top) == after.shift and all(c % 32 == 0 for c in after.canvas)
+        if len(canvases) <= most:
+            assert after == before

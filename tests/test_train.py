@@ -144,13 +144,13 @@ def test_a_run_leaves_checkpoints_logs_and_weights(
     losses = [line["loss"] for line in read_metrics(str(tmp_path / "run"))]
     assert len(losses) == 6 and np.isfinite(losses).all()
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
-    assert (tmp_path / "run" / "model" / "kpjax.json").exists()
+    assert (tmp_path / "run" / "model" / "config.json").exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 6
 
 
 def test_a_lost_export_is_made_again(config: Config, tmp_path: pathlib.Path) -> None:
     train(config, tmp_path)
-    file = tmp_path / "model" / "kpjax.json"
+    file = tmp_path / "model" / "config.json"
     before = file.read_text()
     shutil.rmtree(tmp_path / "model")  # killed between the last checkpoint and the end
     assert train(config, tmp_path).finished
@@ -307,3 +307,27 @@ def test_weights_of_another_model_are_no_start(tmp_path: pathlib.Path) -> None:
         _init_from(str(tmp_path / "wide"), _five_classes(), state, state)
     with pytest.raises(ConfigError, match=r"config\.init_from: .*no\.pth"):
         _init_from(str(tmp_path / "no.pth"), wide, state, state)
+
+
+def test_fine_tuning_starts_the_class_heads_anew(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a released detector's file of 3 classes to one of 5: everything but the heatmap's last layer is taken."""
+    import kpjax
+    from kpjax.train import _from_torch
+    from tests.convert import torch_bytes
+    from tests.convert.test_rules import SMALL, checkpoint
+
+    torch_bytes.save(tmp_path / "ctdet.pth", checkpoint("centernet_r18", classes=3), wrapper="state_dict")
+    five = kpjax.build("centernet_r18", 5, **SMALL)
+    shapes = jax.eval_shape(lambda: five.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    new = jax.tree.map(lambda s: np.full(s.shape, -1, s.dtype), shapes)
+    variables, lines = _from_torch(str(tmp_path / "ctdet.pth"), five, new)
+    assert lines == [
+        "  initialised anew: ['params']['heads']['heatmap_out']['bias'] (5,)",
+        "  initialised anew: ['params']['heads']['heatmap_out']['kernel'] (1, 1, 8, 5)",
+    ]
+    released = kpjax.import_torch(kpjax.build("centernet_r18", 3, **SMALL), checkpoint("centernet_r18", classes=3))
+    for head in ("wh_out", "heatmap_conv"):
+        np.testing.assert_array_equal(
+            variables["params"]["heads"][head]["kernel"], released["params"]["heads"][head]["kernel"]
+        )
+    assert (variables["params"]["heads"]["heatmap_out"]["bias"] == -np.ones(5)).all()

@@ -9,15 +9,37 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kpjax.convert import dla, hourglass, resnet
-from kpjax.convert.rules import ImportMismatch, Rule, Variables, apply_rules, flatten, leaf_shapes, unflatten, unwrap
-from kpjax.convert.torch_file import TorchFileError, read_torch_file
+from kpjax.convert.rules import (
+    ImportMismatch,
+    Rule,
+    Variables,
+    apply_rules,
+    destination,
+    flatten,
+    leaf_shapes,
+    unflatten,
+    unwrap,
+)
+from kpjax.convert.torch_file import TorchFileError, read_torch_checkpoint, read_torch_file
 from kpjax.detectors.base import Detector
 
-__all__ = ["BackboneLoad", "ImportMismatch", "TorchFileError", "import_torch", "load_backbone", "read_torch_file"]
+__all__ = [
+    "BackboneLoad",
+    "ImportMismatch",
+    "TorchFileError",
+    "class_axes",
+    "count_classes",
+    "destination",
+    "import_torch",
+    "load_backbone",
+    "read_torch_checkpoint",
+    "read_torch_file",
+    "resembles",
+]
 
 # Detector.import_rules -> the table that reads its released checkpoints.
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -98,3 +120,54 @@ def load_backbone(
         kept=tuple(path for path in leaves if path not in filled),
         ignored=tuple(f"{key}: {reason}" for key, reason in dropped.items()),
     )
+
+
+def class_axes(build: Callable[[int], Detector]) -> dict[str, tuple[int, int]]:
+    """The leaves whose shape depends on the number of classes: path -> (axis, entries a class).
+
+    build: number of classes -> Detector.  Costs two shape inferences.
+    """
+    one, two = leaf_shapes(build(1)), leaf_shapes(build(2))
+    axes = {}
+    for path, shape in one.items():
+        for axis, (a, b) in enumerate(zip(shape, two[path], strict=True)):
+            if a != b:
+                axes[path] = (axis, b - a)
+    return axes
+
+
+def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any]) -> int:
+    """The number of classes that a released checkpoint has, read off its class heads; 0 where it has none of them."""
+    axes, rules = class_axes(build), RULES.get(build(1).import_rules, ())
+    for key, value in state_dict.items():
+        path = destination(rules, key)
+        if path in axes:
+            axis, each = axes[path]
+            # Transforms move a kernel's axes; the one that we know, the last, is PyTorch's first.
+            last = axis == len(value.shape) - 1
+            side = value.shape[0 if last and len(value.shape) > 1 else axis]
+            if side % each == 0:
+                return side // each
+    return 0
+
+
+def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], Detector]]) -> tuple[str, float]:
+    """The model whose table knows most of the checkpoint's keys and leaves, and that share; ("", 0.0) for none.
+
+    models: name -> (number of classes -> Detector).  Of several that fit alike the first is returned.
+    """
+    best, most = "", 0.0
+    for name, build in models.items():
+        rules = RULES.get(build(1).import_rules, ())
+        known = [key for key in state_dict if destination(rules, key) is not None]
+        if len(known) <= most * len(state_dict):  # the share of filled leaves can only lower it
+            continue
+        shapes = leaf_shapes(build(count_classes(build, state_dict) or 80))
+        filled = 0
+        for key in known:
+            path = destination(rules, key)
+            filled += path in shapes and sorted(shapes[path]) == sorted(state_dict[key].shape)
+        share = len(known) / len(state_dict) * filled / max(len(shapes), filled)
+        if share > most:
+            best, most = name, share
+    return best, most

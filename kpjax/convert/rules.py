@@ -117,6 +117,14 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return dict(inner)
 
 
+def destination(rules: Sequence[Rule], key: str) -> str | None:
+    """Where a table sends a checkpoint's key: a leaf's path, "" for one that is dropped, None for an unknown one."""
+    for rule in rules:
+        if match := re.fullmatch(rule.pattern, key):
+            return "" if rule.drop else match.expand(rule.target)
+    return None
+
+
 def apply_rules(
     rules: Sequence[Rule], state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str
 ) -> dict[str, np.ndarray]:

@@ -72,6 +72,8 @@ def _load(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: not a JSON file ({_one_line(error)}); give a COCO instances JSON") from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: not a COCO instances JSON; the top level is a {type(data).__name__}, not an object")
+    if {"images", "categories"} <= data.keys():  # COCO's image-info files of test splits have nothing else
+        data.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             what = "no" if key not in data else "something else than a list as"

@@ -7,7 +7,7 @@ map (H / stride, W / stride), K classes, M box slots of an image, N detections.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -101,6 +101,28 @@ IMAGENET_RGB = Preprocess(
 
 
 @dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a preset tests an image, as values: what the network sees, and what merges its findings.
+
+    mirror: "" the image alone; "maps" with its canvas's mirror image, the head maps merged by `merge_flip`;
+        "boxes" with the image mirrored within its canvas, both decoded, the boxes of the second turned back.
+    scales: test scales, ascending; each is a view of the image on a canvas of its own.
+    rows: decodes in place of `Detector.decode`, with its arguments, where the merge needs more than
+        Detections: any dataclass of arrays (B, ...) with `boxes` among them and, optionally, `points` (x, y).
+    merge: (one image's rows for each scale, in image pixels, without the batch axis; top_k) ->
+        Detections in image pixels, score 0 for an empty slot; pure.  None: Detections are final as decoded.
+    """
+
+    mirror: str = ""
+    scales: tuple[float, ...] = (1.0,)
+    rows: Callable[..., Any] | None = None
+    merge: Callable[..., Detections] | None = None
+
+
+PLAIN_AND_FLIP = {"na": Protocol(), "flip": Protocol(mirror="maps")}
+
+
+@dataclasses.dataclass(frozen=True)
 class Detector:
     """A detector is this record; nothing inherits from it.
 
@@ -117,6 +139,7 @@ class Detector:
         pixels, (B, N, ...).  size: (H, W) of the input, static.  windows: (B, 4) top, left, bottom, right
         of the image in it.  What they are good for is the detector's affair; both may be left out.
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
+    protocols: the published test protocols by preset ("na", "flip", "ms").
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of so many pixels, less so many; see `check_size`.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
@@ -132,6 +155,7 @@ class Detector:
     loss: Callable[[Outputs, Targets, dict[str, Array]], tuple[Array, dict[str, Array]]]
     decode: Callable[..., Detections]
     merge_flip: Callable[[dict[str, Array]], dict[str, Array]]
+    protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
     stride: int = 4
     multiple: int = 1
     less: int = 0

@@ -18,9 +18,19 @@ from kpjax.backbones.dla import LEVELS, DLAUp
 from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
 from kpjax.config import ConfigError
-from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB, Array, Detections, Detector, Outputs, Preprocess, Targets
+from kpjax.detectors.base import (
+    COCO_BGR,
+    IMAGENET_RGB,
+    Array,
+    Detections,
+    Detector,
+    Outputs,
+    Preprocess,
+    Protocol,
+    Targets,
+)
 from kpjax.nn.layers import ConvParams, conv2d
-from kpjax.ops import losses, peaks
+from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
 
 STRIDE = 4
@@ -39,6 +49,8 @@ class Rules:
     probabilities: the network returns sigmoid(heatmap), as mmdetection's head does, and the loss
         has 1e-12 in its logarithms; otherwise logits, and scores are clamped to [1e-4, 1 - 1e-4].
     count: what the L1 losses divide by: "boxes" 2 n + 1e-4, or "peaks" 2 max(1, heatmap cells that are 1).
+    flip: what the flip test merges with the mirror image's: "maps", or or "boxes" with NMS
+        (mmdetection).
     """
 
     radius: str = "legacy"
@@ -48,6 +60,7 @@ class Rules:
     one_per_cell: bool = False
     probabilities: bool = False
     count: str = "boxes"
+    flip: str = "maps"
 
 
 XINGYIZHOU = Rules()
@@ -59,6 +72,7 @@ MMDET = Rules(
     one_per_cell=True,
     probabilities=True,
     count="peaks",
+    flip="boxes",
 )
 
 
@@ -321,6 +335,50 @@ def merge_flip(maps: dict[str, Array], *, rules: Rules) -> dict[str, Array]:
     return {"scores": average(score_map(maps, rules)), "wh": average(maps["wh"]), "offset": maps["offset"][:half]}
 
 
+def merge_scales(views: tuple[Detections, ...], top_k: int) -> Detections:
+    """Merge the detections of an image's scales as xingyizhou's multi-scale test does: Gaussian soft-NMS and the cap.
+
+    views: for each scale, ascending, one image's Detections in image pixels, (N, ...).  What soft-NMS drops
+    leaves its stale copies (golden: fn_ctnet_merge, `merge/multi_scale`).  Returns the rows of all scales, best
+    first, the score 0 where a row is not among the top_k.
+    """
+    boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
+    return best_rows(nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True), top_k)
+
+
+def merge_mirrored(views: tuple[Detections, ...], top_k: int) -> Detections:
+    """Merge an image's detections with its mirror image's by NMS at 0.5, as mmdetection's DetTTAModel does.
+
+    views: for each scale Detections of both, (2 N, ...), in image pixels (golden: pipe_mmdet_centernet_r18_dcnv2,
+    runs `*/flip`).  Returns the best top_k.
+    """
+    boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.HARD_MMCV)
+    return jax.tree.map(lambda x: x[:top_k], best_rows(rows, top_k))
+
+
+def best_rows(rows: nms.Rows, top_k: int) -> Detections:
+    """The top_k rows (with ties) best first; the other slots have the score 0."""
+    kept = nms.keep_best(rows.scores, rows.kept, top_k)
+    scores = jnp.where(kept, rows.scores, 0.0)
+    order = jnp.argsort(-scores, stable=True)
+    return Detections(boxes=rows.boxes[order], scores=scores[order], labels=rows.labels[order])
+
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+XINGYIZHOU_PROTOCOLS = {
+    "na": Protocol(),
+    "flip": Protocol(mirror="maps"),
+    "ms": Protocol(mirror="maps", scales=SCALES, merge=merge_scales),
+}
+# mmdetection's configuration tests one scale; its DetTTAModel merges any number of them alike.
+MMDET_PROTOCOLS = {
+    "na": Protocol(),
+    "flip": Protocol(mirror="boxes", merge=merge_mirrored),
+    "ms": Protocol(mirror="boxes", scales=SCALES, merge=merge_mirrored),
+}
+
+
 def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
     """Put the record together.
 
@@ -344,6 +402,7 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         loss=functools.partial(loss, config=config),
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
+        protocols=XINGYIZHOU_PROTOCOLS if config.rules.flip == "maps" else MMDET_PROTOCOLS,
         stride=STRIDE,
         multiple=_multiple(config),
         import_rules=config.import_rules,

@@ -151,7 +151,7 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
     return dx, dk
 
 
-def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, int], padding: Any) -> Array:
+def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any) -> Array:
     """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
 
     The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).

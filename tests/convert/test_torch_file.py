@@ -1,109 +1,198 @@
-"""Reading .pth files: what they hold arrives, and what is wrong with them is one line."""
+"""Reading checkpoints of PyTorch: what they hold arrives, nothing in them runs, and what is wrong is one line."""
 
 from __future__ import annotations
 
-import builtins
+import os
 import pathlib
 import pickle
+import resource
+import struct
+import time
+import zipfile
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kpjax.convert import TorchFileError, read_torch_file
+from kpjax.convert import TorchFileError, read_torch_checkpoint, read_torch_file
+from tests.convert import torch_bytes as tb
+
+STATE = {
+    "module.a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "module.a.turned": np.arange(12, dtype=np.float64).reshape(3, 4).T,
+    "module.a.half": np.array([0.5, -2.0], tb.bfloat16),
+    "module.a.num_batches_tracked": np.array(7, np.int64),
+    "module.a.empty": np.zeros((0, 3), np.float32),
+}
 
 
-def one_line(error: pytest.ExceptionInfo[TorchFileError], path: pathlib.Path) -> str:
+def refused(path: pathlib.Path, content: bytes | None = None) -> str:
+    """The one line that reading `content` ends in."""
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TorchFileError) as error:
+        read_torch_file(path)
     text = str(error.value)
-    assert len(text.splitlines()) == 1
+    assert len(text.splitlines()) == 1 and len(text) < 400 + len(str(path))
     assert str(path) in text
     return text
 
 
-def test_missing_file(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "nothing.pth"
-    with pytest.raises(TorchFileError) as error:
-        read_torch_file(path)
-    assert "no such file" in one_line(error, path)
-
-
-def test_without_pytorch(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "weights.pth"
-    path.write_bytes(b"x")
-    real = builtins.__import__
-
-    def no_torch(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] == "torch":
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_torch)
-    with pytest.raises(TorchFileError) as error:
-        read_torch_file(path)
-    assert "pip install kpjax[torch]" in one_line(error, path)
-
-
-@pytest.mark.parametrize("zipped", (True, False))
-@pytest.mark.parametrize("wrapper", ("", "state_dict", "model"))
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "model"])
 def test_arrays_arrive(tmp_path: pathlib.Path, wrapper: str, zipped: bool) -> None:
+    path = tmp_path / "weights.pth"
+    beside = {"epoch": tb.number(3), "optimizer": tb.dictionary({"lr": tb.number(1)})} if wrapper else None
+    tb.save(path, STATE, zipped=zipped, wrapper=wrapper, beside=beside)
+    found, left_out = read_torch_checkpoint(path)
+    assert left_out == (("epoch", "optimizer") if wrapper else ())
+    assert set(found) == {key.removeprefix("module.") for key in STATE}
+    for key, array in STATE.items():
+        ours = found[key.removeprefix("module.")]
+        np.testing.assert_array_equal(ours, array.astype(np.float32))
+        assert ours.dtype == (np.int64 if array.dtype == np.int64 else np.float32) and ours.flags.c_contiguous
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_that_pytorch_wrote(tmp_path: pathlib.Path, zipped: bool) -> None:
     torch = pytest.importorskip("torch")
-    state = {
-        "module.a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
-        "module.a.half": torch.tensor([0.5, -2.0], dtype=torch.bfloat16),
-        "module.a.num_batches_tracked": torch.tensor(7),
-    }
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    state = net.state_dict() | {"t": torch.arange(6).reshape(2, 3).t(), "b": torch.ones(3).bfloat16()}
     path = tmp_path / "weights.pth"
-    torch.save({wrapper: state, "epoch": 3} if wrapper else state, path, _use_new_zipfile_serialization=zipped)
-    found = read_torch_file(path)
-    assert set(found) == {"a.weight", "a.half", "a.num_batches_tracked"}
-    np.testing.assert_array_equal(found["a.weight"], np.arange(6).reshape(2, 3))
-    np.testing.assert_array_equal(found["a.half"], np.array([0.5, -2.0], np.float32))
-    assert found["a.half"].dtype == np.float32
-    assert found["a.num_batches_tracked"] == 7
+    content = {"state_dict": state, "optimizer": optimizer.state_dict(), "epoch": np.float64(2), "p": net[0].weight}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found, left_out = read_torch_checkpoint(path)
+    assert left_out == ("optimizer", "epoch", "p") and set(found) == set(state)
+    for key, tensor in state.items():
+        np.testing.assert_array_equal(found[key], tensor.float().numpy())
 
 
-@pytest.mark.parametrize("keep", (0, 10, 200, 0.5, 0.99))
-def test_truncated_file(tmp_path: pathlib.Path, keep: float) -> None:
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "weights.pth"
-    torch.save({"a": torch.zeros(1000)}, path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(TorchFileError) as error:
-        read_torch_file(path)
-    one_line(error, path)
-
-
-def test_another_format(tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("torch")
-    path = tmp_path / "weights.pth"
-    for content in (b"\xff\xd8\xff\xe0 a picture", b"{}", pickle.dumps([1, 2, 3])):
+def test_a_dictionary_of_numpy_arrays(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model_final.pkl"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.asfortranarray(np.ones((2, 3)))}
+    for protocol in (2, 4, 5):
+        content = pickle.dumps({"model": arrays, "__author__": "x", "n": np.float32(3)}, protocol)
+        if protocol == 5:  # arrays as buffers, an instruction that is not read here
+            assert "BYTEARRAY8" in refused(path, content)
+            continue
         path.write_bytes(content)
-        with pytest.raises(TorchFileError) as error:
-            read_torch_file(path)
-        one_line(error, path)
+        found, left_out = read_torch_checkpoint(path)
+        assert left_out == ("__author__", "n")
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(found[key], array)
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: pathlib.Path) -> None:
+    """The optimizer's storages may be missing: nobody reads them."""
+    path = tmp_path / "weights.pth"
+    array = np.ones(3, np.float32)
+    state = tb.dictionary({"a": tb.tensor("0", array)})
+    body = tb.dictionary({"state_dict": state, "optimizer": tb.tensor("9", np.ones(1000, np.float32))})
+    path.write_bytes(tb.zip_file(b"\x80\x02" + body + b".", [array]))
+    np.testing.assert_array_equal(read_torch_file(path)["a"], array)
+
+
+def test_what_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "weights.pth"
+    assert "no such file" in refused(path)
+    assert "empty" in refused(path, b"")
+    assert "not a PyTorch file" in refused(path, b"just a text\n" * 10)
+    assert "not a PyTorch file" in refused(path, b"\xff\xd8\xff\xe0 a picture")
+    assert "holds a list" in refused(path, pickle.dumps([1, 2, 3]))
+    assert "no state dict" in refused(path, pickle.dumps({}))
+    assert "is a int" in refused(path, pickle.dumps({"epoch": 3}))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photo.txt", "x")
+    assert "no data.pkl" in refused(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cut_anywhere(tmp_path: pathlib.Path, zipped: bool) -> None:
+    path = tmp_path / "weights.pth"
+    tb.save(path, STATE, zipped=zipped, wrapper="state_dict")
+    whole = path.read_bytes()
+    for keep in [*range(1, 40), *range(40, len(whole) - 1, max(1, len(whole) // 60)), len(whole) - 1]:
+        refused(path, whole[:keep])
 
 
 class Trap:
-    """Unpickling this calls `pathlib.Path.touch` on a file of its choice."""
+    """Unpickling this calls a function of its choice."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
 
     def __reduce__(self) -> Any:
-        return pathlib.Path.touch, (self.path,)
+        return self.function, self.arguments
 
 
-@pytest.mark.parametrize("how", ("torch", "pickle"))
-def test_code_in_a_file_does_not_run(tmp_path: pathlib.Path, how: str) -> None:
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_code_in_a_file_does_not_run(tmp_path: pathlib.Path, protocol: int) -> None:
     path, trace = tmp_path / "weights.pth", tmp_path / "was_here"
-    content = {"state_dict": {"a": Trap(trace)}}
-    if how == "torch":
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content))
-    with pytest.raises(TorchFileError) as error:
-        read_torch_file(path)
-    assert "more than tensors and plain containers" in one_line(error, path)
+    for trap in (Trap(os.system, f"touch {trace}"), Trap(eval, f"open({str(trace)!r}, 'w')"), Trap(trace.touch)):
+        content = pickle.dumps({"state_dict": {"a": trap}}, protocol)
+        refused(path, content)
+        refused(path, tb.zip_file(content, []))
+        refused(path, tb.legacy_file(content, []))
     assert not trace.exists()
+    if protocol:
+        assert "would call" in refused(path, pickle.dumps({"a": Trap(eval, "1")}, protocol))
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "numpy.load", "builtins.getattr"])
+def test_every_way_to_call_is_refused(tmp_path: pathlib.Path, name: str) -> None:
+    path, (module, attribute) = tmp_path / "weights.pth", name.rsplit(".", 1)
+    argument = tb.text("true")
+    for program in (
+        tb.call(name, argument),
+        f"c{module}\n{attribute}\n".encode() + argument + b"\x85\x81",  # NEWOBJ
+        b"(" + argument + f"i{module}\n{attribute}\n".encode(),  # INST
+        b"(" + f"c{module}\n{attribute}\n".encode() + argument + b"o",  # OBJ
+        tb.text(module) + tb.text(attribute) + b"\x93" + argument + b"\x85R",  # STACK_GLOBAL
+        b"\x82\x01",  # EXT1: whatever copyreg registered
+    ):
+        assert "refused" in refused(path, b"\x80\x04" + program + b".")
+
+
+def test_claims_larger_than_the_file(tmp_path: pathlib.Path) -> None:
+    """Memory and time stay small, whatever the file says about itself."""
+    path, small = tmp_path / "weights.pth", np.ones(4, np.float32)
+    huge = 1 << 40
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    wide = np.lib.stride_tricks.as_strided(small, (huge,), (0,))
+
+    def pickled(value: bytes) -> bytes:
+        return b"\x80\x02" + tb.dictionary({"a": value}) + b"."
+
+    claims = [
+        tb.tensor("0", wide, numel=4, strides=(0,)),  # one number, repeated
+        tb.tensor("0", wide, numel=huge, strides=(1,)),
+        tb.tensor("0", small, strides=(1 << 30,)),
+        tb.tensor("7", small),
+    ]
+    for write in (tb.zip_file, tb.legacy_file):
+        for claim in claims:
+            refused(path, write(pickled(claim), [small]))
+    for program in (
+        b"\x8e" + struct.pack("<Q", huge),  # BINBYTES8 of a terabyte
+        b"T" + struct.pack("<i", (1 << 31) - 1),
+        b"]r\xff\xff\xff\x7fN",  # memo index 2^31
+        b"\x95" + struct.pack("<Q", huge),
+    ):
+        refused(path, b"\x80\x04" + program + b".")
+    # Each tuple holds the one before twice: 2^60 elements to whoever looks into it, as a key does.
+    doubling = b")" + b"".join(b"q%cq%ch%ch%c\x86" % (i, i, i, i) for i in range(60))
+    refused(path, b"\x80\x02}" + doubling + b"Ns.")
+    refused(path, b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
+    refused(path, tb.zip_file(described := tb.described({"a": small}), [small], zipfile.ZIP_DEFLATED))
+    assert described and time.perf_counter() - started < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_wrong_kinds_of_numbers(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "weights.pth"
+    content = tb.described({"a": np.ones(2, np.float32)}).replace(b"FloatStorage", b"ComplexFloatStorage")
+    assert "ComplexFloatStorage" in refused(path, tb.zip_file(content, [np.ones(2, np.float32)]))
+    assert "not numbers" in refused(path, pickle.dumps({"a": np.array([None, 1])}, 2))

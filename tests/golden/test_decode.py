@@ -94,11 +94,6 @@ def test_ctdet_flip(case: Any) -> None:
         assert_same_rows(ours, theirs, 1e-5, "flip/ctdet")
 
 
-@each_case("fn_ctnet_merge")
-def test_soft_nms_and_merging_of_scales(case: Any) -> None:
-    pytest.skip("soft-NMS and multi-scale merging: not built yet")
-
-
 @each_case("fn_mmdet_predict")
 def test_centernet_head(case: Any) -> None:
     """Rows image, x1, y1, x2, y2, score, label; the border is subtracted and, to rescale, the scale divided out."""

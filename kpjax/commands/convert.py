@@ -1,0 +1,123 @@
+"""`python -m kpjax convert`: a released PyTorch checkpoint -> an Orbax inference checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import kpjax
+from kpjax import convert
+from kpjax.config import ConfigError
+from kpjax.detectors import MODELS
+from kpjax.detectors.base import Detector
+from kpjax.errors import UserError
+
+_MODULES_SHOWN = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.description = "Turn a released PyTorch checkpoint (.pth, .pth.tar, .pkl) into an inference checkpoint."
+    parser.add_argument("file", metavar="FILE", help="the checkpoint; nothing in it is run, PyTorch is not needed")
+    parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(kpjax.list_models())}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the inference checkpoint")
+    parser.add_argument("--names", metavar="FILE", help="class names, one a line (default: COCO's where there are 80)")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, write, and say what went where.  Raises UserError on a file that does not fit."""
+    from kpjax.checkpoint import save_inference  # Orbax is slow to import: a wrong file is told without it
+
+    options = _options(args.option)
+
+    def build(classes: int) -> Detector:
+        return kpjax.build(args.model, classes, **options)
+
+    build(1)  # an unknown model or option, before the file is read
+    state_dict, left_out = convert.read_torch_checkpoint(args.file)
+    classes = convert.count_classes(build, state_dict)
+    detector = build(classes or 80)
+    try:
+        variables = convert.import_torch(detector, state_dict)
+    except convert.ImportMismatch as error:
+        raise UserError(f"{args.file}: {_first_line(error)}{_hint(args.model, state_dict)}") from None
+    names = class_names(args.names, detector.num_classes)
+    save_inference(args.out, detector, variables, names)
+    print(_summary(detector, state_dict, variables))
+    if left_out:
+        print(f"left out  {', '.join(left_out)}: beside the weights in the file")
+    print(
+        f"classes   {detector.num_classes}: {', '.join(names[:5]) + (', ...' if len(names) > 5 else '') or 'no names'}"
+    )
+    print(f"written   {os.path.abspath(args.out)}; try: python detect.py --checkpoint {args.out} IMAGE")
+    return 0
+
+
+def class_names(path: str | None, count: int) -> tuple[str, ...]:
+    """The names in a file, one a line; without one COCO's, where there are 80 classes, else none."""
+    if not path:
+        from kpjax.data.coco_names import COCO_NAMES
+
+        return COCO_NAMES if count == len(COCO_NAMES) else ()
+    with open(path, encoding="utf-8") as file:
+        names = tuple(line.strip() for line in file if line.strip())
+    if len(names) != count:
+        raise ConfigError(f"--names {path} has {len(names)} names and the checkpoint {count} classes")
+    return names
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {item}: give KEY=VALUE, e.g. head_channels=256")
+        try:
+            parts = [int(part) for part in text.split(",")]
+            options[key] = parts[0] if len(parts) == 1 else tuple(parts)
+        except ValueError:
+            options[key] = {"true": True, "false": False}.get(text.lower(), text)
+    return options
+
+
+def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
+    builders = {name: functools.partial(kpjax.build, name) for name in MODELS}
+    name, share = convert.resembles(state_dict, builders)
+    if share < 0.5:
+        return "; it looks like none of the models here"
+    if name == model:
+        return f"; it looks like {name} with {100 * (1 - share):.0f}% missing or of another shape"
+    return f"; it looks like {name}: try --model {name}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    detail = next((line.strip() for line in lines[2:]), "")
+    return f"{lines[0]}{f' (e.g. {detail})' if detail else ''}"
+
+
+def _summary(detector: Detector, state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
+    """Which part of the checkpoint became which part of the network, and what was dropped."""
+    moved: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
+    dropped: dict[str, int] = collections.Counter()
+    for key, value in state_dict.items():
+        path = convert.destination(convert.RULES[detector.import_rules], key.removeprefix("module."))
+        if path:
+            entry = moved[key.rsplit(".", 1)[0].split(".")[0], "/".join(path.split("/")[1:3])]
+            entry[0], entry[1] = entry[0] + 1, entry[1] + int(value.size)
+        else:
+            dropped[key.rsplit(".", 1)[-1] if key.endswith("num_batches_tracked") else key] += 1
+    lines = [f"model     {detector.name}"]
+    shown = list(moved.items())[:_MODULES_SHOWN]
+    lines += [
+        f"  {source:24s} -> {target:28s} {n:5d} arrays {size:12,d} numbers" for (source, target), (n, size) in shown
+    ]
+    if len(moved) > _MODULES_SHOWN:
+        lines.append(f"  ... and {len(moved) - _MODULES_SHOWN} more parts")
+    lines += [f"  dropped: {key}" + (f" (x {n})" if n > 1 else "") for key, n in dropped.items()]
+    return "\n".join(lines)

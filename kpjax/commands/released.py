@@ -1,0 +1,106 @@
+"""The checkpoints that the authors and mmdetection released: where they are, and the AP that was published for them.
+
+Published figures, none measured here.  Most hosts need a browser; `python -m kpjax convert` reads what it brings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """model: the name for `convert --model`.  ap: COCO box AP as published, with its split and test protocol."""
+
+    model: str
+    what: str
+    ap: str
+    source: str
+
+
+_DRIVE = "https://drive.google.com/file/d/"
+_OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0/"
+_VAL = "val2017 na / flip / ms"
+RELEASED = (
+    Released(
+        "cornernet_hg104",
+        "princeton-vl/CornerNet",
+        "test-dev flip 40.5, ms 42.1",
+        _DRIVE + "1UHjVzSG27Ms0VfSFeGYJ2h2AYZ6d4Le_",
+    ),
+    Released(
+        "triplet_hg52",
+        "Duankaiwen/CenterNet, CenterNet-52",
+        "test-dev flip 41.6, ms 43.5",
+        "https://pan.baidu.com/s/1Ltig0csUPp4T5HA4BjHikA (code ed0y)",
+    ),
+    Released(
+        "triplet_hg104",
+        "Duankaiwen/CenterNet, CenterNet-104",
+        "test-dev flip 44.9, ms 47.0",
+        "https://pan.baidu.com/s/17RvbWaxrvW1kXRuk7XmIfw (code 2clj)",
+    ),
+    Released(
+        "centernet_hg104",
+        "xingyizhou/CenterNet, ctdet_coco_hg",
+        f"{_VAL} 40.3 / 42.2 / 45.1",
+        _DRIVE + "13F904yXltGIqa_K3g3-FLleaNX0n7c9O",
+    ),
+    Released(
+        "centernet_dla34",
+        "xingyizhou/CenterNet, ctdet_coco_dla_2x",
+        f"{_VAL} 37.4 / 39.2 / 41.7",
+        _DRIVE + "18Q3fzzAsha_3Qid6mn4jcIFPeOGUaj1d",
+    ),
+    Released(
+        "centernet_dla34",
+        "xingyizhou/CenterNet, ctdet_coco_dla_1x",
+        f"{_VAL} 36.3 / 38.2 / 40.7",
+        _DRIVE + "1xqFsdA3DANMq1MfnXG8n7nQPe4AfXTHv",
+    ),
+    Released(
+        "centernet_r101_dcn",
+        "xingyizhou/CenterNet, ctdet_coco_resdcn101",
+        f"{_VAL} 34.6 / 36.2 / 39.3",
+        _DRIVE + "1tKkSyzC3iWmM6XTYNJrC4XLCIToDmnHz",
+    ),
+    Released(
+        "centernet_r18_dcn",
+        "xingyizhou/CenterNet, ctdet_coco_resdcn18",
+        f"{_VAL} 28.1 / 30.0 / 33.2",
+        _DRIVE + "1RtFps3kQAyLjQyzCao7pPDclOBQ64Vyp",
+    ),
+    Released(
+        "cornernet_hg104_mmdet",
+        "mmdetection, cornernet_hourglass104_mstest_8x6_210e_coco",
+        "val2017 na 40.9, flip 41.2",
+        _OPENMMLAB
+        + "cornernet/cornernet_hourglass104_mstest_8x6_210e_coco/"
+        + "cornernet_hourglass104_mstest_8x6_210e_coco_20200825_150618-79b44c30.pth",
+    ),
+    Released(
+        "centernet_r18_dcn_mmdet",
+        "mmdetection, centernet_resnet18_dcnv2_140e_coco",
+        "val2017 na 29.5, flip 30.9",
+        _OPENMMLAB
+        + "centernet/centernet_resnet18_dcnv2_140e_coco/"
+        + "centernet_resnet18_dcnv2_140e_coco_20210702_155131-c8cd631f.pth",
+    ),
+    Released(
+        "centernet_r18_mmdet",
+        "mmdetection, centernet_resnet18_140e_coco",
+        "val2017 na 25.9, flip 27.3",
+        _OPENMMLAB
+        + "centernet/centernet_resnet18_140e_coco/"
+        + "centernet_resnet18_140e_coco_20210705_093630-bb5b3bf7.pth",
+    ),
+)
+
+
+def table() -> str:
+    """The list as text."""
+    lines = ["released checkpoints; the APs are the published ones, none was measured here", ""]
+    for entry in RELEASED:
+        lines += [f"{entry.model:24s} {entry.what}", f"{'':24s} published AP {entry.ap}", f"{'':24s} {entry.source}"]
+    lines += ["", "fetch one (a browser may be needed), then: python -m kpjax convert FILE --model NAME --out DIR"]
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""`python -m kpjax convert`: from files in the released layouts to a checkpoint that detects."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kpjax
+from kpjax.__main__ import main
+from kpjax.checkpoint import load_inference
+from kpjax.convert import class_axes, count_classes, resembles
+from tests.convert import torch_bytes as tb
+from tests.convert.test_rules import SMALL, checkpoint
+
+OPTIONS = ["--option", "width=8", "--option", "deconv=8,8,8", "--option", "head_channels=8"]
+
+
+def convert(file: pathlib.Path, model: str, out: pathlib.Path, *more: str) -> int:
+    return main(["convert", str(file), "--model", model, "--out", str(out), *OPTIONS, *more])
+
+
+def one_error(capsys: Any) -> str:
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and len(text) < 700
+    return text
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("model", ["centernet_r18", "centernet_r18_mmdet"])
+def test_a_released_layout_becomes_a_checkpoint(model: str, zipped: bool, tmp_path: pathlib.Path, capsys: Any) -> None:
+    state = {f"module.{key}": value for key, value in checkpoint(model, classes=3).items()}
+    file, names = tmp_path / "model.pth.tar", tmp_path / "names.txt"
+    tb.save(file, state, zipped=zipped, wrapper="state_dict", beside={"epoch": tb.number(140), "optimizer": b"}"})
+    names.write_text("cat\ndog\ncow\n")
+    assert convert(file, model, tmp_path / "out", "--names", str(names)) == 0
+    said = capsys.readouterr().out
+    assert "left out  epoch, optimizer" in said and "3: cat, dog, cow" in said
+    assert "num_batches_tracked (x 2" in said and "heads/heatmap_out" in said
+    info = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert info["model"] == model and info["classes"] == ["cat", "dog", "cow"]
+    assert info["input"]["layout"] == "NHWC" and len(info["input"]["mean"]) == len(info["input"]["std"]) == 3
+    loaded = load_inference(str(tmp_path / "out"))
+    wanted = kpjax.import_torch(kpjax.build(model, 3, **SMALL), checkpoint(model, classes=3))
+    for kind in ("params", "batch_stats"):
+        for ours, theirs in zip(leaves(loaded.variables[kind]), leaves(wanted[kind]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    found = kpjax.load(str(tmp_path / "out"))(np.zeros((40, 50, 3), np.uint8))
+    assert found.names == ("cat", "dog", "cow")
+
+
+def leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_a_wrong_file_says_what_it_looks_like(tmp_path: pathlib.Path, capsys: Any) -> None:
+    file = tmp_path / "model.pth"
+    tb.save(file, checkpoint("centernet_r18_mmdet", classes=3))
+    builders = {
+        name: lambda k, name=name: kpjax.build(name, k, **SMALL) for name in kpjax.list_models() if "r18" in name
+    }
+    for model in ("centernet_r18", "centernet_r18_mmdet"):
+        name, share = resembles(checkpoint(model), builders)
+        assert name == model and share == 1.0
+    assert convert(file, "centernet_r18", tmp_path / "out") == 2
+    assert str(file) in (text := one_error(capsys)) and "does not fit centernet_r18" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_the_keys_and_other_shapes_give_no_result(tmp_path: pathlib.Path, capsys: Any) -> None:
+    whole = checkpoint("centernet_r18", classes=3)
+    half = dict(list(whole.items())[::2])
+    odd = {key: value[:, :1].copy() if key == "layer1.0.conv1.weight" else value for key, value in whole.items()}
+    for state, words in ((half, "missing from the checkpoint"), (odd, "another shape")):
+        tb.save(tmp_path / "model.pth", state)
+        assert convert(tmp_path / "model.pth", "centernet_r18", tmp_path / "out") == 2
+        assert words in one_error(capsys)
+    (tmp_path / "model.pth").write_text("a text")
+    assert convert(tmp_path / "model.pth", "centernet_r18", tmp_path / "out") == 2
+    assert "not a PyTorch file" in one_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_on_the_command_line(tmp_path: pathlib.Path, capsys: Any) -> None:
+    file, names = tmp_path / "model.pth", tmp_path / "names.txt"
+    tb.save(file, checkpoint("centernet_r18", classes=3))
+    names.write_text("cat\n")
+    assert convert(file, "centernet_r19", tmp_path / "out") == 2
+    assert "did you mean 'centernet_r18'" in one_error(capsys)
+    assert convert(file, "centernet_r18", tmp_path / "out", "--names", str(names)) == 2
+    assert "1 names and the checkpoint 3 classes" in one_error(capsys)
+    assert convert(file, "centernet_r18", tmp_path / "out", "--option", "depth") == 2
+    assert "KEY=VALUE" in one_error(capsys)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text('{"mine": 1}')
+    assert convert(file, "centernet_r18", tmp_path / "out") == 2
+    assert "no inference checkpoint" in one_error(capsys)
+
+
+def test_class_heads_are_told_by_their_shapes() -> None:
+    def build(classes: int) -> Any:
+        return kpjax.build("centernet_r18", classes, class_specific_wh=True, **SMALL)
+
+    assert class_axes(build) == {
+        "params/heads/heatmap_out/bias": (0, 1),
+        "params/heads/heatmap_out/kernel": (3, 1),
+        "params/heads/wh_out/bias": (0, 2),
+        "params/heads/wh_out/kernel": (3, 2),
+    }
+    plain = checkpoint("centernet_r18", classes=7)
+    assert count_classes(lambda k: kpjax.build("centernet_r18", k, **SMALL), plain) == 7
+    assert count_classes(build, {"conv1.weight": np.zeros((8, 3, 7, 7))}) == 0

@@ -1,0 +1,174 @@
+"""`python -m kpjax download` from a server on this machine that breaks connections."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import pathlib
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+import kpjax.commands.download as download
+from kpjax.__main__ import main
+from kpjax.commands.released import RELEASED
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+VAL = zipped({"val2017/": b"", "val2017/1.jpg": b"\x01" * 50_000, "val2017/2.jpg": b"\x02" * 50_000})
+ANNOTATIONS = zipped({"annotations/instances_val2017.json": b"{}"})
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `files`; breaks off after `most` bytes; resumes unless `resumes` is false."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    most = 1 << 30
+    resumes = True
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        content, start = self.files.get(self.path), 0
+        self.asked.append(self.headers.get("Range", ""))
+        if content is None:
+            self.send_error(404)
+            return
+        if self.resumes and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
+            start = int(match[1])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + self.most])
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
+    class Mine(Server):
+        files = {"/zips/val2017.zip": VAL, "/annotations/a.zip": ANNOTATIONS}  # noqa: RUF012
+        asked: list[str] = []  # noqa: RUF012
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        archives = tuple(
+            download.Archive(path, len(data), hashlib.md5(data).hexdigest(), 2 * len(data), makes)
+            for path, data, makes in (
+                ("annotations/a.zip", ANNOTATIONS, "annotations"),
+                ("zips/val2017.zip", VAL, "val2017"),
+            )
+        )
+        address = f"http://127.0.0.1:{running.server_port}"
+        monkeypatch.setitem(download.DATA_SETS, "coco2017", download.DataSet(address, archives))
+        yield Mine
+        running.shutdown()
+
+
+def fetch(folder: pathlib.Path, *more: str) -> int:
+    return main(["download", "coco2017", "--dir", str(folder), *more])
+
+
+def one_error(capsys: Any) -> str:
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def test_fetched_checked_unpacked_and_known_afterwards(
+    server: type[Server], tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    assert fetch(tmp_path / "coco") == 0
+    said = capsys.readouterr().out
+    assert said.index("to fetch") < said.index("annotations: unpacked"), "what it takes is said first"
+    assert (tmp_path / "coco" / "val2017" / "1.jpg").read_bytes() == b"\x01" * 50_000
+    assert (tmp_path / "coco" / "annotations" / "instances_val2017.json").read_bytes() == b"{}"
+    assert not list((tmp_path / "coco").glob("[!.]*.zip*"))
+    asked = len(server.asked)
+    assert fetch(tmp_path / "coco") == 0
+    assert "there already" in capsys.readouterr().out and len(server.asked) == asked
+
+
+def test_a_connection_that_breaks_is_resumed(server: type[Server], tmp_path: pathlib.Path) -> None:
+    server.most = 30_000
+    assert fetch(tmp_path, "--only", "val2017", "--keep") == 0
+    assert server.asked == [f"bytes={n}-" for n in range(0, len(VAL), 30_000)]
+    assert (tmp_path / "val2017.zip").read_bytes() == VAL and not (tmp_path / "annotations").exists()
+
+
+def test_a_later_call_goes_on(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    server.most = 0
+    (tmp_path / "val2017.zip.part").write_bytes(VAL[:40_000])
+    assert fetch(tmp_path, "--only", "val2017") == 2
+    assert "the same command goes on" in one_error(capsys)
+    assert (tmp_path / "val2017.zip.part").read_bytes() == VAL[:40_000]
+    server.most = 1 << 30
+    server.asked.clear()
+    assert fetch(tmp_path, "--only", "val2017") == 0
+    assert server.asked == ["bytes=40000-"] and (tmp_path / "val2017" / "2.jpg").stat().st_size == 50_000
+
+
+def test_a_server_that_cannot_resume_sends_all_of_it(server: type[Server], tmp_path: pathlib.Path) -> None:
+    server.resumes = False
+    (tmp_path / "val2017.zip.part").write_bytes(b"\xff" * 40_000)
+    assert fetch(tmp_path, "--only", "val2017") == 0
+    assert (tmp_path / "val2017" / "1.jpg").read_bytes() == b"\x01" * 50_000
+
+
+def test_wrong_files_are_refused(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    server.files["/zips/val2017.zip"] = VAL[:-1] + b"\x00"
+    (tmp_path / "val2017.zip.part").write_bytes(b"\xff" * 10)
+    assert fetch(tmp_path, "--only", "val2017") == 2
+    assert "MD5" in one_error(capsys) and not (tmp_path / "val2017.zip.part").exists()
+    server.files["/zips/val2017.zip"] = VAL + b"\x00"
+    assert fetch(tmp_path, "--only", "val2017") == 2
+    assert f"{len(VAL) + 1} bytes" in one_error(capsys)
+    del server.files["/zips/val2017.zip"]
+    assert fetch(tmp_path, "--only", "val2017") == 2
+    assert "404" in one_error(capsys)
+    assert not (tmp_path / "val2017").exists()
+
+
+def test_no_network_is_one_line(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    assert fetch(tmp_path, "--server", "http://127.0.0.1:1") == 2
+    assert "no connection" in one_error(capsys)
+    assert fetch(tmp_path, "--server", "http://nowhere.invalid") == 2
+    assert "no connection" in one_error(capsys)
+    assert fetch(tmp_path, "--only", "test2017") == 2
+    assert "has annotations, val2017" in one_error(capsys)
+
+
+def test_too_small_a_disk_is_told_before_it_starts(
+    server: type[Server], tmp_path: pathlib.Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    assert fetch(tmp_path) == 2
+    assert "choose another --dir" in one_error(capsys) and not server.asked
+
+
+def test_members_stay_inside_the_folder(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "evil.zip").write_bytes(zipped({"../outside.txt": b"x"}))
+    with pytest.raises(download.UserError, match="outside"):
+        download.unpack(str(tmp_path / "evil.zip"), str(tmp_path / "in"))
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_the_list_calls_its_figures_published(capsys: Any) -> None:
+    assert main(["download", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "published AP" in said and "none was measured here" in said
+    assert all(entry.model in said and entry.source in said for entry in RELEASED)
+    assert main(["download", "coco2017"]) == 2
+    assert "--dir" in one_error(capsys)

@@ -1,0 +1,160 @@
+"""Soft-NMS against a loop over rows that moves them about as the originals' does."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kpjax.config import ConfigError
+from kpjax.ops.nms import MMCV, ORIGINAL, SoftNms, keep_best, soft_nms, soft_nms_merge
+
+# rules, stale_rows, exponent of merging: each a compilation
+CASES = [
+    (ORIGINAL, True, None),
+    (ORIGINAL, True, 8.0),
+    (MMCV, False, None),
+    (SoftNms("linear", overlap=0.3, threshold=0.05), False, 2.5),
+    (SoftNms("hard", pixel=0.0, inclusive=True, drop_apart=True), False, None),
+    (SoftNms("gaussian", sigma=0.1, threshold=0.3), True, None),
+]
+plain = jax.jit(soft_nms, static_argnames=("rules", "stale_rows"))
+merging = jax.jit(soft_nms_merge, static_argnames=("rules", "exponent", "stale_rows"))
+
+
+def factor(a: np.ndarray, b: np.ndarray, rules: SoftNms) -> tuple[float, bool]:
+    width = min(a[2], b[2]) - max(a[0], b[0]) + rules.pixel
+    height = min(a[3], b[3]) - max(a[1], b[1]) + rules.pixel
+    if width <= 0 or height <= 0:
+        return 1.0, False
+    areas = [(r[2] - r[0] + rules.pixel) * (r[3] - r[1] + rules.pixel) for r in (a, b)]
+    overlap = width * height / (sum(areas) - width * height)
+    if rules.method == "gaussian":
+        return float(np.exp(-(overlap**2) / rules.sigma)), True
+    above = overlap >= rules.overlap if rules.inclusive else overlap > rules.overlap
+    return ((0.0 if rules.method == "hard" else 1.0 - overlap) if above else 1.0), True
+
+
+def one_class(rows: np.ndarray, rules: SoftNms, weights: np.ndarray | None, exponent: float) -> int:
+    """In place on rows x1, y1, x2, y2, score, index (float64); returns how many are kept."""
+    end, i = len(rows), 0
+    while i < end:
+        best = i + int(np.argmax(rows[i:end, 4]))
+        if rows[best, 4] < rules.threshold:
+            break
+        rows[[i, best]] = rows[[best, i]]
+        own = np.ones(4) if weights is None else weights[i, [0, 0, 1, 1]]
+        top, bottom = rows[i, :4] * own, own.copy()
+        j = i + 1
+        while j < end:
+            by, touched = factor(rows[i], rows[j], rules)
+            if touched and weights is not None:
+                share = weights[j, [0, 0, 1, 1]] * (1 - by) ** exponent
+                top, bottom = top + rows[j, :4] * share, bottom + share
+            rows[j, 4] *= by
+            if (touched or rules.drop_apart) and rows[j, 4] < rules.threshold:
+                rows[j] = rows[end - 1]
+                end -= 1
+                continue
+            j += 1
+        if weights is not None:
+            rows[i, :4] = top / bottom
+        i += 1
+    if rules.drop_apart:
+        while end and rows[end - 1, 4] < rules.threshold:
+            end -= 1
+    return end
+
+
+def random_rows(seed: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    corner, side = rng.uniform(0, 60, (count, 2)), rng.uniform(5, 50, (count, 2))
+    boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
+    scores = rng.permutation(np.linspace(0.002, 0.9, count)).astype(np.float32)
+    return boxes, scores, rng.integers(0, classes, count).astype(np.int32), rng.random((count, 2)).astype(np.float32)
+
+
+def check(seed: int, count: int, classes: int, rules: SoftNms, stale: bool, exponent: float | None) -> None:
+    boxes, scores, labels, weights = random_rows(seed, count, classes)
+    valid = np.random.default_rng(seed).random(count) < 0.8
+    if exponent is None:
+        found = plain(boxes, scores, labels, valid, rules=rules, stale_rows=stale)
+    else:
+        found = merging(boxes, scores, labels, weights, valid, rules=rules, exponent=exponent, stale_rows=stale)
+    got = [np.asarray(a) for a in (found.boxes, found.scores, found.labels, found.index, found.kept)]
+    start = 0
+    for k in range(classes):
+        mine = np.flatnonzero(valid & (labels == k))
+        rows = np.concatenate([boxes[mine], scores[mine, None], mine[:, None]], 1).astype(np.float64)
+        end = one_class(rows, rules, None if exponent is None else weights[mine].astype(np.float64), exponent or 0.0)
+        part = slice(start, start + len(mine))
+        wanted = len(mine) if stale else end
+        np.testing.assert_array_equal(np.asarray(found.stale)[part], np.arange(len(mine)) >= end)
+        shown = got[4][part]
+        np.testing.assert_array_equal(shown, np.arange(len(mine)) < wanted)
+        np.testing.assert_allclose(got[0][part][shown], rows[:wanted, :4], atol=1e-3)
+        np.testing.assert_allclose(got[1][part][shown], rows[:wanted, 4], atol=1e-5)
+        np.testing.assert_array_equal(got[3][part][shown], rows[:wanted, 5])
+        assert (got[2][part] == k).all()
+        start += len(mine)
+    assert not got[4][start:].any(), "a row that is not valid is never kept"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(CASES))
+def test_against_the_loop(seed: int, case: tuple[SoftNms, bool, float | None]) -> None:
+    check(seed, 40, 3, *case)
+
+
+def test_most_of_a_crowd_dropped_at_once() -> None:
+    """Every way in which holes and movers can lie, the new end itself among the holes."""
+    for seed in range(40):
+        check(seed, 12, 1, SoftNms("hard", overlap=0.05), True, 3.0)
+
+
+def test_images_of_a_batch_do_not_touch() -> None:
+    batch = [random_rows(seed, 30, 4)[:3] for seed in range(3)]
+    together = jax.jit(jax.vmap(functools.partial(soft_nms, stale_rows=True)))(*map(np.stack, zip(*batch, strict=True)))
+    for i, rows in enumerate(batch):
+        alone = plain(*rows, stale_rows=True)
+        np.testing.assert_array_equal(together.index[i], alone.index)
+        np.testing.assert_allclose(together.scores[i], alone.scores, atol=1e-7)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31))
+def test_rows_far_apart_keep_their_scores(seed: int) -> None:
+    _, scores, labels, _ = random_rows(seed, 20, 2)
+    left = np.arange(20, dtype=np.float32) * 100
+    boxes = np.stack([left, left, left + 50, left + 50], 1)
+    found = plain(boxes, scores, labels)
+    assert found.kept.all()
+    np.testing.assert_array_equal(scores[found.index], found.scores)
+    np.testing.assert_array_equal(boxes[found.index], found.boxes)
+
+
+def test_no_rows_that_count() -> None:
+    boxes, scores, labels, _ = random_rows(0, 5, 2)
+    assert not plain(boxes, scores, labels, np.zeros(5, bool)).kept.any()
+    weak = plain(boxes, np.full(5, 1e-4, np.float32), np.arange(5, dtype=np.int32))
+    assert weak.kept.all(), "the originals drop a weak row only where another one lowers it"
+    assert not plain(boxes, np.full(5, 1e-4, np.float32), labels, rules=MMCV).kept.any()
+
+
+def test_the_cap_keeps_ties() -> None:
+    scores = jnp.array([0.5, 0.9, 0.5, 0.1, 0.8, 0.5])
+    kept = jnp.array([True, True, True, True, False, True])
+    np.testing.assert_array_equal(keep_best(scores, kept, 2), [True, True, True, False, False, True])
+    np.testing.assert_array_equal(keep_best(scores, kept, 1), [False, True, False, False, False, False])
+    np.testing.assert_array_equal(keep_best(scores, kept, 6), kept)
+    np.testing.assert_array_equal(keep_best(scores, kept, 5), kept)
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'cubic'.*'gaussian'"):
+        SoftNms("cubic")
