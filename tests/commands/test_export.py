@@ -41,7 +41,7 @@ np.savez(sys.argv[1] + "/found.npz", *found)
 """
 
 
-@pytest.mark.parametrize("preset", ["na", "flip"])
+@pytest.mark.parametrize("preset", [pytest.param("na", marks=pytest.mark.slow), "flip"])
 def test_round_trip(checkpoint: tuple[pathlib.Path, Any, Any], preset: str, tmp_path: pathlib.Path) -> None:
     path, det, variables = checkpoint
     arguments = ["--checkpoint", str(path), "--out", str(tmp_path), "--size", "64", "96", "--preset", preset]
