@@ -136,6 +136,8 @@ def what_differs(exact: list[Any], fast: list[Any]) -> str:
     """What --fast changes, as text."""
     canvases = [len({view.canvas for view in views}) for views in (exact, fast)]
     moved = sum(a.canvas != b.canvas for a, b in zip(exact, fast, strict=True))
+    if not moved:
+        return f"nothing differs: the images need {canvases[0]} canvases"
     return (
         f"{canvases[1]} canvases instead of {canvases[0]}: {moved} of {len(exact)} views have more border than the "
         "protocol gives them, which changes their detections a little; leave --fast out for the published protocol"

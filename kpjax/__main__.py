@@ -13,6 +13,7 @@ from kpjax.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("kpjax.commands.convert", "turn a released PyTorch checkpoint into an inference checkpoint"),
     "download": ("kpjax.commands.download", "fetch COCO, or list the released checkpoints"),
+    "export": ("kpjax.commands.export", "write a detector as StableHLO with a loader that needs JAX alone"),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
     "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
     "yolo": ("kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),

@@ -270,7 +270,7 @@ def is_inference(folder: epath.Path) -> bool:
     try:
         info = json.loads((folder / INFO).read_text())
     except (OSError, ValueError):
-        return True  # a damaged one: reading it says what is wrong
+        return (folder / "state").exists()  # Orbax's arrays are there: a damaged one, and reading says what is wrong
     return isinstance(info, dict) and {"format", "model"} <= set(info)
 
 

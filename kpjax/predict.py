@@ -187,8 +187,10 @@ def rows_in_image(batch: Any, slot: int, view: testtime.View) -> Any:
     Boxes that are not finite (of a network that diverged) get the score 0: JSON has no form for them.
     """
     rows = jax.tree.map(lambda x: x[slot], batch)
-    finite = np.isfinite(rows.boxes).all(-1)
-    moved = {"boxes": testtime.to_image(np.where(finite[:, None], rows.boxes, 0), view)}
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes = testtime.to_image(rows.boxes, view)
+    finite = np.isfinite(boxes).all(-1)
+    moved = {"boxes": np.where(finite[:, None], boxes, np.float32(0))}
     if hasattr(rows, "points"):
         twice = np.concatenate([rows.points, rows.points], axis=-1)
         moved["points"] = testtime.to_image(twice, view)[..., :2]

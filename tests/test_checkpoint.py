@@ -254,3 +254,17 @@ def test_refusals_of_the_system_are_one_line() -> None:
             raise error
     with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):
         raise ValueError("a bug")
+
+
+def test_what_is_an_inference_checkpoint(tmp_path: pathlib.Path) -> None:
+    """Neither a work directory's configuration nor anybody's config.json: those are never overwritten."""
+    from kpjax.checkpoint import absolute, is_inference
+
+    folder = absolute(str(tmp_path))
+    assert not is_inference(folder)
+    for text, expected in (('{"steps": 6}', False), ('{"format": 1, "model": "x"}', True), ("{", False), ("[]", False)):
+        (tmp_path / "config.json").write_text(text)
+        assert is_inference(folder) is expected, text
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "state").mkdir()
+    assert is_inference(folder)

@@ -1,0 +1,97 @@
+"""`python -m kpjax export`: the function from canvases to detections as StableHLO, to run where only JAX is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from kpjax.config import ConfigError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
+import json, os
+import jax.export, numpy as np
+
+here = os.path.dirname(os.path.abspath(__file__))
+program = jax.export.deserialize(bytearray(open(f"{here}/model.stablehlo", "rb").read()))
+stored = np.load(f"{here}/weights.npz")
+weights = [stored[name] for name in stored.files]
+info = json.load(open(f"{here}/config.json"))
+detect = lambda canvases: program.call(weights, canvases)  # (B, H, W, 3) uint8 RGB -> boxes, scores, labels
+print([x.shape for x in detect(np.zeros((2, *info["size"], 3), np.uint8))], info["classes"][:3])
+'''
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.description = "Write a detector as StableHLO for CPU, CUDA and TPU, any batch, with a loader of ten lines."
+    parser.add_argument("--checkpoint", required=True, help="work directory of train.py, or an inference checkpoint")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="of a canvas"
+    )
+    parser.add_argument("--preset", default="na", help="test protocol: na or flip (default %(default)s)")
+    parser.add_argument("--top-k", type=int, default=100, help="detections an image (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and say what was written.  Raises UserError for what cannot work."""
+    import jax
+    import numpy as np
+
+    from kpjax.checkpoint import describe, load_inference
+    from kpjax.detectors.base import check_size
+    from kpjax.infer import protocol_of
+    from kpjax.predict import output_folder
+
+    if args.top_k < 1:
+        raise ConfigError(f"--top-k is {args.top_k}; it must be at least 1")
+    loaded = load_inference(args.checkpoint)
+    detector, size = loaded.detector, tuple(args.size)
+    check_size(detector, size, "--size HEIGHT", "--size WIDTH")
+    if protocol_of(detector, args.preset).merge is not None:
+        raise ConfigError(f"--preset {args.preset} of {detector.name} merges several programs; export na or flip")
+    leaves, tree = jax.tree.flatten(loaded.variables)
+    exported = export(detector, tree, leaves, size, args.preset, args.top_k)
+    folder = output_folder(args.out)
+    with open(os.path.join(folder, "model.stablehlo"), "wb") as file:
+        file.write(exported.serialize())
+    np.savez(os.path.join(folder, "weights.npz"), *leaves)
+    info = describe(detector, loaded.names, None) | {"size": size, "preset": args.preset, "top_k": args.top_k}
+    for name, text in (("config.json", json.dumps(info, indent=1)), ("load.py", LOADER)):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    megabytes = sum(entry.stat().st_size for entry in os.scandir(folder)) / 1e6
+    print(f"{os.path.abspath(folder)}: {detector.name}, canvases of {size[0]}x{size[1]}, preset {args.preset}, for")
+    print(f"  {', '.join(PLATFORMS)}; {megabytes:,.1f} MB; try: python {os.path.join(args.out, 'load.py')}")
+    return 0
+
+
+def export(detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int) -> Any:
+    """The exported program (weights, canvases) -> (boxes, scores, labels).
+
+    weights: the leaves of the variables, in the tree's order.  canvases: (B, H, W, 3) uint8 RGB, B symbolic; an
+    image has to fill its canvas, or lie on it with the border its family has.  boxes: (B, N, 4) float32 in the
+    canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from kpjax.infer import protocol_of
+
+    mirrored = protocol_of(detector, preset).mirror == "maps"
+
+    def program(weights: list[Any], canvases: Any) -> tuple[Any, Any, Any]:
+        images = detector.preprocess.normalise(canvases)
+        if mirrored:
+            images = jnp.concatenate([images, images[:, :, ::-1]])
+        heads = detector.net.apply(jax.tree.unflatten(tree, weights), images, train=False)[-1]
+        found = detector.decode(detector.merge_flip(heads) if mirrored else heads, top_k=top_k, size=size)
+        return found.boxes, found.scores, found.labels
+
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    (batch,) = jax.export.symbolic_shape("b")
+    canvases = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
+    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, canvases)
