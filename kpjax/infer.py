@@ -55,7 +55,9 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
     def infer(variables: Any, canvases: Array, windows: Array, tags: Array) -> tuple[Detections, Array]:
         images = normalise(detector.preprocess, canvases, windows)
         if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
-            mirrored = images[:, :, ::-1] if protocol.mirror == "maps" else mirror_within(images, windows)
+            mirrored = images[:, :, ::-1]
+            if protocol.mirror == "boxes":
+                mirrored = normalise(detector.preprocess, mirror_within(canvases, windows), windows)
             images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
         outputs: Any = detector.net.apply(variables, images, train=False)
         # check_vma=False: decoders may start a loop from constants, which the check would refuse
@@ -74,16 +76,19 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
 def normalise(preprocess: Preprocess, canvases: Array, windows: Array) -> Array:
     """(B, H, W, 3) uint8 RGB canvases -> the network's float32 input.
 
-    A border of the mean is exactly 0 afterwards; its uint8 pixels can only be near it.
+    A border of the mean is exactly 0 afterwards; its uint8 pixels can only be near it.  An image that reaches the last
+    row or column of a canvas of odd sides loses it to the border: the originals paste 2 (side // 2) of them (golden:
+    pipeline_cornernet, image 000000403385; mmdetection's RandomCenterCropPad does the same).
     """
-    images = preprocess.normalise(canvases)
-    if preprocess.border != "mean":
-        return images
     y = jnp.arange(canvases.shape[1])[None, :, None, None]
     x = jnp.arange(canvases.shape[2])[None, None, :, None]
     top, left, bottom, right = (windows[:, i, None, None, None] for i in range(4))
+    if preprocess.centred:
+        bottom, right = (jnp.minimum(end, canvases.shape[i] // 2 * 2) for i, end in ((1, bottom), (2, right)))
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    return jnp.where(inside, images, 0.0)
+    if preprocess.border == "mean":
+        return jnp.where(inside, preprocess.normalise(canvases), 0.0)
+    return preprocess.normalise(jnp.where(inside, canvases, jnp.uint8(0)))
 
 
 def mirror_within(images: Array, windows: Array) -> Array:

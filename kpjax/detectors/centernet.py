@@ -343,23 +343,27 @@ def merge_scales(views: tuple[Detections, ...], top_k: int) -> Detections:
     first, the score 0 where a row is not among the top_k.
     """
     boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    return best_rows(nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True), top_k)
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True)
+    return best_rows(rows, rows.kept, top_k)
 
 
-def merge_mirrored(views: tuple[Detections, ...], top_k: int) -> Detections:
-    """Merge an image's detections with its mirror image's by NMS at 0.5, as mmdetection's DetTTAModel does.
+def merge_mirrored(views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms = nms.HARD_MMCV) -> Detections:
+    """Merge an image's detections with its mirror image's by NMS, as mmdetection's DetTTAModel does.
 
     views: for each scale Detections of both, (2 N, ...), in image pixels (golden: pipe_mmdet_centernet_r18_dcnv2,
-    runs `*/flip`).  Returns the best top_k.
+    runs `*/flip`).  rules: which NMS; CenterNet's configuration has a hard one at 0.5.  Returns the best top_k.
     """
     boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.HARD_MMCV)
-    return jax.tree.map(lambda x: x[:top_k], best_rows(rows, top_k))
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=rules)
+    return jax.tree.map(lambda x: x[:top_k], best_rows(rows, rows.kept, top_k))
 
 
-def best_rows(rows: nms.Rows, top_k: int) -> Detections:
-    """The top_k rows (with ties) best first; the other slots have the score 0."""
-    kept = nms.keep_best(rows.scores, rows.kept, top_k)
+def best_rows(rows: Any, kept: Array, top_k: int) -> Detections:
+    """The top_k rows (with ties) of those kept, best first; the other slots have the score 0.
+
+    rows: boxes (N, 4), scores (N,) and labels (N,) of one image.  kept: (N,) bool.
+    """
+    kept = nms.keep_best(rows.scores, kept, top_k)
     scores = jnp.where(kept, rows.scores, 0.0)
     order = jnp.argsort(-scores, stable=True)
     return Detections(boxes=rows.boxes[order], scores=scores[order], labels=rows.labels[order])
