@@ -32,6 +32,7 @@ from kpjax.detectors.base import (
 from kpjax.nn.layers import ConvParams, conv2d
 from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.oracle import logits, nearest_values
 
 STRIDE = 4
 
@@ -254,6 +255,20 @@ def encode(
     }
 
 
+def oracle(targets: Targets, size: tuple[int, int], *, config: CenterNetConfig) -> dict[str, Array]:
+    """Head maps (B, h, w, .) that hold batched targets: the heatmap; wh and offset of the object nearest to each cell.
+
+    size: (H, W) of the input.  As in the analysis of errors of Objects as Points, where a detection gets the size of
+    the nearest object.
+    """
+    shape = size[0] // STRIDE, size[1] // STRIDE
+    heat = targets["heatmap"]
+    wh, offset = (nearest_values(targets["index"], targets["mask"], targets[key], shape) for key in ("wh", "offset"))
+    if config.class_specific_wh:
+        wh = jnp.tile(wh, heat.shape[-1])
+    return {"heatmap": heat if config.rules.probabilities else logits(heat), "wh": wh, "offset": offset}
+
+
 def normaliser(targets: Targets) -> dict[str, Array]:
     """Counts over a batch: heatmap cells that are objects, and objects that train wh and offset."""
     return {
@@ -407,6 +422,7 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
         protocols=XINGYIZHOU_PROTOCOLS if config.rules.flip == "maps" else MMDET_PROTOCOLS,
+        oracle=functools.partial(oracle, config=config),
         stride=STRIDE,
         multiple=_multiple(config),
         import_rules=config.import_rules,

@@ -38,6 +38,7 @@ from kpjax.ops import corners, losses, nms
 from kpjax.ops.corners import Candidates, Points
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
 from kpjax.ops.nms import SoftNms, soft_nms, soft_nms_merge
+from kpjax.ops.oracle import logits, nearest_values
 from kpjax.ops.peaks import gather_cells
 
 STRIDE = 4
@@ -267,6 +268,23 @@ def encode(
     for name, points in (("tl", cells[:, :2]), ("br", cells[:, 2:])):
         targets |= keypoint_targets(name, points, radius, labels, valid, shape, rules, num_classes)
     return targets
+
+
+def oracle(targets: Targets, size: tuple[int, int]) -> dict[str, Array]:
+    """Head maps (B, h, w, .) that hold batched targets: heatmaps, and in each cell what the nearest keypoint has.
+
+    size: (H, W) of the input.  An object's embedding is its number, so that those of two are 1 apart at least.
+    """
+    shape = map_size(size)
+    maps = {}
+    for name in (n for n in KEYPOINTS if f"{n}_heat" in targets):
+        index, mask = targets[f"{name}_index"], targets[f"{name}_mask"]
+        maps[f"{name}_heat"] = logits(targets[f"{name}_heat"])
+        maps[f"{name}_off"] = nearest_values(index, mask, targets[f"{name}_off"], shape)
+        if name in SIDES:
+            number = jnp.broadcast_to(jnp.arange(index.shape[1])[:, None], (*index.shape, 1))
+            maps[f"{name}_tag"] = nearest_values(index, targets["mask"], number, shape)
+    return maps
 
 
 def normaliser(targets: Targets) -> dict[str, Array]:
@@ -559,6 +577,7 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, config=config),
         merge_flip=merge_flip,
         protocols=protocols(config),
+        oracle=oracle,
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,

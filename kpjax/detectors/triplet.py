@@ -189,6 +189,7 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, config=config),
         merge_flip=cornernet.merge_flip,
         protocols=protocols(config),
+        oracle=cornernet.oracle,
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,

@@ -281,6 +281,19 @@ def test_targets_decode_to_their_boxes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_oracle_decodes_to_the_boxes(name: str) -> None:
+    targets = batched(encode(name, BOXES, LABELS), encode(name, BOXES[2:], LABELS[2:]))
+    oracle = detector(name).oracle
+    assert oracle is not None
+    maps = jax.jit(lambda t: oracle(t, SIZE))(targets)
+    wanted = jax.eval_shape(lambda: detector(name).net.init_with_output(jax.random.key(0), jnp.zeros((2, *SIZE, 3)))[0])
+    assert {k: v.shape for k, v in maps.items()} == {k: v.shape for k, v in wanted[-1].items()}
+    found = compiled_decode(name)(maps, None)
+    for image, first in ((0, 0), (1, 2)):
+        np.testing.assert_allclose(found_boxes(found, image), expected_boxes(BOXES[first:], LABELS[first:]), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_embeddings_decide_which_corners_belong_together(name: str) -> None:
     """Two objects of one class side by side have four pairs in order; embeddings leave two."""
     boxes = [(5, 6, 30, 31), (40, 10, 80, 40)]
