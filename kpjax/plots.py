@@ -48,7 +48,7 @@ def draw_curves(curves: dict[str, np.ndarray], title: str, side: int = 480) -> n
 
     A curve that is nan throughout (nothing of its kind in the images) is left out of the drawing, not of the legend.
     """
-    font, left, top = ImageFont.load_default(14), 60, 50
+    font, left, top = ImageFont.load_default(14), 60, 60
     means = {name: float(np.mean(curve)) for name, curve in curves.items()}
     named = list(curves)
     if len(named) > _LEGEND:
@@ -58,7 +58,7 @@ def draw_curves(curves: dict[str, np.ndarray], title: str, side: int = 480) -> n
     wide = int(max(font.getlength(text) for text in [*lines.values(), *more, ""])) + 50
     picture = Image.new("RGB", (left + side + 20 + wide, top + side + 50), _PAPER)
     canvas = ImageDraw.Draw(picture)
-    canvas.text((left, 16), title, font=font, fill=_INK)
+    canvas.text((left, 10), title, font=font, fill=_INK)
     for i in range(11):
         x, y = left + side * i / 10, top + side * (1 - i / 10)
         canvas.line((x, top, x, top + side), fill=_GRID)
@@ -67,7 +67,7 @@ def draw_curves(curves: dict[str, np.ndarray], title: str, side: int = 480) -> n
             canvas.text((x, top + side + 8), f"{i / 10:.1f}", font=font, fill=_INK, anchor="ma")
             canvas.text((left - 8, y), f"{i / 10:.1f}", font=font, fill=_INK, anchor="rm")
     canvas.text((left + side / 2, top + side + 28), "recall", font=font, fill=_INK, anchor="ma")
-    canvas.text((left, top - 8), "precision", font=font, fill=_INK, anchor="rb")
+    canvas.text((8, top - 12), "precision", font=font, fill=_INK, anchor="lb")
     for i, (name, curve) in enumerate(curves.items()):
         if not np.isnan(curve).any():
             points = [(left + side * r, top + side * (1 - p)) for r, p in zip(RECALLS, curve, strict=True)]

@@ -72,8 +72,8 @@ def test_pictures_show_what_they_are_given() -> None:
     curves = {"steps": half, "none": np.full(101, np.nan)}
     picture = draw_curves(curves, "title", side=200)
     at = np.array(class_color(0))
-    assert (picture[50:52, 60 + 10 : 60 + 90] == at).all(-1).any(0).all(), "precision 1 up to a recall of a half"
-    assert (picture[249:252, 60 + 110 : 60 + 190] == at).all(-1).any(0).all(), "then 0"
+    assert (picture[59:62, 60 + 10 : 60 + 90] == at).all(-1).any(0).all(), "precision 1 up to a recall of a half"
+    assert (picture[259:262, 60 + 110 : 60 + 190] == at).all(-1).any(0).all(), "then 0"
     assert draw_curves({f"class {k}": half for k in range(80)}, "many").shape[0] < 700
 
     counts = np.array([[3, 0, 1], [0, 0, 0], [0, 2, 0]])
