@@ -28,6 +28,9 @@ def define(values: absl_flags.FlagValues) -> None:
         "workdir": "work directory of train.py: its newest checkpoint is evaluated",
         "checkpoint": "an inference checkpoint (or one step of a work directory) instead of --workdir",
         "show-dir": "folder for pictures of the detections",
+        "plots": "folder for precision-recall curves and the confusion matrix, as PNG",
+        "oracle": "heads that the ground truth replaces, e.g. heatmap,wh,offset: what each one's errors cost",
+        "max-dets": "most detections an image in COCO's table, e.g. 100,300,1000 as mmdetection (default: 1,10,100)",
         "out": "where detections.json goes (default: in the work directory, or beside the checkpoint)",
     }
     for name, help_text in text.items():
@@ -68,16 +71,21 @@ def main(values: absl_flags.FlagValues) -> int:
     config = settings(given, loaded)
     config.eval.batch = chosen["batch"] or config.eval.batch
     config.eval.preset = chosen["preset"] or config.eval.preset
-    split, show_dir = chosen["split"], chosen["show-dir"]
+    split, show_dir, plots = chosen["split"], chosen["show-dir"], chosen["plots"]
+    oracle = tuple(filter(None, chosen["oracle"].split(",")))
+    options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(chosen["max-dets"])}
     source = open_source(config.data, split)
     annotated = any(map(len, source.labels)) or any(source.dropped.values())
     out = chosen["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
-    for folder in filter(None, (os.path.dirname(out), show_dir)):  # now, not after an hour of evaluation
+    for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation
         output_folder(folder)
     if show_dir:
         ev.check_pictures(show_dir, source)
     ev.check_classes(loaded.detector, source, loaded.names)
-    evaluator = ev.make_evaluator(loaded.detector, config, max_canvases=FAST_CANVASES if chosen["fast"] else 0)
+    for flag in (f for f in ("plots", "oracle") if chosen[f] and not annotated):
+        raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
+    canvases = FAST_CANVASES if chosen["fast"] else 0
+    evaluator = ev.make_evaluator(loaded.detector, config, max_canvases=canvases, **options)
     first = jax.process_index() == 0
     if first:
         step = "" if loaded.step is None else f", step {loaded.step}"
@@ -90,6 +98,8 @@ def main(values: absl_flags.FlagValues) -> int:
             f"protocol    preset {config.eval.preset}, resolution {config.eval.resolution}, "
             f"batches of {evaluator.batch} on {evaluator.mesh.size} x {jax.devices()[0].device_kind}"
         )
+    if oracle and first:
+        print(f"oracle      {', '.join(oracle)} from the annotations: an analysis, not the detector's AP")
     if chosen["fast"]:
         exact = ev.make_evaluator(loaded.detector, config)
         text = what_differs(exact.views(source), evaluator.views(source))
@@ -97,7 +107,9 @@ def main(values: absl_flags.FlagValues) -> int:
             print(f"fast        {text}")
     if len(source):
         views = evaluator.views(source)
-        seconds = evaluator.first_program(loaded.variables, views[0].canvas)  # on every host: programs are shared
+        seconds = evaluator.first_program(
+            loaded.variables, source, views[0].canvas
+        )  # on every host: programs are shared
         if first:
             print(f"programs    {what_it_compiles(views, evaluator.scales, seconds)}", flush=True)
     result = evaluator(loaded.variables, source)
@@ -109,12 +121,31 @@ def main(values: absl_flags.FlagValues) -> int:
     print(result.text or f"{source.name} has no annotations: detections only, no AP")
     if chosen["per-class"] and result.per_class:
         print(ev.class_table(result))
+    if plots:
+        from kpjax.plots import write_plots
+
+        print("plots       " + ", ".join(write_plots(plots, result, source, PICTURE_SCORE)))
     if result.skipped:
         print(f"{result.skipped} images could not be read and count as images in which nothing was found")
     rate = result.images / result.seconds
     print(f"{result.images} images in {result.seconds:.1f} s ({rate:.1f} a second, compilation included)")
     print(f"{len(result.detections)} detections: {out}")
     return 0
+
+
+def max_dets(text: str) -> tuple[int, int, int]:
+    """--max-dets: three ascending numbers, 100 among them, at which COCO's AP is taken."""
+    from kpjax.coco_metric import MAX_DETS
+
+    if not text:
+        return MAX_DETS
+    try:
+        least, middle, most = (int(part) for part in text.split(","))
+    except ValueError:
+        least = middle = most = 0
+    if not 0 < least < middle < most or 100 not in (least, middle, most):
+        raise ConfigError(f"--max-dets is {text!r}; give three ascending numbers, one of them 100, e.g. 100,300,1000")
+    return least, middle, most
 
 
 def what_it_compiles(views: list[Any], scales: tuple[float, ...], seconds: float) -> str:

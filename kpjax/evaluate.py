@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax import testtime
+from kpjax.coco_metric import MAX_DETS, measure
 from kpjax.config import Config, ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError, Source
@@ -76,6 +77,7 @@ class Evaluator:
 
     batch: images a program, over all devices: config.eval.batch rounded up to a multiple of the devices.
     max_canvases: most canvases a scale (0: as many as the images need); see `testtime.share_canvases`.
+    oracle: heads whose maps are replaced by the ground truth's.  max_dets: see `coco_metric.measure`.
     """
 
     detector: Detector
@@ -85,6 +87,8 @@ class Evaluator:
     merge: Merge | None
     batch: int
     max_canvases: int = 0
+    oracle: tuple[str, ...] = ()
+    max_dets: tuple[int, int, int] = MAX_DETS
 
     def __call__(self, variables: Any, source: Source, *, progress: bool = True) -> Evaluation:
         """Evaluate `variables` on the first `config.eval.images` images of the source (0: all).
@@ -122,7 +126,7 @@ class Evaluator:
         flat = [row for of_image in detections for row in of_image]
         seconds = time.perf_counter() - started
         result = Evaluation({}, "", {}, flat, images=count, skipped=skipped, seconds=seconds)
-        return _measured(result, source, source.image_ids[:count])
+        return _measured(result, source, source.image_ids[:count], self.max_dets)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -154,14 +158,13 @@ class Evaluator:
             views += of_scale
         return views
 
-    def first_program(self, variables: Any, canvas: testtime.Size) -> float:
+    def first_program(self, variables: Any, source: Source, canvas: testtime.Size) -> float:
         """Seconds that one canvas's program takes to compile (or to come from the cache) and to run once."""
         started = time.perf_counter()
         canvases, windows = np.zeros((self.batch, *canvas, 3), np.uint8), np.zeros((self.batch, 4), np.int32)
         tags = np.full((self.batch, 2), -1, np.int32)
-        jax.block_until_ready(
-            self.infer(_on_mesh(variables, self.mesh), *(self._shard(x) for x in (canvases, windows, tags)))
-        )
+        inputs = (canvases, windows, tags, *self._objects(source, [], tags[:, 0]))
+        jax.block_until_ready(self.infer(_on_mesh(variables, self.mesh), *map(self._shard, inputs)))
         return time.perf_counter() - started
 
     def _results(
@@ -169,8 +172,9 @@ class Evaluator:
     ) -> Iterator[tuple[Any, np.ndarray]]:
         """NumPy rows and tags of each planned batch; the device works on one while the next is prepared."""
         running: collections.deque[tuple[Any, jax.Array]] = collections.deque()
-        for canvases, windows, tags in self._batches(source, views):
-            running.append(self.infer(variables, *(self._shard(x) for x in (canvases, windows, tags))))
+        for inputs in self._batches(source, views):
+            inputs = (*inputs, *self._objects(source, views, inputs[2][:, 0]))
+            running.append(self.infer(variables, *map(self._shard, inputs)))
             if len(running) > 1:
                 yield jax.device_get(running.popleft())
         while running:
@@ -213,6 +217,20 @@ class Evaluator:
                 canvases[slot], tags[slot, 1] = canvas, 1
         return canvases, windows, tags
 
+    def _objects(
+        self, source: Source, views: Sequence[testtime.View], numbers: np.ndarray
+    ) -> tuple[np.ndarray] | tuple[()]:
+        """With an oracle: what `make_infer` calls objects, of the views `numbers` (-1: none), slots for the fullest."""
+        if not self.oracle:
+            return ()
+        objects = np.zeros((len(numbers), max(1, *map(len, source.labels)), 6), np.float32)
+        for slot, number in enumerate(numbers.tolist()):
+            if number >= 0:
+                boxes, labels = source.boxes[number], source.labels[number]
+                objects[slot, : len(labels), :4] = testtime.to_canvas(boxes, views[number])
+                objects[slot, : len(labels), 4], objects[slot, : len(labels), 5] = labels, 1
+        return (objects,)
+
     def _canvas(self, source: Source, index: int, view: testtime.View) -> np.ndarray | None:
         """The canvas of one image; None where it cannot be read and the configuration says to skip it."""
         name = source.files[index]
@@ -234,21 +252,31 @@ class Evaluator:
         return jax.make_array_from_callback(rows.shape, self._sharding(), lambda index: rows[index])
 
 
-def make_evaluator(detector: Detector, config: Config, mesh: Mesh | None = None, *, max_canvases: int = 0) -> Evaluator:
+def make_evaluator(
+    detector: Detector,
+    config: Config,
+    mesh: Mesh | None = None,
+    *,
+    max_canvases: int = 0,
+    oracle: tuple[str, ...] = (),
+    max_dets: tuple[int, int, int] = MAX_DETS,
+) -> Evaluator:
     """An `Evaluator` for config.eval on a mesh (None: all devices).
 
     max_canvases: most canvases a scale, for fewer compilations (0: each image's own).
+    oracle: heads that the ground truth speaks for, to see what each one's errors cost (Objects as Points, error
+        analysis); with preset "na".  max_dets: see `coco_metric.measure`.
 
-    Raises ConfigError for a preset unknown here and a fixed size that the network cannot take.
+    Raises ConfigError for a preset or an oracle's head unknown here and a fixed size that the network cannot take.
     """
     if config.eval.resolution == "fixed":
         size = (config.augment.height, config.augment.width)
         check_size(detector, size, "config.augment.height", "config.augment.width")
     mesh = make_mesh() if mesh is None else mesh
-    infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
+    infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k, oracle=oracle)
     merge = make_merge(detector, config.eval.preset, config.eval.top_k)
     batch = -(-config.eval.batch // mesh.size) * mesh.size
-    return Evaluator(detector, config, mesh, infer, merge, batch, max_canvases)
+    return Evaluator(detector, config, mesh, infer, merge, batch, max_canvases, oracle, max_dets)
 
 
 def evaluate(
@@ -379,13 +407,11 @@ def class_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _measured(result: Evaluation, source: Source, image_ids: np.ndarray) -> Evaluation:
+def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_dets: tuple[int, int, int]) -> Evaluation:
     truth = source.ground_truth()
     if not truth.get("annotations"):  # image-info files of test splits: boxes only, nothing to measure
         return result
-    from kpjax.coco_metric import measure
-
-    stats, per_category, text = measure(truth, result.detections, [int(i) for i in image_ids])
+    stats, per_category, text = measure(truth, result.detections, [int(i) for i in image_ids], max_dets)
     pairs = zip(source.classes, source.category_ids, strict=True)
     per_class = {name: per_category.get(category, float("nan")) for name, category in pairs}
     return dataclasses.replace(result, stats=stats, text=text, per_class=per_class)

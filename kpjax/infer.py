@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,9 @@ Infer = Callable[..., tuple[Any, Array]]
 Merge = Callable[[tuple[Any, ...]], Detections]
 
 
-def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100) -> Infer:
+def make_infer(
+    detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100, oracle: Sequence[str] = ()
+) -> Infer:
     """The jitted function (variables, canvases, windows, tags) -> (rows in canvas pixels, tags).
 
     The rows are Detections, or what the preset's protocol decodes to where it merges later; see `make_merge`.
@@ -28,12 +30,17 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
     caller can tell which image each row belongs to.  B is a multiple of the mesh's devices.
     One compilation for each shape of canvases; keep the function to keep its programs.
 
+    oracle: heads whose maps are replaced by the ground truth's.  The function then has a fifth argument, objects:
+    (B, M, 6) float32 x1 y1 x2 y2 in canvas pixels, label, and 1 where the slot holds an object.
+
     The batch is divided over all axes of the mesh.  Decoding runs under `jax.shard_map`: `lax.top_k` on
     a sharded heatmap would gather it.  Only the detections are replicated.
 
-    Raises ConfigError for a preset that the detector lacks.
+    Raises ConfigError for a preset that the detector lacks, and for an oracle's head that it lacks.
     """
     protocol = protocol_of(detector, preset)
+    if oracle:
+        _check_oracle(detector, preset, oracle)
     to_rows = protocol.rows or detector.decode
     rows = PartitionSpec(tuple(mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -52,12 +59,19 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
         mirrored = dataclasses.replace(mirrored, boxes=mirror_boxes(mirrored.boxes, windows))
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), plain, mirrored)
 
-    def infer(variables: Any, canvases: Array, windows: Array, tags: Array) -> tuple[Detections, Array]:
+    def infer(
+        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Array | None = None
+    ) -> tuple[Detections, Array]:
         images = normalise(detector.preprocess, canvases, windows)
         if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
-            mirrored = images[:, :, ::-1] if protocol.mirror == "maps" else mirror_within(images, windows)
+            mirrored = images[:, :, ::-1]
+            if protocol.mirror == "boxes":
+                mirrored = normalise(detector.preprocess, mirror_within(canvases, windows), windows)
             images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
-        outputs: Any = detector.net.apply(variables, images, train=False)
+        heads: Any = detector.net.apply(variables, images, train=False)[-1]
+        if oracle and objects is not None:
+            truth = true_heads(detector, objects, (canvases.shape[1], canvases.shape[2]))
+            heads = {**heads, **{name: truth[name] for name in oracle}}
         # check_vma=False: decoders may start a loop from constants, which the check would refuse
         sharded_decode = jax.shard_map(
             functools.partial(decode, size=(canvases.shape[1], canvases.shape[2])),
@@ -66,24 +80,48 @@ def make_infer(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int
             out_specs=rows,
             check_vma=False,
         )
-        return sharded_decode(outputs[-1], windows), tags
+        return sharded_decode(heads, windows), tags
 
     return jax.jit(infer, out_shardings=everywhere)
+
+
+def true_heads(detector: Detector, objects: Array, size: tuple[int, int]) -> dict[str, Array]:
+    """The detector's head maps as the ground truth has them, (B, h, w, .).  objects: as in `make_infer`."""
+    assert detector.oracle is not None
+    boxes, labels, valid = objects[..., :4], objects[..., 4].astype(jnp.int32), objects[..., 5] > 0
+    targets = jax.vmap(lambda b, k, v: detector.encode(b, k, v, size))(boxes, labels, valid)
+    return detector.oracle(targets, size)
+
+
+def _check_oracle(detector: Detector, preset: str, heads: Sequence[str]) -> None:
+    if detector.oracle is None:
+        raise ConfigError(f"{detector.name} has no ground truth for its heads; leave the oracle out")
+    if protocol_of(detector, preset) != Protocol():
+        raise ConfigError(f"the oracle works on one view of an image, as in the paper; preset {preset!r} has more")
+    side = 2 * detector.multiple - detector.less
+    objects = jax.ShapeDtypeStruct((1, 1, 6), jnp.float32)
+    known = jax.eval_shape(lambda x: true_heads(detector, x, (side, side)), objects)
+    for head in heads:
+        if head not in known:
+            raise ConfigError(f"oracle: {detector.name} has no head {head!r}; choose among {', '.join(sorted(known))}")
 
 
 def normalise(preprocess: Preprocess, canvases: Array, windows: Array) -> Array:
     """(B, H, W, 3) uint8 RGB canvases -> the network's float32 input.
 
-    A border of the mean is exactly 0 afterwards; its uint8 pixels can only be near it.
+    A border of the mean is exactly 0 afterwards; its uint8 pixels can only be near it.  An image that reaches the last
+    row or column of a canvas of odd sides loses it to the border: the originals paste 2 (side // 2) of them (golden:
+    pipeline_cornernet, image 000000403385; mmdetection's RandomCenterCropPad does the same).
     """
-    images = preprocess.normalise(canvases)
-    if preprocess.border != "mean":
-        return images
     y = jnp.arange(canvases.shape[1])[None, :, None, None]
     x = jnp.arange(canvases.shape[2])[None, None, :, None]
     top, left, bottom, right = (windows[:, i, None, None, None] for i in range(4))
+    if preprocess.centred:
+        bottom, right = (jnp.minimum(end, canvases.shape[i] // 2 * 2) for i, end in ((1, bottom), (2, right)))
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    return jnp.where(inside, images, 0.0)
+    if preprocess.border == "mean":
+        return jnp.where(inside, preprocess.normalise(canvases), 0.0)
+    return preprocess.normalise(jnp.where(inside, canvases, jnp.uint8(0)))
 
 
 def mirror_within(images: Array, windows: Array) -> Array:

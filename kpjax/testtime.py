@@ -176,6 +176,13 @@ def to_image(boxes: np.ndarray, view: View) -> np.ndarray:
     return ((np.asarray(boxes, np.float64) - shift) / view.zoom / shrink).astype(np.float32)
 
 
+def to_canvas(boxes: np.ndarray, view: View) -> np.ndarray:
+    """The inverse of `to_image`: (..., 4) x1 y1 x2 y2 in image pixels -> float32 in canvas pixels."""
+    shift = np.array([*view.shift, *view.shift], np.float64)
+    shrink = np.array([*view.shrink, *view.shrink], np.float64)
+    return (np.asarray(boxes, np.float64) * shrink * view.zoom + shift).astype(np.float32)
+
+
 def affine(
     center: tuple[float, float], scale: float, canvas: Size, rotation: float = 0.0, inverse: bool = False
 ) -> np.ndarray:

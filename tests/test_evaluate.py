@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from kpjax.data.source import DataError
 from kpjax.sharding import make_mesh
 from kpjax.testtime import keep_view
 from tests import fakes
+from tests.tiny import OPTIONS
 
 # three canvases (32x32, 64x32, 64x96), none with a multiple of the batch; one image without objects
 ITEMS = [
@@ -328,6 +330,78 @@ def merge_mirrored_once(views, top_k):
     from kpjax.detectors.centernet import merge_mirrored
 
     return merge_mirrored(views, top_k)
+
+
+class BrokenNet(fakes.MarkerNet):
+    """The marker network with heads that say nothing."""
+
+    broken: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        (maps,) = super().__call__(images, train)
+        return [{name: 0 * value if name in self.broken else value for name, value in maps.items()}]
+
+
+@pytest.mark.parametrize("broken", [("heatmap",), ("wh",), ("offset",), ("heatmap", "wh", "offset")])
+def test_the_oracle_mends_what_is_broken(broken):
+    """Without it the heads cost AP; with the annotations in their place nothing is lost; half of it does not do."""
+    source = fakes.marker_source(ITEMS)
+    built = kpjax.build("centernet_r18", num_classes=2, **OPTIONS)
+    detector = dataclasses.replace(built, net=BrokenNet(broken), preprocess=fakes.PLAIN_RGB)
+    ap = {}
+    for heads in {(), broken, broken[:1]}:
+        run = ev.make_evaluator(detector, config(), one_device(), oracle=heads)
+        ap[heads] = run(fakes.variables(), source, progress=False).ap
+    assert ap.pop(broken) == pytest.approx(1.0)
+    assert max(ap.values()) < 0.8, ap
+
+
+def test_oracles_that_there_are_not():
+    detector = kpjax.build("centernet_r18", num_classes=2, **OPTIONS)
+    for heads, preset, match in (
+        (("size",), "na", "no head 'size'; choose among heatmap, offset, wh"),
+        (("wh",), "flip", "preset 'flip' has more"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            ev.make_evaluator(detector, config(eval__preset=preset), oracle=heads)
+    with pytest.raises(ConfigError, match="no ground truth"):
+        ev.make_evaluator(fakes.marker_detector(), config(), oracle=("heatmap",))
+
+
+def test_table_with_other_numbers_of_detections(run_eval, tmp_path, capsys):
+    out = str(tmp_path / "o.json")
+    assert run_eval("--checkpoint", "x", "--max-dets", "100,300,1000", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000" in said
+    assert "AP) @[ IoU=0.50      | area=   all | maxDets=1000 ] = 1.000" in said and "maxDets=300 ] = 1.000" in said
+    for text in ("100", "300,100,1000", "1,2,3", "a,b,c"):
+        assert run_eval("--checkpoint", "x", "--max-dets", text, "--out", out) == 2
+        assert "--max-dets is" in capsys.readouterr().err
+    result = ev.make_evaluator(fakes.marker_detector(), config(), max_dets=(2, 100, 200))(
+        fakes.variables(), fakes.marker_source(ITEMS), progress=False
+    )
+    assert list(result.stats) == [*STATS[:6], "AR2", "AR100", "AR200", *STATS[9:]]
+
+
+def test_plots_are_written(run_eval, tmp_path, capsys):
+    plots = tmp_path / "plots"
+    assert run_eval("--checkpoint", "x", "--plots", str(plots), "--out", str(tmp_path / "o.json")) == 0
+    names = sorted(os.listdir(plots))
+    assert names == ["confusion_matrix.png", "precision_recall.png", "precision_recall_classes.png"]
+    assert all(str(plots / name) in capsys.readouterr().out.replace("\n", " ") for name in names[:1])
+    for name in names:
+        with Image.open(plots / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 100
+
+
+def test_analysis_needs_annotations(run_eval, tmp_path, capsys):
+    truth = json.loads((tmp_path / "val.json").read_text())
+    del truth["annotations"]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    for flag, value in (("--plots", str(tmp_path / "plots")), ("--oracle", "heatmap")):
+        assert run_eval("--checkpoint", "x", flag, value, "--out", str(tmp_path / "o.json")) == 2
+        assert f"{flag} compares with annotations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["ms", "boxes"])

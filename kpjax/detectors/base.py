@@ -140,6 +140,8 @@ class Detector:
         of the image in it.  What they are good for is the detector's affair; both may be left out.
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
     protocols: the published test protocols by preset ("na", "flip", "ms").
+    oracle: (batched targets, (H, W)) -> head maps like the network's that say what the targets say, for the analysis
+        of errors; None: there is none.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of so many pixels, less so many; see `check_size`.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
@@ -156,6 +158,7 @@ class Detector:
     decode: Callable[..., Detections]
     merge_flip: Callable[[dict[str, Array]], dict[str, Array]]
     protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
+    oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
     stride: int = 4
     multiple: int = 1
     less: int = 0

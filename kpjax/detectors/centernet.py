@@ -32,6 +32,7 @@ from kpjax.detectors.base import (
 from kpjax.nn.layers import ConvParams, conv2d
 from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.oracle import logits, nearest_values
 
 STRIDE = 4
 
@@ -254,6 +255,20 @@ def encode(
     }
 
 
+def oracle(targets: Targets, size: tuple[int, int], *, config: CenterNetConfig) -> dict[str, Array]:
+    """Head maps (B, h, w, .) that hold batched targets: the heatmap; wh and offset of the object nearest to each cell.
+
+    size: (H, W) of the input.  As in the analysis of errors of Objects as Points, where a detection gets the size of
+    the nearest object.
+    """
+    shape = size[0] // STRIDE, size[1] // STRIDE
+    heat = targets["heatmap"]
+    wh, offset = (nearest_values(targets["index"], targets["mask"], targets[key], shape) for key in ("wh", "offset"))
+    if config.class_specific_wh:
+        wh = jnp.tile(wh, heat.shape[-1])
+    return {"heatmap": heat if config.rules.probabilities else logits(heat), "wh": wh, "offset": offset}
+
+
 def normaliser(targets: Targets) -> dict[str, Array]:
     """Counts over a batch: heatmap cells that are objects, and objects that train wh and offset."""
     return {
@@ -343,23 +358,27 @@ def merge_scales(views: tuple[Detections, ...], top_k: int) -> Detections:
     first, the score 0 where a row is not among the top_k.
     """
     boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    return best_rows(nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True), top_k)
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True)
+    return best_rows(rows, rows.kept, top_k)
 
 
-def merge_mirrored(views: tuple[Detections, ...], top_k: int) -> Detections:
-    """Merge an image's detections with its mirror image's by NMS at 0.5, as mmdetection's DetTTAModel does.
+def merge_mirrored(views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms = nms.HARD_MMCV) -> Detections:
+    """Merge an image's detections with its mirror image's by NMS, as mmdetection's DetTTAModel does.
 
     views: for each scale Detections of both, (2 N, ...), in image pixels (golden: pipe_mmdet_centernet_r18_dcnv2,
-    runs `*/flip`).  Returns the best top_k.
+    runs `*/flip`).  rules: which NMS; CenterNet's configuration has a hard one at 0.5.  Returns the best top_k.
     """
     boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.HARD_MMCV)
-    return jax.tree.map(lambda x: x[:top_k], best_rows(rows, top_k))
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=rules)
+    return jax.tree.map(lambda x: x[:top_k], best_rows(rows, rows.kept, top_k))
 
 
-def best_rows(rows: nms.Rows, top_k: int) -> Detections:
-    """The top_k rows (with ties) best first; the other slots have the score 0."""
-    kept = nms.keep_best(rows.scores, rows.kept, top_k)
+def best_rows(rows: Any, kept: Array, top_k: int) -> Detections:
+    """The top_k rows (with ties) of those kept, best first; the other slots have the score 0.
+
+    rows: boxes (N, 4), scores (N,) and labels (N,) of one image.  kept: (N,) bool.
+    """
+    kept = nms.keep_best(rows.scores, kept, top_k)
     scores = jnp.where(kept, rows.scores, 0.0)
     order = jnp.argsort(-scores, stable=True)
     return Detections(boxes=rows.boxes[order], scores=scores[order], labels=rows.labels[order])
@@ -403,6 +422,7 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
         protocols=XINGYIZHOU_PROTOCOLS if config.rules.flip == "maps" else MMDET_PROTOCOLS,
+        oracle=functools.partial(oracle, config=config),
         stride=STRIDE,
         multiple=_multiple(config),
         import_rules=config.import_rules,

@@ -22,20 +22,23 @@ from kpjax.config import ConfigError
 from kpjax.detectors.base import (
     COCO_BGR,
     IMAGENET_RGB,
+    PLAIN_AND_FLIP,
     Array,
     Detections,
     Detector,
     Outputs,
     Preprocess,
+    Protocol,
     Targets,
     replace_options,
 )
-from kpjax.detectors.centernet import Heads
+from kpjax.detectors.centernet import Heads, best_rows, merge_mirrored
 from kpjax.nn.pooling import CornerPool
 from kpjax.ops import corners, losses, nms
 from kpjax.ops.corners import Candidates, Points
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
-from kpjax.ops.nms import SoftNms, soft_nms
+from kpjax.ops.nms import SoftNms, soft_nms, soft_nms_merge
+from kpjax.ops.oracle import logits, nearest_values
 from kpjax.ops.peaks import gather_cells
 
 STRIDE = 4
@@ -61,6 +64,8 @@ class Rules:
         has to have an area; boxes are not cut otherwise (golden: fn_mmdet_predict).  If false, boxes are cut to
         the image afterwards.
     nms, stale_rows: soft-NMS of the paired boxes, and whether what the originals' leaves behind stays.
+    flip: what the flip test merges with the mirror image's: "pairs", before soft-NMS, or "boxes", after it, by
+        another soft-NMS (mmdetection; golden: pipe_mmdet_cornernet_hg104, runs `*/flip`).
     """
 
     radius: str = "fixed"
@@ -74,6 +79,7 @@ class Rules:
     inside: bool = False
     nms: SoftNms = nms.ORIGINAL
     stale_rows: bool = True
+    flip: str = "pairs"
 
 
 ORIGINAL = Rules()
@@ -87,6 +93,7 @@ MMDET = Rules(
     inside=True,
     nms=nms.MMCV,
     stale_rows=False,
+    flip="boxes",
 )
 
 # The originals pad to a side of 128 k - 1; mmdetection fills the border with the mean.
@@ -102,7 +109,8 @@ class CornerNetConfig:
     head's 3x3 convolution.  radius, overlap: override the rules' ("": keep).
     corners: best corners of a side that are paired.  pairs: candidates kept of them.  distance: largest difference
     of a pair's embeddings.  kernel: neighbourhood of the peak test, 3 or 1 (none).  nms: method of the soft-NMS
-    ("": the rules' own, Gaussian), or "none".
+    ("": the rules' own, Gaussian), or "none".  merge_exponent: of the averaging of boxes where several scales are
+    merged (0: soft-NMS without averaging).
     embedding_images: pull and push are sums over a batch's images; they are scaled to this many, those a GPU
         had in the original's training (0: the plain sum).
     dtype, bn_groups, remat: see kpjax.config.
@@ -124,6 +132,7 @@ class CornerNetConfig:
     distance: float = 0.5
     kernel: int = 3
     nms: str = ""
+    merge_exponent: float = 10.0
     pull_weight: float = 0.1
     push_weight: float = 0.1
     offset_weight: float = 1.0
@@ -259,6 +268,23 @@ def encode(
     for name, points in (("tl", cells[:, :2]), ("br", cells[:, 2:])):
         targets |= keypoint_targets(name, points, radius, labels, valid, shape, rules, num_classes)
     return targets
+
+
+def oracle(targets: Targets, size: tuple[int, int]) -> dict[str, Array]:
+    """Head maps (B, h, w, .) that hold batched targets: heatmaps, and in each cell what the nearest keypoint has.
+
+    size: (H, W) of the input.  An object's embedding is its number, so that those of two are 1 apart at least.
+    """
+    shape = map_size(size)
+    maps = {}
+    for name in (n for n in KEYPOINTS if f"{n}_heat" in targets):
+        index, mask = targets[f"{name}_index"], targets[f"{name}_mask"]
+        maps[f"{name}_heat"] = logits(targets[f"{name}_heat"])
+        maps[f"{name}_off"] = nearest_values(index, mask, targets[f"{name}_off"], shape)
+        if name in SIDES:
+            number = jnp.broadcast_to(jnp.arange(index.shape[1])[:, None], (*index.shape, 1))
+            maps[f"{name}_tag"] = nearest_values(index, targets["mask"], number, shape)
+    return maps
 
 
 def normaliser(targets: Targets) -> dict[str, Array]:
@@ -407,20 +433,28 @@ def merge_views(found: Any, batch: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), found)
 
 
-def suppress(found: Candidates, config: CornerNetConfig) -> Candidates:
-    """Soft-NMS of each image's candidates, (B, N, ...); what it drops gets the score -1."""
+def suppress(found: Candidates, config: CornerNetConfig, exponent: float = 0.0) -> Candidates:
+    """Soft-NMS of each image's candidates, (B, N, ...); what it drops gets the score -1.
+
+    exponent: above 0, boxes become averages by their corners' scores, see `nms.soft_nms_merge`.
+    """
     if config.nms == "none":
         return found
     rules = config.rules
 
-    def one(rows_of_image: tuple[Array, Array, Array]) -> Candidates:
-        boxes, scores, labels = rows_of_image
-        rows = soft_nms(boxes, scores, labels, scores > -1, rules=rules.nms, stale_rows=rules.stale_rows)
+    def one(found: Candidates) -> Candidates:
+        rows_of_image = (found.boxes, found.scores, found.labels)
+        options: dict[str, Any] = {"rules": rules.nms, "stale_rows": rules.stale_rows}
+        if exponent:
+            assert found.corner_scores is not None
+            rows = soft_nms_merge(*rows_of_image, found.corner_scores, found.scores > -1, exponent=exponent, **options)
+        else:
+            rows = soft_nms(*rows_of_image, found.scores > -1, **options)
         return Candidates(rows.boxes, jnp.where(rows.kept, rows.scores, -1.0), rows.labels)
 
     # Image after image, each for as long as it has rows: under vmap the loop would run on for the fullest image, and
     # both sides of its branch would be computed.
-    return jax.lax.map(one, (found.boxes, found.scores, found.labels))
+    return jax.lax.map(one, found)
 
 
 def select(found: Candidates, windows: Array | None, top_k: int) -> Detections:
@@ -429,9 +463,7 @@ def select(found: Candidates, windows: Array | None, top_k: int) -> Detections:
     found: (B, N, ...) in pixels of the image.  windows: as `decode` has it.
     """
     scores, chosen = jax.lax.top_k(found.scores, min(top_k, found.scores.shape[1]))
-    boxes = jnp.take_along_axis(found.boxes, chosen[..., None], axis=1)
-    if windows is not None:
-        boxes = boxes + windows[:, None, jnp.asarray([1, 0, 1, 0])].astype(jnp.float32)
+    boxes = in_input(jnp.take_along_axis(found.boxes, chosen[..., None], axis=1), windows)
     labels = jnp.take_along_axis(found.labels, chosen, axis=1)
     empty = [(0, 0), (0, top_k - scores.shape[1])]
     return Detections(
@@ -455,11 +487,49 @@ def decode(
     None: 4 h - 1 and 4 w - 1.  windows: (B, 4) top, left, bottom, right of the image in the input; None: all of it.
     Returns (B, top_k, ...), best first.
     """
+    return select(suppress(pairs_of(maps, size, windows, config), config), windows, top_k)
+
+
+def pairs_of(
+    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, config: CornerNetConfig
+) -> Candidates:
+    """All views' pairs, (B, V * N, ...), cut to their image, in its pixels."""
     found, frame = candidates(maps, size, windows, config=config)
     if not config.rules.inside:
         found = inside_image(found, frame)
-    found = merge_views(found, maps["tl_heat"].shape[0])
-    return select(suppress(found, config), windows, top_k)
+    return merge_views(found, maps["tl_heat"].shape[0])
+
+
+def rows(
+    maps: dict[str, Array],
+    top_k: int = 100,
+    size: tuple[int, int] | None = None,
+    windows: Array | None = None,
+    *,
+    config: CornerNetConfig,
+) -> Candidates:
+    """`decode` without soft-NMS, for `merge_scales`: all pairs, (B, V * N, ...), in input pixels, whatever top_k is."""
+    found = pairs_of(maps, size, windows, config)
+    return dataclasses.replace(found, boxes=in_input(found.boxes, windows))
+
+
+def merge_scales(views: tuple[Candidates, ...], top_k: int, *, config: CornerNetConfig) -> Detections:
+    """Merge the pairs of an image's scales by one soft-NMS that averages boxes, as CornerNet's multi-scale test does.
+
+    views: for each scale, ascending, what `rows` found in one image, (N, ...), in its pixels (golden:
+    postprocess_cornernet `multi_merge`).  Returns the rows of all scales, best first, the score 0 where a row is
+    not among the top_k.
+    """
+    found = jax.tree.map(lambda *parts: jnp.concatenate(parts)[None], *views)
+    found = jax.tree.map(lambda x: x[0], suppress(found, config, config.merge_exponent))
+    return best_rows(found, found.scores > -1, top_k)
+
+
+def in_input(boxes: Array, windows: Array | None) -> Array:
+    """Boxes (B, N, 4) in pixels of the image in those of the input.  windows: as `decode` has it."""
+    if windows is None:
+        return boxes
+    return boxes + windows[:, None, jnp.asarray([1, 0, 1, 0])].astype(jnp.float32)
 
 
 def merge_flip(maps: dict[str, Array]) -> dict[str, Array]:
@@ -469,6 +539,24 @@ def merge_flip(maps: dict[str, Array]) -> dict[str, Array]:
     """
     half = maps["tl_heat"].shape[0] // 2
     return {name: jnp.stack([x[:half], x[half:]], axis=1) for name, x in maps.items()}
+
+
+# CornerNet's published single-scale AP is that of "flip".
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def protocols(config: CornerNetConfig) -> dict[str, Protocol]:
+    """The test protocols by preset.  mmdetection's configuration tests one scale; its merge takes any number."""
+    if config.rules.flip == "boxes":
+        merged = Protocol(mirror="boxes", merge=functools.partial(merge_mirrored, rules=config.rules.nms))
+        return {"na": Protocol(), "flip": merged, "ms": dataclasses.replace(merged, scales=SCALES)}
+    several = Protocol(
+        mirror="maps",
+        scales=SCALES,
+        rows=functools.partial(rows, config=config),
+        merge=functools.partial(merge_scales, config=config),
+    )
+    return {**PLAIN_AND_FLIP, "ms": several}
 
 
 def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
@@ -488,6 +576,8 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         loss=functools.partial(loss, config=config),
         decode=functools.partial(decode, config=config),
         merge_flip=merge_flip,
+        protocols=protocols(config),
+        oracle=oracle,
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,
@@ -519,6 +609,8 @@ def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) 
         raise ConfigError(f"model {name}: features and blocks must be at least 1 at every level")
     if config.embedding_images < 0:
         raise ConfigError(f"model {name}: embedding_images is {config.embedding_images}; it must be at least 0")
+    if config.merge_exponent < 0:
+        raise ConfigError(f"model {name}: merge_exponent is {config.merge_exponent}; it must be at least 0")
     if not 0 <= config.overlap < 1:
         raise ConfigError(
             f"model {name}: overlap is {config.overlap}; it must be at least 0 (the rules' own) and below 1"

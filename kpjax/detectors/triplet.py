@@ -11,15 +11,16 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from kpjax.detectors import cornernet
-from kpjax.detectors.base import Array, Detections, Detector, Outputs, Targets
-from kpjax.detectors.centernet import Heads
+from kpjax.detectors.base import PLAIN_AND_FLIP, Array, Detections, Detector, Outputs, Protocol, Targets
+from kpjax.detectors.centernet import Heads, best_rows
 from kpjax.detectors.cornernet import SIDES, STRIDE, CornerNetConfig, Rules
 from kpjax.nn.pooling import CascadeCornerPool, CenterPool
-from kpjax.ops.corners import require_centers
+from kpjax.ops.corners import Candidates, Points, require_centers
 
 # The released program keeps CornerNet's first radius formula, at an IoU of 0.7 (golden: targets_centernet_triplet).
 RULES = Rules(radius="legacy", overlap=0.7)
@@ -80,6 +81,14 @@ def decode(
     As `cornernet.decode`.  With a mirrored view the centres of both count for the boxes of both, those
     of the plain image first.  Areas are those of input pixels.
     """
+    found, centers = pairs_and_centers(maps, size, windows, config)
+    return cornernet.select(cornernet.suppress(rescored(found, centers), config), windows, top_k)
+
+
+def pairs_and_centers(
+    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, config: CornerNetConfig
+) -> tuple[Candidates, Points]:
+    """All views' pairs (B, V * N, ...), cut to their image, and centres (B, V * K, ...), in its pixels."""
     found, frame = cornernet.candidates(maps, size, windows, config=config)
     x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
     beyond = (x1 <= -BEYOND) | (y1 <= -BEYOND) | (x2 >= frame.width + BEYOND) | (y2 >= frame.height + BEYOND)
@@ -88,11 +97,82 @@ def decode(
     found = cornernet.merge_views(cornernet.inside_image(found, frame), batch)
     centers = cornernet.points_of(cornernet.views_of(maps), "center", config.corners, config.kernel)
     centers = frame.to_image(centers)
-    centers = cornernet.merge_views(dataclasses.replace(centers, xs=frame.unmirror(centers.xs)), batch)
+    return found, cornernet.merge_views(dataclasses.replace(centers, xs=frame.unmirror(centers.xs)), batch)
+
+
+def rescored(found: Candidates, centers: Points) -> Candidates:
+    """Pairs (B, N, ...) with a centre (B, P, ...) between their corners, best first; the others have the score -1."""
     found = require_centers(found, centers)
     order = jnp.argsort(-found.scores, axis=1, stable=True)  # soft-NMS leaves its stale rows by the order of rows
-    found = jax.tree.map(lambda x: jax.vmap(lambda rows, index: rows[index])(x, order), found)
-    return cornernet.select(cornernet.suppress(found, config), windows, top_k)
+    return jax.tree.map(lambda x: jax.vmap(lambda rows, index: rows[index])(x, order), found)
+
+
+@flax.struct.dataclass
+class Rows:
+    """What `merge_scales` needs of a scale: `Candidates`, and the centres: points (B, P, 2) x y, scores, labels."""
+
+    boxes: Any
+    scores: Any
+    labels: Any
+    corner_scores: Any
+    points: Any
+    point_scores: Any
+    point_labels: Any
+
+
+def rows(
+    maps: dict[str, Array],
+    top_k: int = 100,
+    size: tuple[int, int] | None = None,
+    windows: Array | None = None,
+    *,
+    config: CornerNetConfig,
+) -> Rows:
+    """`decode` before any centre is looked for: all pairs and all centres, in input pixels, whatever top_k is."""
+    found, centers = pairs_and_centers(maps, size, windows, config)
+    points = jnp.stack([centers.xs, centers.ys], -1)
+    if windows is not None:
+        points = points + windows[:, None, jnp.asarray([1, 0])].astype(jnp.float32)
+    return Rows(
+        boxes=cornernet.in_input(found.boxes, windows),
+        scores=found.scores,
+        labels=found.labels,
+        corner_scores=found.corner_scores,
+        points=points,
+        point_scores=centers.scores,
+        point_labels=centers.labels,
+    )
+
+
+def merge_scales(views: tuple[Rows, ...], top_k: int, *, config: CornerNetConfig, plain: int) -> Detections:
+    """Merge the pairs of an image's scales: those with a centre, by one soft-NMS that averages boxes.
+
+    views: for each scale, ascending, what `rows` found in one image, (N, ...), in its pixels.  plain: which of them
+    is scale 1; its centres alone count (golden: postprocess_centernet_triplet `multi`).  Returns the rows of all
+    scales, best first, the score 0 where a row is not among the top_k.
+    """
+    pairs = [Candidates(v.boxes, v.scores, v.labels, v.corner_scores) for v in views]
+    found = jax.tree.map(lambda *parts: jnp.concatenate(parts)[None], *pairs)
+    view = views[plain]
+    centers = Points(view.point_scores, view.points[:, 0], view.points[:, 1], view.point_labels)
+    found = rescored(found, jax.tree.map(lambda x: x[None], centers))
+    found = jax.tree.map(lambda x: x[0], cornernet.suppress(found, config, config.merge_exponent))
+    return best_rows(found, found.scores > -1, top_k)
+
+
+# The published single-scale AP is that of "flip".
+SCALES = (0.6, 1.0, 1.2, 1.5, 1.8)
+
+
+def protocols(config: CornerNetConfig) -> dict[str, Protocol]:
+    """The test protocols by preset."""
+    several = Protocol(
+        mirror="maps",
+        scales=SCALES,
+        rows=functools.partial(rows, config=config),
+        merge=functools.partial(merge_scales, config=config, plain=SCALES.index(1.0)),
+    )
+    return {**PLAIN_AND_FLIP, "ms": several}
 
 
 def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
@@ -108,6 +188,8 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         loss=functools.partial(cornernet.loss, config=config),
         decode=functools.partial(decode, config=config),
         merge_flip=cornernet.merge_flip,
+        protocols=protocols(config),
+        oracle=cornernet.oracle,
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -19,6 +20,7 @@ from kpjax.config import ConfigError
 from kpjax.detectors import cornernet
 from kpjax.detectors.base import Detector
 from kpjax.infer import make_infer
+from kpjax.ops.corners import Candidates
 from kpjax.sharding import make_mesh
 
 SIZE = (63, 95)  # input height, width
@@ -279,6 +281,19 @@ def test_targets_decode_to_their_boxes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_oracle_decodes_to_the_boxes(name: str) -> None:
+    targets = batched(encode(name, BOXES, LABELS), encode(name, BOXES[2:], LABELS[2:]))
+    oracle = detector(name).oracle
+    assert oracle is not None
+    maps = jax.jit(lambda t: oracle(t, SIZE))(targets)
+    wanted = jax.eval_shape(lambda: detector(name).net.init_with_output(jax.random.key(0), jnp.zeros((2, *SIZE, 3)))[0])
+    assert {k: v.shape for k, v in maps.items()} == {k: v.shape for k, v in wanted[-1].items()}
+    found = compiled_decode(name)(maps, None)
+    for image, first in ((0, 0), (1, 2)):
+        np.testing.assert_allclose(found_boxes(found, image), expected_boxes(BOXES[first:], LABELS[first:]), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_embeddings_decide_which_corners_belong_together(name: str) -> None:
     """Two objects of one class side by side have four pairs in order; embeddings leave two."""
     boxes = [(5, 6, 30, 31), (40, 10, 80, 40)]
@@ -351,6 +366,83 @@ def test_boxes_are_cut_to_the_image(name: str) -> None:
     beyond = np.array([[8, 4, 54, 87]], np.int32)  # the second box ends 6 pixels below this image
     found = found_boxes(compiled_decode(name)(plain, beyond), 0)
     assert len(found) == (2 if name.startswith("triplet") else 3)
+
+
+# --- several scales ------------------------------------------------------------------------------
+
+
+def rows_of_scale(d: Detector, maps: dict[str, Any], windows: Any = None) -> Any:
+    """What the preset "ms" decodes of one image and its mirror image at one scale."""
+    protocol = d.protocols["ms"]
+    assert protocol.rows is not None
+    run = jax.jit(lambda m: protocol.rows(d.merge_flip(m), top_k=10, size=SIZE, windows=windows))
+    return jax.tree.map(lambda x: np.asarray(x[0]), run(maps))
+
+
+def merged(d: Detector, views: tuple[Any, ...], **options: Any) -> Any:
+    """Detections of one image with a batch axis."""
+    merge = d.protocols["ms"].merge
+    assert merge is not None
+    return jax.tree.map(lambda x: x[None], jax.jit(functools.partial(merge, top_k=10, **options))(views))
+
+
+def both_views(name: str) -> dict[str, Any]:
+    plain = perfect_maps(name, batched(encode(name, BOXES, LABELS)))
+    _, flipped = mirrored(plain, name)
+    return {k: np.concatenate([plain[k], flipped[k]]) for k in plain}
+
+
+@pytest.mark.parametrize("name", ["cornernet_hg104", "triplet_hg52"])
+def test_one_scale_merged_is_what_decode_finds(name: str) -> None:
+    d = detector(name, nms="gaussian", merge_exponent=0.0)
+    maps, windows = both_views(name), jnp.asarray([[8, 4, 56, 87]])
+    only = {"plain": 0} if name.startswith("triplet") else {}
+    found = merged(d, (rows_of_scale(d, maps, windows),), **only)
+    wanted = jax.jit(lambda m: d.decode(d.merge_flip(m), 10, SIZE, windows))(maps)
+    assert len(found_boxes(wanted, 0)) > 1
+    np.testing.assert_allclose(found_boxes(found, 0, 0.01), found_boxes(wanted, 0, 0.01), atol=1e-4)
+    np.testing.assert_allclose(found.scores[0][:10], wanted.scores[0], atol=1e-6)
+
+
+def test_boxes_of_several_scales_are_averaged() -> None:
+    """A weaker box near another draws it to itself, the more the lower the exponent; a distant one does not."""
+    near, far = (10.0, 10.0, 50.0, 50.0), (60.0, 5.0, 80.0, 25.0)
+
+    def view(box: tuple[float, ...], score: float) -> Candidates:
+        boxes = np.array([box, far], np.float32)
+        scores = np.array([score, -1.0], np.float32)
+        return Candidates(boxes, scores, np.zeros(2, np.int32), np.full((2, 2), score, np.float32))
+
+    views = (view(near, 0.9), view((12.0, 10.0, 52.0, 50.0), 0.6), view(far, 0.8))
+    moved = []
+    for exponent in (0.0, 10.0, 1.0):
+        found = merged(detector(nms="gaussian", merge_exponent=exponent), views)
+        np.testing.assert_allclose(found.scores[0][:2], [0.9, 0.8], atol=1e-6)
+        np.testing.assert_allclose(found.boxes[0][1], far, atol=1e-4)
+        moved.append(float(found.boxes[0][0][0]))
+    assert moved[0] == 10.0 and 10.0 < moved[1] < moved[2] < 12.0
+
+
+def test_centres_of_other_scales_do_not_count() -> None:
+    name = "triplet_hg52"
+    d = detector(name, nms="gaussian")
+    with_centers = rows_of_scale(d, both_views(name))
+    none = dataclasses.replace(with_centers, points=with_centers.points + 1000)
+    assert len(found_boxes(merged(d, (none, with_centers, none, none, none)), 0)) == len(BOXES)
+    found = merged(d, (with_centers, none, with_centers, with_centers, with_centers))
+    assert not (np.asarray(found.scores) > 0).any()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in NAMES[:2]] + [NAMES[2]])
+def test_presets_through_predictor(name: str) -> None:
+    """All scales of an image, with pairs and centres of each, come together."""
+    d = detector(name, nms="gaussian")
+    assert set(d.protocols) == {"na", "flip", "ms"}
+    image = np.random.default_rng(0).integers(0, 256, (47, 61, 3), dtype=np.uint8)
+    found = kpjax.Predictor(d, variables_of(name), "ms", top_k=20)(image)
+    assert isinstance(found, kpjax.Detections)
+    assert len(found) >= (0 if name.startswith("triplet") else 20)
+    assert (np.diff(found.scores) <= 0).all() and np.isfinite(found.boxes).all()
 
 
 # --- the whole program ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import kpjax
 from kpjax.detectors import cornernet
 from kpjax.ops import peaks
+from kpjax.predict import rows_in_image
 from kpjax.testtime import View, keep_view, to_image
 
 from .cases import each_case, fill, nhwc
@@ -101,15 +103,34 @@ def ties_at_the_boundary(maps: dict[str, np.ndarray], k: int) -> int:
     return ties
 
 
+def one_scale(det: Any, maps: dict[str, np.ndarray], view: View) -> np.ndarray:
+    """Rows of one image from the maps of it and its mirror image, in its pixels."""
+    decode = jax.jit(lambda m, w: det.decode(det.merge_flip(m), 200, view.canvas, w))
+    found = rows_of(decode(maps, jnp.asarray([view.window])))[0]
+    found[:, :4] = to_image(found[:, :4], view)
+    return found
+
+
+def several_scales(det: Any, maps: list[Any], views: list[View], scales: list[float], count: int) -> np.ndarray:
+    """The same through the protocol of the preset "ms", at the case's own scales."""
+    protocol = det.protocols["ms"]
+    assert protocol.mirror == "maps"
+    rows = []
+    for of_scale, view in zip(maps, views, strict=True):
+        decode = jax.jit(lambda m, w, v=view: protocol.rows(det.merge_flip(m), top_k=count, size=v.canvas, windows=w))
+        rows.append(rows_in_image(jax.device_get(decode(of_scale, jnp.asarray([view.window]))), 0, view))
+    centers_of = {"plain": scales.index(1)} if "triplet" in det.name else {}
+    merge = jax.jit(functools.partial(protocol.merge, top_k=count, **centers_of))
+    return rows_of(jax.tree.map(lambda x: x[None], merge(tuple(rows))))[0]
+
+
 @each_case("postprocess_cornernet", "postprocess_centernet_triplet")
 def test_flip_and_soft_nms(case: Any) -> None:
-    """One scale and its mirror image: rows x1, y1, x2, y2, score, class (from 1), as sets a class."""
+    """An image and its mirror image at one or more scales: rows x1, y1, x2, y2, score, class (from 1), as sets."""
     model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
     seen = 0
     for name, variant in case.info["variants"].items():
-        if variant["scales"] != [1] or variant["config"]["merge_bbox"]:
-            continue  # of several scales: kpjax's multi-scale tests
-        settings, (spec,) = variant["config"], variant["heads"]
+        settings = variant["config"]
         methods = {"nms": "hard", "linear_soft_nms": "linear", "exp_soft_nms": "gaussian"}
         det = kpjax.build(
             model,
@@ -118,14 +139,18 @@ def test_flip_and_soft_nms(case: Any) -> None:
             distance=float(settings["ae_threshold"]),
             kernel=settings["nms_kernel"],
             nms=methods[settings["nms_algorithm"]],
+            merge_exponent=float(settings["weight_exp"]) if settings["merge_bbox"] else 0.0,
         )
         height, width = variant["image_shape"][:2]
-        view = keep_view(det.preprocess, (height, width))
-        shape = [2, variant["classes"], spec["H"], spec["W"]]
-        maps = heads_of(case, variant, spec["tag"], f"{name}/scale0", shape)
-        decode = jax.jit(lambda m, w, d=det, v=view: d.decode(d.merge_flip(m), 200, v.canvas, w))
-        found = rows_of(decode(maps, jnp.asarray([view.window])))[0]
-        found[:, :4] = to_image(found[:, :4], view)
+        views = [keep_view(det.preprocess, (height, width), scale) for scale in variant["scales"]]
+        maps = [
+            heads_of(case, variant, spec["tag"], f"{name}/scale{i}", [2, variant["classes"], spec["H"], spec["W"]])
+            for i, spec in enumerate(variant["heads"])
+        ]
+        if variant["scales"] == [1] and not settings["merge_bbox"]:
+            found = one_scale(det, maps[0], views[0])
+        else:
+            found = several_scales(det, maps, views, variant["scales"], settings["max_per_image"])
         best = np.sort(found[:, 4])[::-1][: settings["max_per_image"]]
         found = found[(found[:, 4] > 0) & (found[:, 4] >= best[-1])]  # rows level with the last one stay
         found[:, 5] += 1
@@ -145,7 +170,7 @@ def test_flip_and_soft_nms(case: Any) -> None:
             else:
                 missing.append(row)
         # Of corners that are level at the top-K boundary PyTorch takes any: each such tie may exchange a pair.
-        ties = ties_at_the_boundary(maps, settings["top_k"])
+        ties = sum(ties_at_the_boundary(of_scale, settings["top_k"]) for of_scale in maps)
         assert max(len(free), len(missing)) <= ties, f"{name}: {found[free]} instead of {missing}, {ties} ties"
         seen += 1
     assert seen

@@ -1,0 +1,157 @@
+"""From an image file to boxes, through `Predictor`: whole pipelines of CornerNet, the triplets and mmdetection.
+
+The networks are full size, so `make test` compares their inputs alone and `make golden-full` runs them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kpjax
+from kpjax.infer import normalise
+from kpjax.predict import read_image
+from kpjax.testtime import keep_view, place
+
+from .cases import GOLDEN, KINDS, TESTED, case_names, kind_of, load_case
+from .test_pipelines import assert_matched, picture
+
+ORIGINALS = {"pipeline_cornernet": "cornernet_hg104", "pipeline_centernet_triplet52": "triplet_hg52"}
+MMDET = ("pipe_mmdet_cornernet_hg104", "pipe_synth_mmdet_cornernet_hg104")
+METHODS = {"nms": "hard", "linear_soft_nms": "linear", "exp_soft_nms": "gaussian"}
+STABLE = (1e-3, 0.1)  # score, box in pixels: of rows that the case calls stable
+BEFORE_NMS, AFTER_NMS = (5e-5, 2e-3), (1e-3, 2e-3)
+
+
+def inputs_of(name: str) -> dict[str, Any]:
+    info = json.loads((GOLDEN / name / "case.json").read_text())
+    return info["images"] if "images" in info else info["details"]["images"]
+
+
+def each(*kinds: str, full: bool, runs: bool = False) -> Any:
+    """Parametrise over (case, image), or (case, run), of every case of these kinds."""
+
+    def found() -> Iterator[Any]:
+        for name in case_names():
+            if kind_of(name) in kinds and KINDS.get(kind_of(name) or "") == TESTED:
+                details = json.loads((GOLDEN / name / "case.json").read_text()).get("details", {})
+                for item in details["runs"] if runs else inputs_of(name):
+                    yield pytest.param(name, item, id=f"{name}-{item.replace('/', '-')}")
+
+    marks = [pytest.mark.golden_full] if full else []
+    reason = f"no case of {' or '.join(kinds)} in {GOLDEN.name}"
+    none = [pytest.param("", "", marks=pytest.mark.skip(reason=reason), id="none")]
+    mark = pytest.mark.parametrize(("name", "item"), list(found()) or none)
+    return lambda test: functools.reduce(lambda t, m: m(t), [mark, *marks], test)
+
+
+def model_of(name: str) -> str:
+    return ORIGINALS.get(kind_of(name) or "", "cornernet_hg104_mmdet")
+
+
+@each(*ORIGINALS, *MMDET, full=False)
+def test_input(name: str, item: str) -> None:
+    """The network's input, the lost last row of a canvas of odd sides and all."""
+    case = load_case(name)
+    source = picture(inputs_of(name)[item])
+    image = source if isinstance(source, np.ndarray) else read_image(source)
+    preprocess = kpjax.build(model_of(name)).preprocess
+    view = keep_view(preprocess, (image.shape[0], image.shape[1]))
+    canvas = place(np.ascontiguousarray(image), view, preprocess)[None]
+    images = np.asarray(normalise(preprocess, canvas, np.array([view.window], np.int32)))
+    if kind_of(name) in ORIGINALS:
+        images = np.concatenate([images, images[:, :, ::-1]]).transpose(0, 3, 1, 2)
+        assert list(images.shape) == inputs_of(name)[item]["input_shape"]
+        sample, prefix = images.reshape(-1)[:: max(1, images.size // 256)][:256], item
+    else:
+        images = images.transpose(0, 3, 1, 2)
+        sample, prefix = images[:, :, ::37, ::41], f"{item}/plain"
+    statistics = [images.mean(dtype=np.float64), images.std(dtype=np.float64), np.abs(images).max()]
+    np.testing.assert_allclose(sample, case[f"{prefix}/input_sub"], atol=2e-6)
+    np.testing.assert_allclose(statistics, case[f"{prefix}/input_stats"], atol=2e-6)
+
+
+def classes_of(params: dict[str, np.ndarray]) -> int:
+    return next(v.shape[0] for k, v in params.items() if re.search(r"tl_heats?\.\d+\.1(\.conv)?\.bias$", k))
+
+
+@functools.lru_cache(maxsize=1)
+def original(name: str) -> tuple[Any, Any, str]:
+    """The detector, its variables and the preset of a case of the originals."""
+    case = load_case(name)
+    settings = case.info["config"]
+    det = kpjax.build(
+        model_of(name),
+        num_classes=classes_of(case.params),
+        corners=settings["top_k"],
+        distance=float(settings["ae_threshold"]),
+        kernel=settings["nms_kernel"],
+        nms=METHODS[settings["nms_algorithm"]],
+        merge_exponent=float(settings["weight_exp"]) if settings["merge_bbox"] else 0.0,
+    )
+    scales = tuple(map(float, settings["test_scales"]))
+    preset = "flip" if scales == (1.0,) else "ms"
+    assert det.protocols[preset].scales == scales, "another protocol than the published ones"
+    return det, kpjax.import_torch(det, case.params), preset
+
+
+@each(*ORIGINALS, full=True)
+def test_original(name: str, item: str) -> None:
+    """Every stable row has a partner of its class; the others may be exchanged."""
+    case = load_case(name)
+    det, variables, preset = original(name)
+    predictor = kpjax.Predictor(det, variables, preset, top_k=case.info["config"]["max_per_image"])
+    found: Any = predictor(picture(inputs_of(name)[item]))
+    rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None] + 1], axis=-1)
+    expected, stable = case[f"{item}/detections"], case[f"{item}/stable"]
+    assert abs(len(rows) - len(expected)) <= (~stable).sum()
+    free = list(range(len(rows)))
+    for row in expected[stable]:
+        fits = [
+            i
+            for i in free
+            if rows[i, 5] == row[5]
+            and abs(rows[i, 4] - row[4]) <= STABLE[0]
+            and np.abs(rows[i, :4] - row[:4]).max() <= STABLE[1]
+        ]
+        assert fits, f"no detection like {row}"
+        free.remove(min(fits, key=lambda i: np.abs(rows[i, :4] - row[:4]).max()))
+
+
+@functools.lru_cache(maxsize=1)
+def mmdetection(name: str, bias: float, nms: str) -> tuple[Any, Any]:
+    case = load_case(name)
+    params = dict(case.params)
+    for side in ("tl", "br"):  # the case moves the last level's scores into the middle of the sigmoid, image by image
+        key = f"bbox_head.{side}_heat.1.1.conv.bias"
+        params[key] = params[key] + np.float32(bias)
+    test = case.info["test_cfg"]
+    det = kpjax.build(
+        model_of(name),
+        num_classes=classes_of(params),
+        corners=test["corner_topk"],
+        distance=float(test["distance_threshold"]),
+        kernel=test["local_maximum_kernel"],
+        nms=nms or test["nms"]["method"],
+    )
+    return det, kpjax.import_torch(det, params)
+
+
+@each(*MMDET, full=True, runs=True)
+def test_mmdetection(name: str, item: str) -> None:
+    """Plain, before and after soft-NMS, and with the mirror image through the configuration's tta_pipeline."""
+    case = load_case(name)
+    image, preset, *before = item.split("/")
+    info = inputs_of(name)[image]
+    det, variables = mmdetection(name, info["heat_bias_add"], "none" if before else "")
+    expected = case[item if before else f"{item}/detections"]
+    top_k = len(expected) if before else case.info["test_cfg"]["max_per_img"]
+    found: Any = kpjax.Predictor(det, variables, "flip" if preset == "flip" else "na", top_k=top_k)(picture(info))
+    rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=-1)
+    assert_matched(rows, expected, BEFORE_NMS if before else AFTER_NMS)
