@@ -49,7 +49,7 @@ def _ocp() -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What bitwise repetition depends on (the design's decision 16)."""
+    """What bitwise repetition depends on (docs/architecture.md, Resuming)."""
     import flax
     import jaxlib
 
