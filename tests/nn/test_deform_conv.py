@@ -298,10 +298,13 @@ def test_no_array_is_larger_than_the_columns(slabs: int) -> None:
 
 
 def test_large_maps_are_made_in_slabs() -> None:
-    """128x128 cells of 256 channels: 151 MB of columns an image, of which at most 4 MiB exist at once."""
+    """128x128 cells of 256 channels: of 151 MB of columns an image at most 4 MiB exist at once.
+
+    The largest array is the map itself, a ninth of them.
+    """
     shapes = [(1, 128, 128, n) for n in (256, 18, 9)] + [(3, 3, 256, 256)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    assert largest(jax.make_jaxpr(deform_conv)(*arrays).jaxpr) == 128 * 128 * 9 * 256 // 64
+    assert largest(jax.make_jaxpr(deform_conv)(*arrays).jaxpr) == 128 * 128 * 256
     assert module._divisor(128, 3) == 4 and module._divisor(7, 2) == 7 and module._divisor(1, 2) == 1
 
 
