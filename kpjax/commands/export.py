@@ -28,8 +28,8 @@ print([x.shape for x in detect(np.zeros((2, *info["size"], 3), np.uint8))], info
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.description = (
-        "Write a detector as StableHLO for CPU, CUDA and TPU, any batch, with a loader of ten lines, and as TensorFlow's "
-        "SavedModel."
+        "Write a detector as StableHLO for CPU, CUDA and TPU, any batch, with a loader of ten lines; and as a "
+        "SavedModel of TensorFlow."
     )
     parser.add_argument("--checkpoint", required=True, help="work directory of train.py, or an inference checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
