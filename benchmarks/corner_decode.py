@@ -1,4 +1,4 @@
-"""Decoding of the corner methods on the device against the same steps in NumPy, and the network's own time.
+"""Decoding of the corner methods on the device against the same steps in NumPy.
 
     python benchmarks/corner_decode.py [--batch 8] [--rounds 5] [--json OUT.json]
 

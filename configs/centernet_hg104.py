@@ -1,11 +1,10 @@
 """CenterNet: Objects as Points, Hourglass-104, on COCO: xingyizhou's recipe.
 
-    python train.py --config configs/centernet_hg104.py --workdir runs/centernet_hg104 \\
-        --config.init_from=runs/converted
+    python train.py --config configs/centernet_hg104.py --workdir runs/centernet_hg104
 
 data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).  The original started
-from ExtremeNet's released weights, here a kpjax checkpoint at runs/converted; without --config.init_from training
-starts from random weights, and wants a longer schedule.
+from ExtremeNet's released weights, which kpjax does not read; from random weights this wants a longer schedule.  To go
+on from a detector of the same network: --config.init_from=CHECKPOINT.
 
 50 epochs of 24 images on 5 GPUs (4 on the first, 5 on the others), Adam 2.5e-4 dropped by 10 after epoch 40; 109 hours
 there.  BatchNorm statistics are those of 4 groups of 6 here.

@@ -7,7 +7,7 @@ resnet18.pth is torchvision's or timm's ImageNet checkpoint, which the original 
 
 Batch 114 on 4 GPUs, Adam 5e-4 dropped by 10 after epochs 90 and 120 of 140; it took 28 hours there.
 The 114 images were dealt unevenly to the GPUs (18, 32, 32, 32), each with BatchNorm statistics of its
-own; here they are the whole batch's.  On 8 devices take --config.batch=112.
+own; here they are the whole batch's.  On 4 or 8 devices take --config.batch=112.
 
 Published on val2017: AP 28.1, 30.0 with flip, 33.2 with flip and five scales.  Not trained here.
 """

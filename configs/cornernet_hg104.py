@@ -9,7 +9,7 @@ weights, as the original does.
 The first GPU had 4 images and the others 5, each with BatchNorm statistics of its own and with pull and push
 losses that are sums over its images: here they are scaled to 5 (`embedding_images`), and the
 statistics are those of 7 groups of 7.  511x511 inputs, 128x128 maps, crops of 511 pixels times 0.6 to 1.3.
-On 8 devices take --config.batch=48 --config.model.bn_groups=8.  `python benchmarks/aot_memory.py` prints the memory
+On 8 devices take --config.batch=48 --config.model.bn_groups=8.  `python benchmarks/tpu_memory.py` prints the memory
 that a step takes on a TPU; --config.model.remat=true saves some for time.
 
 Published on test-dev with flip: AP 40.5 (CornerNet trained on the 2014 trainval35k split).  Not trained here.

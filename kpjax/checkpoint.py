@@ -35,6 +35,7 @@ from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 
 INFO = "config.json"
+_OLD_INFO = "kpjax.json"  # what 0.1.0 called it before its first release; still read
 
 
 class CheckpointError(UserError):
@@ -48,7 +49,7 @@ def _ocp() -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What bitwise repetition depends on (the design's decision 16)."""
+    """What bitwise repetition depends on (docs/architecture.md, Resuming)."""
     import flax
     import jaxlib
 
@@ -266,7 +267,7 @@ def save_inference(
 def is_inference(folder: epath.Path) -> bool:
     """Whether a folder is an inference checkpoint: its config.json says so, which a work directory's does not."""
     if not (folder / INFO).exists():
-        return False
+        return (folder / _OLD_INFO).exists()
     try:
         info = json.loads((folder / INFO).read_text())
     except (OSError, ValueError):
@@ -285,7 +286,7 @@ def load_inference(path: str, best: bool = False) -> Loaded:
         raise CheckpointError(f"{path}: no such checkpoint or work directory")
     ocp = _ocp()
     if is_inference(root):
-        info = _read_json(root / INFO)
+        info = _read_json(root / (INFO if (root / INFO).exists() else _OLD_INFO))
         read, step = (lambda: ocp.load(root, _on_host(ocp.metadata(root).metadata))), None
     else:
         folder = root / "checkpoints"

@@ -143,7 +143,9 @@ class Config:
     seed: int = 0
     log_every: int = 10
     deterministic: bool = False  # GPU: bitwise repeatable operations, slower
-    init_from: str = ""  # weights to start from: an ImageNet ResNet or DLA .pth, or a kpjax checkpoint
+    init_from: str = (
+        ""  # weights to start from: an ImageNet ResNet or DLA .pth, a kpjax checkpoint, a released detector's file
+    )
 
     def check(self) -> "Config":
         """Return self, or raise ConfigError with one line that names the key."""

@@ -3,7 +3,7 @@
 The loop holds nothing that the step number does not give back: batches come from
 `train_batches(start_step)`, random draws from the example counter, and everything else is in
 the state.  So a run that was killed anywhere continues to the same parameters, bit for bit,
-on the same machine (DESIGN decision 16; docs/architecture.md).
+on the same machine (docs/architecture.md, Resuming).
 """
 
 from __future__ import annotations

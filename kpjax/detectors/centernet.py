@@ -50,7 +50,7 @@ class Rules:
     probabilities: the network returns sigmoid(heatmap), as mmdetection's head does, and the loss
         has 1e-12 in its logarithms; otherwise logits, and scores are clamped to [1e-4, 1 - 1e-4].
     count: what the L1 losses divide by: "boxes" 2 n + 1e-4, or "peaks" 2 max(1, heatmap cells that are 1).
-    flip: what the flip test merges with the mirror image's: "maps", or or "boxes" with NMS
+    flip: what the flip test merges with the mirror image's: "maps", or "boxes" with NMS
         (mmdetection).
     """
 

@@ -199,7 +199,8 @@ def boxes_on_map(
         limit = jnp.asarray([size[1], size[0], size[1], size[0]], jnp.float32) - 1
         boxes = jnp.clip(boxes, 0.0, limit)
     sides = boxes[:, 2:] - boxes[:, :2]
-    valid = valid & (sides > 0).all(-1)
+    meets = (boxes[:, 2:] > 0) & (boxes[:, :2] < jnp.asarray([size[1], size[0]], jnp.float32))
+    valid = valid & ((sides > 0) & meets).all(-1)
     if rules.clip:
         order = jnp.argsort(~valid, stable=True)
         boxes, labels, valid = boxes[order], labels[order], valid[order]
@@ -235,7 +236,7 @@ def keypoint_targets(
 ) -> Targets:
     """Heatmap, cells and offsets of one kind of keypoint.  points: (M, 2) x y in cells; the rest as `encode` has it."""
     height, width = shape
-    cell = jnp.minimum(points.astype(jnp.int32), jnp.asarray([width - 1, height - 1]))
+    cell = jnp.clip(points.astype(jnp.int32), 0, jnp.asarray([width - 1, height - 1]))
     # Scatters of the empty slots fall off the end.
     classes = jnp.where(valid, labels, num_classes)
     index = jnp.where(valid, cell[:, 1] * width + cell[:, 0], 0)

@@ -90,7 +90,8 @@ def deform_conv(
         raise ValueError(f"slabs is {slabs}; it has to divide the output's {out[0]} rows")
     columns = out[0] * out[1] * taps * channels * 4  # in float32, as gradients are summed
     elsewhere = slabs or _divisor(out[0], -(-columns // _SLAB_BYTES))
-    cpu = slabs or _divisor(out[0], max(_CPU_SLABS, -(-batch * columns // _CPU_SLAB_BYTES)))
+    images = batch if isinstance(batch, int) else 1  # an exported program leaves it open
+    cpu = slabs or _divisor(out[0], max(_CPU_SLABS, -(-images * columns // _CPU_SLAB_BYTES)))
     return _deform_conv(x, offset, mask, kernel, _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu))
 
 

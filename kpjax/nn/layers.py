@@ -59,7 +59,8 @@ def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
         and min(channels, kernel.shape[3]) >= 192
         and height % 2 == 0
         and width % 2 == 0
-        and x.shape[0] * height * width >= 1024
+        # An exported program leaves its batch open: it may be 1.
+        and (x.shape[0] if isinstance(x.shape[0], int) else 1) * height * width >= 1024
     )
 
 
@@ -71,7 +72,7 @@ def _conv_winograd(x: Array, kernel: Array) -> Array:
     """
     batch, height, width, channels = x.shape
     features = kernel.shape[3]
-    slabs = max(1, batch * height * width // _WINOGRAD_PIXELS)
+    slabs = max(1, (batch if isinstance(batch, int) else 1) * height * width // _WINOGRAD_PIXELS)
     while height // 2 % slabs:
         slabs -= 1
     rows = height // slabs

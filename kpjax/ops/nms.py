@@ -50,7 +50,8 @@ class SoftNms:
 
 ORIGINAL = SoftNms()  # CornerNet, the triplets and xingyizhou's CenterNet: one Cython file, handed on
 MMCV = SoftNms(pixel=0.0, inclusive=True, drop_apart=True)
-HARD_MMCV = dataclasses.replace(MMCV, method="hard")  # mmcv's plain NMS of each class
+# mmcv's plain NMS of each class: strictly above the overlap, and no least score.
+HARD_MMCV = dataclasses.replace(MMCV, method="hard", inclusive=False, threshold=1e-37)
 
 
 @flax.struct.dataclass
@@ -133,7 +134,7 @@ def _run(
     stale_rows: bool,
 ) -> Rows:
     count = scores.shape[0]
-    valid = jnp.ones(count, bool) if valid is None else valid
+    valid = ~jnp.isnan(scores) & (True if valid is None else valid)  # one of them would be the maximum for ever
     # Classes become runs of neighbours, in the order given; what is not valid goes to the end.
     far = jnp.iinfo(jnp.int32).max
     order = jnp.argsort(jnp.where(valid, labels.astype(jnp.int32), far), stable=True)

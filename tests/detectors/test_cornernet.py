@@ -478,3 +478,13 @@ def test_eight_devices_gather_no_heatmap_and_compile_once() -> None:
     for each in (inputs, batch(), batch()):
         jax.block_until_ready(infer(variables_of(name), *each))
     assert infer._cache_size() == 1
+
+
+def test_boxes_beyond_the_input_without_clipping() -> None:
+    """mmdetection's rules leave boxes as they are: corners outside move to the border, boxes outside are none."""
+    boxes = jnp.asarray([[-200.0, -40.0, 30.0, 30.0], [-90.0, 4.0, -10.0, 30.0], [20.0, 70.0, 40.0, 90.0]])
+    labels, valid = jnp.zeros(3, jnp.int32), jnp.ones(3, bool)
+    targets = cornernet.encode(boxes, labels, valid, (63, 63), rules=cornernet.MMDET, num_classes=2)
+    assert targets["mask"].tolist() == [True, False, False]
+    assert int(targets["tl_index"][0]) == 0 and int(targets["tl_index"].min()) >= 0
+    assert float((targets["tl_heat"] == 1).sum()) == 1

@@ -402,3 +402,14 @@ def test_module_keeps_positions_in_float32() -> None:
     y, state = layer.apply(variables, x, capture_intermediates=True, mutable="intermediates")
     assert y.dtype == jnp.bfloat16
     assert state["intermediates"]["offset"]["__call__"][0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("side", "channels"), [(16, 64), (128, 64)])
+def test_open_batch(side: int, channels: int) -> None:
+    """What `kpjax export` traces: slabs are counted without the number of images."""
+    (batch,) = jax.export.symbolic_shape("b")
+    shapes = [(batch, side, side, n) for n in (channels, 18, 9)]
+    x, offset, mask = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+    exported = jax.export.export(jax.jit(deform_conv))(x, offset, mask, kernel)
+    assert str(exported.out_avals[0].shape[0]) == "b"

@@ -363,3 +363,13 @@ def test_wide_convolutions(shape: tuple[int, ...], features: int, winograd: bool
         )
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(("side", "channels"), [(16, 512), (32, 256), (64, 256)])
+def test_convolution_of_an_open_batch(side: int, channels: int) -> None:
+    """What `kpjax export` traces: the batch has no number, and the form must not depend on it."""
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x, k: conv2d(x, k, 1, ((1, 1), (1, 1)))))(x, kernel)
+    assert str(exported.out_avals[0].shape[0]) == "b"
