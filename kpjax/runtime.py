@@ -22,12 +22,15 @@ def keep_compiled() -> None:
     """Keep compiled programs between runs, so that a resumed run starts at once.
 
     In ~/.cache/kpjax/compiled-PROCESSOR (it may be deleted at any time), or where JAX_COMPILATION_CACHE_DIR
-    says; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    says; JAX_ENABLE_COMPILATION_CACHE=false turns it off.  All of them, however quickly they were compiled (JAX leaves
+    out what took less than a second): a second run compiles nothing.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
     import jax
 
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kpjax")
     # A home shared by unlike machines: a program compiled for one may use instructions that another has not.
     cache = os.path.join(cache, f"compiled-{_processor()}")

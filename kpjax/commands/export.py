@@ -1,10 +1,11 @@
-"""`python -m kpjax export`: the function from canvases to detections as StableHLO, to run where only JAX is."""
+"""`python -m kpjax export`: the function from canvases to detections, to run where only JAX, or only TensorFlow, is."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from kpjax.config import ConfigError
@@ -26,13 +27,22 @@ print([x.shape for x in detect(np.zeros((2, *info["size"], 3), np.uint8))], info
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.description = "Write a detector as StableHLO for CPU, CUDA and TPU, any batch, with a loader of ten lines."
+    parser.description = (
+        "Write a detector as StableHLO for CPU, CUDA and TPU, any batch, with a loader of ten lines; and as a "
+        "SavedModel of TensorFlow."
+    )
     parser.add_argument("--checkpoint", required=True, help="work directory of train.py, or an inference checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="of a canvas"
     )
     parser.add_argument("--preset", default="na", help="test protocol: na or flip (default %(default)s)")
+    parser.add_argument(
+        "--saved-model",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write DIR/saved_model for TensorFlow too (default: yes)",
+    )
     parser.add_argument("--top-k", type=int, default=100, help="detections an image (default %(default)s)")
 
 
@@ -52,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     detector, size = loaded.detector, tuple(args.size)
     check_size(detector, size, "--size HEIGHT", "--size WIDTH")
     if protocol_of(detector, args.preset).merge is not None:
-        raise ConfigError(f"--preset {args.preset} of {detector.name} merges several programs; export na or flip")
+        single = " or ".join(name for name, protocol in detector.protocols.items() if protocol.merge is None)
+        raise ConfigError(f"--preset {args.preset} of {detector.name} merges several programs; export {single}")
     leaves, tree = jax.tree.flatten(loaded.variables)
     exported = export(detector, tree, leaves, size, args.preset, args.top_k)
     folder = output_folder(args.out)
@@ -63,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
     for name, text in (("config.json", json.dumps(info, indent=1)), ("load.py", LOADER)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
-    megabytes = sum(entry.stat().st_size for entry in os.scandir(folder)) / 1e6
+    if args.saved_model:
+        save_for_tensorflow(detector, tree, leaves, size, args.preset, args.top_k, os.path.join(folder, "saved_model"))
+    files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
+    megabytes = sum(map(os.path.getsize, files)) / 1e6
     print(f"{os.path.abspath(folder)}: {detector.name}, canvases of {size[0]}x{size[1]}, preset {args.preset}, for")
     print(f"  {', '.join(PLATFORMS)}; {megabytes:,.1f} MB; try: python {os.path.join(args.out, 'load.py')}")
     return 0
@@ -79,19 +93,59 @@ def export(detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], p
     import jax
     import jax.numpy as jnp
 
-    from kpjax.infer import protocol_of
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    (batch,) = jax.export.symbolic_shape("b")
+    canvases = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
+    return jax.export.export(jax.jit(_program(detector, tree, size, preset, top_k)), platforms=PLATFORMS)(
+        shapes, canvases
+    )
+
+
+def save_for_tensorflow(
+    detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int, folder: str
+) -> None:
+    """Write the program of `export` as a SavedModel: `tf.saved_model.load(folder).detect(canvases)`.
+
+    Its results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
+    Weights are variables of the model, so that they stand in it once.  Needs a TensorFlow of this kpjax's time or
+    newer to load, and XLA in it.
+    """
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    height, width = size
+    converted = jax2tf.convert(
+        _program(detector, tree, size, preset, top_k),
+        polymorphic_shapes=[None, f"(b, {height}, {width}, 3)"],
+        with_gradient=False,
+        native_serialization_platforms=PLATFORMS,
+    )
+    model = tf.Module()
+    model.weights = [tf.Variable(leaf, trainable=False) for leaf in leaves]
+
+    def detect(canvases: Any) -> dict[str, Any]:
+        return dict(zip(("boxes", "scores", "labels"), converted(list(model.weights), canvases), strict=True))
+
+    signature = [tf.TensorSpec((None, height, width, 3), tf.uint8, name="canvases")]
+    model.detect = tf.function(detect, input_signature=signature, autograph=False)
+    tf.saved_model.save(model, folder, signatures=model.detect)
+
+
+def _program(detector: Any, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from kpjax.infer import normalise, protocol_of
 
     mirrored = protocol_of(detector, preset).mirror == "maps"
 
     def program(weights: list[Any], canvases: Any) -> tuple[Any, Any, Any]:
-        images = detector.preprocess.normalise(canvases)
+        whole = jnp.broadcast_to(jnp.asarray([0, 0, *size], jnp.int32), (canvases.shape[0], 4))
+        images = normalise(detector.preprocess, canvases, whole)
         if mirrored:
             images = jnp.concatenate([images, images[:, :, ::-1]])
         heads = detector.net.apply(jax.tree.unflatten(tree, weights), images, train=False)[-1]
         found = detector.decode(detector.merge_flip(heads) if mirrored else heads, top_k=top_k, size=size)
         return found.boxes, found.scores, found.labels
 
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    (batch,) = jax.export.symbolic_shape("b")
-    canvases = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, canvases)
+    return program

@@ -16,18 +16,31 @@ from kpjax.__main__ import main
 from kpjax.checkpoint import save_inference
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4, 4, 4), "head_channels": 4}
+TINY_CORNER: dict[str, Any] = {
+    "features": (4, 4),
+    "blocks": (1, 1),
+    "stem": 4,
+    "stacks": 1,
+    "branch": 4,
+    "head_channels": 4,
+    "corners": 20,
+}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any, Any]:
-    det = kpjax.build("centernet_r18", num_classes=2, **TINY)
-    shapes = jax.eval_shape(lambda: det.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    return saved("centernet_r18", tmp_path_factory.mktemp("export") / "model", (64, 64))
+
+
+def saved(model: str, path: pathlib.Path, size: tuple[int, int]) -> tuple[pathlib.Path, Any, Any]:
+    """An inference checkpoint of a tiny network with random weights, its detector, and the weights."""
+    det = kpjax.build(model, num_classes=2, **(TINY if model == "centernet_r18" else TINY_CORNER))
+    shapes = jax.eval_shape(lambda: det.net.init(jax.random.key(0), np.zeros((1, *size, 3), np.float32)))
     rng = np.random.default_rng(0)
     variables = {
         "params": jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(s.dtype), shapes["params"]),
         "batch_stats": jax.tree.map(lambda s: np.full(s.shape, 0.5, s.dtype), shapes["batch_stats"]),
     }
-    path = tmp_path_factory.mktemp("export") / "model"
     save_inference(str(path), det, variables, ("cat", "dog"))
     return path, det, variables
 
@@ -45,14 +58,20 @@ np.savez(sys.argv[1] + "/found.npz", *found)
 def test_round_trip(checkpoint: tuple[pathlib.Path, Any, Any], preset: str, tmp_path: pathlib.Path) -> None:
     path, det, variables = checkpoint
     arguments = ["--checkpoint", str(path), "--out", str(tmp_path), "--size", "64", "96", "--preset", preset]
-    assert main(["export", *arguments, "--top-k", "20"]) == 0
+    assert main(["export", *arguments, "--top-k", "20", "--no-saved-model"]) == 0
+    assert not (tmp_path / "saved_model").exists()
     images = np.random.default_rng(1).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "['cat', 'dog']" in done.stdout
-    boxes, scores, labels = np.load(tmp_path / "found.npz").values()
-    predictor = kpjax.Predictor(det, variables, preset, resolution="fixed", size=(64, 96), top_k=20)
+    compare(det, variables, preset, images, tmp_path)
+
+
+def compare(det: Any, variables: Any, preset: str, images: np.ndarray, folder: pathlib.Path) -> None:
+    """found.npz in the folder against Predictor."""
+    boxes, scores, labels = np.load(folder / "found.npz").values()
+    predictor = kpjax.Predictor(det, variables, preset, resolution="fixed", size=images.shape[1:3], top_k=20)
     for i, image in enumerate(images):
         wanted = predictor(image)
         assert isinstance(wanted, kpjax.Detections)
@@ -61,6 +80,37 @@ def test_round_trip(checkpoint: tuple[pathlib.Path, Any, Any], preset: str, tmp_
         np.testing.assert_allclose(scores[i][real], wanted.scores, atol=1e-5)
         np.testing.assert_allclose(np.sort(boxes[i][real], 0), np.sort(wanted.boxes, 0), rtol=1e-3, atol=1e-2)
         np.testing.assert_array_equal(np.sort(labels[i][real]), np.sort(wanted.labels))
+
+
+IN_TENSORFLOW = """
+import sys
+sys.modules["kpjax"] = sys.modules["jax"] = None  # whoever imports them fails
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1] + "/saved_model")
+images = np.load(sys.argv[1] + "/images.npy")
+found = model.detect(tf.constant(images))
+served = model.signatures["serving_default"](canvases=tf.constant(images[:1]))
+assert served["scores"].shape == (1, 20), served
+np.savez(sys.argv[1] + "/found.npz", *(found[k].numpy() for k in ("boxes", "scores", "labels")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [("centernet_r18", "flip"), pytest.param("cornernet_hg104", "flip", marks=pytest.mark.slow)],
+)
+def test_saved_model(model: str, preset: str, tmp_path: pathlib.Path) -> None:
+    """TensorFlow alone finds what Predictor finds, for batches of another size than any before."""
+    size = (64, 96) if model == "centernet_r18" else (63, 95)
+    path, det, variables = saved(model, tmp_path / "model", size)
+    arguments = ["--checkpoint", str(path), "--out", str(tmp_path), "--size", *map(str, size), "--preset", preset]
+    assert main(["export", *arguments, "--top-k", "20"]) == 0
+    images = np.random.default_rng(1).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", IN_TENSORFLOW, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compare(det, variables, preset, images, tmp_path)
 
 
 def test_mistakes(checkpoint: tuple[pathlib.Path, Any, Any], tmp_path: pathlib.Path, capsys: Any) -> None:
