@@ -11,6 +11,8 @@ from typing import Any
 from kpjax.config import ConfigError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+INFO = "export.json"  # not config.json, by which work directories and inference checkpoints are known
+_OTHERS = ("config.json", "state", "checkpoints")  # what those hold: never written among
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
 import json, os
 import jax.export, numpy as np
@@ -19,7 +21,7 @@ here = os.path.dirname(os.path.abspath(__file__))
 program = jax.export.deserialize(bytearray(open(f"{here}/model.stablehlo", "rb").read()))
 stored = np.load(f"{here}/weights.npz")
 weights = [stored[name] for name in stored.files]
-info = json.load(open(f"{here}/config.json"))
+info = json.load(open(f"{here}/export.json"))
 detect = lambda canvases: program.call(weights, canvases)  # (B, H, W, 3) uint8 RGB -> boxes, scores, labels
 print([x.shape for x in detect(np.zeros((2, *info["size"], 3), np.uint8))], info["classes"][:3])
 '''
@@ -58,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.top_k < 1:
         raise ConfigError(f"--top-k is {args.top_k}; it must be at least 1")
+    for name in _OTHERS:
+        if os.path.lexists(os.path.join(args.out, name)):
+            raise ConfigError(f"--out {args.out} holds {name}, so it is a checkpoint or a work directory; name another")
     loaded = load_inference(args.checkpoint)
     detector, size = loaded.detector, tuple(args.size)
     check_size(detector, size, "--size HEIGHT", "--size WIDTH")
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         file.write(exported.serialize())
     np.savez(os.path.join(folder, "weights.npz"), *leaves)
     info = describe(detector, loaded.names, None) | {"size": size, "preset": args.preset, "top_k": args.top_k}
-    for name, text in (("config.json", json.dumps(info, indent=1)), ("load.py", LOADER)):
+    for name, text in ((INFO, json.dumps(info, indent=1)), ("load.py", LOADER)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
     if args.saved_model:

@@ -17,6 +17,10 @@ import numpy as np
 
 _KEYS = (str, int, float, bool, bytes, type(None))  # keys of dictionaries: what is hashed in constant time
 MAX_INSTRUCTIONS = 5_000_000  # a checkpoint of a thousand tensors with its optimizer takes some 100,000
+_MOST = 1 << 63  # PyTorch's integers have 64 bits; of longer ones many share a hash
+_MOST_AXES = 64  # NumPy's limit
+_LONGEST_NAME = 1000
+_SLACK = 100_000  # what calls may copy beside what the pickle has bytes for
 
 
 class PickleRefused(ValueError):
@@ -72,17 +76,27 @@ def storage_of(reference: Any) -> Storage:
     _, kind, key, _, numel = reference[:5]
     dtype = _dtypes().get(kind.text) if isinstance(kind, Name) else None
     if dtype is None:
-        raise PickleRefused(f"its numbers are of a kind that is not read here ({getattr(kind, 'text', kind)!s:.60})")
+        # Never the text of a container: nested twice in each step it has a length without end.
+        named = kind.text if isinstance(kind, Name) else type(kind).__name__
+        raise PickleRefused(f"its numbers are of a kind that is not read here ({named:.60})")
     if len(reference) == 6 and reference[5] is not None:
         raise PickleRefused("it holds views of storages, as PyTorch before 0.4 wrote them; save it with a newer one")
-    if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
+    if not isinstance(key, str) or not _counts(numel):
         raise PickleRefused("a reference to a storage is damaged")
     return Storage(key, dtype, numel)
 
 
+def _counts(*values: Any) -> bool:
+    """Whether they are numbers of things, such as PyTorch can have."""
+    return all(isinstance(value, int) and 0 <= value < _MOST for value in values)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) <= _MOST_AXES and _counts(*value)
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    whole = all(isinstance(t, tuple) and all(isinstance(n, int) and n >= 0 for n in t) for t in (shape, strides))
-    if not (isinstance(storage, Storage) and isinstance(offset, int) and offset >= 0 and whole):
+    if not (isinstance(storage, Storage) and _counts(offset) and _is_shape(shape) and _is_shape(strides)):
         raise PickleRefused("a tensor's description is damaged")
     if len(shape) != len(strides):
         raise PickleRefused("a tensor's description is damaged")
@@ -103,6 +117,8 @@ class _Array:
 
     def build(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
+        if not _is_shape(shape):
+            raise PickleRefused("a NumPy array's description is damaged")
         data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote a text
         flat = np.frombuffer(data, _numpy_dtype(dtype))  # bounded by the bytes that are there
         self.value = flat.reshape(shape, order="F" if fortran else "C")
@@ -169,6 +185,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
         for name in (
             "torch.device",
             "argparse.Namespace",
+            "collections.Counter",
             "builtins.set",
             "__builtin__.set",
             "mmengine.logging.history_buffer.HistoryBuffer",
@@ -183,7 +200,16 @@ def _put(target: Any, key: Any, value: Any) -> None:
         return
     if not isinstance(target, dict) or not isinstance(key, _KEYS):
         raise PickleRefused(f"it is damaged: a {type(key).__name__} as a key of a {type(target).__name__}")
+    if isinstance(key, int) and abs(key) >= _MOST:
+        raise PickleRefused("it is damaged: a key that is a number of more than 64 bits")
     target[key] = value
+
+
+def _extent(values: Any) -> int:
+    """How much a call with these arguments may copy."""
+    if not isinstance(values, (tuple, list)):
+        return 1
+    return len(values) + sum(len(v) for v in values if isinstance(v, (str, bytes, tuple, list, dict)))
 
 
 def _call(function: Any, arguments: Any) -> Any:
@@ -218,13 +244,15 @@ _VALUES |= {"STRING", "BINSTRING", "SHORT_BINSTRING"}  # of Python 2
 _MARK = object()
 
 
-def read(file: BinaryIO) -> Any:
+def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """The one pickle that begins at the file's position: plain containers, numbers, texts, `Tensor`s, arrays.
 
+    storages: gets every storage that the pickle refers to, by its key, those of objects that are read over too.
     Raises PickleRefused for anything else; what is damaged may also raise ValueError, IndexError and the like.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    copied, begin = 0, file.tell()
 
     def since_mark() -> list[Any]:
         for start in range(len(stack) - 1, -1, -1):
@@ -234,8 +262,16 @@ def read(file: BinaryIO) -> Any:
                 return items
         raise PickleRefused("it is damaged: a mark is missing")
 
+    def charge(values: Any, position: int) -> None:
+        """An argument costs the file two bytes where it is the memo's: a copy a call would have no bound."""
+        nonlocal copied
+        copied += _extent(values)
+        if copied > 4 * (position - begin) + _SLACK:
+            raise PickleRefused("refused: its calls would copy far more than it holds")
+
     argument: Any
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    position: Any
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
         name = opcode.name
         if count > MAX_INSTRUCTIONS:
             raise PickleRefused("it is too long to be a checkpoint")
@@ -275,15 +311,24 @@ def read(file: BinaryIO) -> Any:
             stack.append(Name(".".join(argument.split(" "))))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
+            if not (isinstance(attribute, str) and isinstance(module, str)):
+                raise PickleRefused("it is damaged: a name that is no text")
+            if len(attribute) + len(module) > _LONGEST_NAME:
+                raise PickleRefused("it is damaged: a name that is too long")
             stack.append(Name(f"{module}.{attribute}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()
+            charge(arguments, position)
             stack.append(_call(stack.pop(), arguments))
         elif name == "BUILD":
             state = stack.pop()
+            charge(state, position)
             _build(stack[-1], state)
         elif name == "BINPERSID":
-            stack.append(storage_of(stack.pop()))
+            storage = storage_of(stack.pop())
+            if storages is not None:
+                storages[storage.key] = storage
+            stack.append(storage)
         elif name == "STOP":
             return _plain(stack.pop())
         elif name not in ("PROTO", "FRAME"):
@@ -294,12 +339,9 @@ def read(file: BinaryIO) -> Any:
 def _plain(value: Any) -> Any:
     """Finished arrays in place of those being built, two containers deep: where checkpoints have their arrays."""
     if isinstance(value, dict):
-        return {
-            key: {n: _finished(v) for n, v in inner.items()} if isinstance(inner, dict) else _finished(inner)
-            for key, inner in value.items()
-        }
-    return _finished(value)
-
-
-def _finished(value: Any) -> Any:
+        # In place, and each container once: the memo may have put one under a million keys.
+        inner = {id(item): item for item in value.values() if isinstance(item, dict)}
+        for container in [value, *inner.values()]:
+            for key, item in container.items():
+                container[key] = item.value if isinstance(item, _Array) else item
     return value.value if isinstance(value, _Array) else value

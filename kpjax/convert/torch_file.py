@@ -11,6 +11,7 @@ optimizer's state costs nothing, and never more than the file holds.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pathlib
 import struct
@@ -27,6 +28,7 @@ from kpjax.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 _MAX_PICKLE = 1 << 28  # bytes of data.pkl, which describes tensors and does not hold them
+_SHARED, _SLACK = 2, 1 << 20  # tensors may take twice the file's bytes, as those of shared weights, and a MB
 ReadStorage = Callable[[Storage], bytes]
 
 
@@ -58,11 +60,11 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> tuple[dict[str, np.ndarra
             left_out = tuple(str(key) for key in content) if not _holds(content, state_dict) else ()
             wrapped = {"state_dict", "model"}
             return (
-                {key: _array(value, read_storage) for key, value in state_dict.items()},
+                _arrays(state_dict, read_storage, os.fstat(file.fileno()).st_size),
                 tuple(key for key in left_out if key not in wrapped),
             )
     except (PickleRefused, ImportMismatch) as error:
-        raise TorchFileError(f"{path}: {' '.join(str(error).split())}") from None
+        raise TorchFileError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     except Exception as error:  # the kinds differ with the damage: struct.error, BadZipFile, KeyError, IndexError, ...
         text = " ".join(str(error).split())[:120]
         raise TorchFileError(f"{path}: damaged, or no PyTorch file ({type(error).__name__}: {text})") from None
@@ -115,16 +117,19 @@ def _open_zip(file: BinaryIO) -> tuple[Any, ReadStorage]:
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, ReadStorage]:
-    protocol, system, described = (inert_pickle.read(file) for _ in range(3))
+    known: dict[str, Storage] = {}
+    protocol, system = inert_pickle.read(file), inert_pickle.read(file)
+    described = inert_pickle.read(file, known)
     if protocol != 1001 or not isinstance(system, dict):
-        raise PickleRefused(f"its format is {protocol!r:.20}, and only PyTorch's 1001 is read")
+        # Never the text of a container: nested twice in each step it has a length without end.
+        named = f"{protocol:.3g}" if isinstance(protocol, int) else type(protocol).__name__
+        raise PickleRefused(f"its format is {named}, and only PyTorch's 1001 is read")
     keys = inert_pickle.read(file)
-    known = _storages(described)
     places: dict[str, tuple[int, int]] = {}
     end = os.fstat(file.fileno()).st_size
     for key in keys if isinstance(keys, list) else []:
         (numel,) = struct.unpack("<q", file.read(8))
-        storage = known.get(key)
+        storage = known.get(key) if isinstance(key, str) else None
         if storage is None or numel != storage.numel or file.tell() + _size(storage) > end:
             raise PickleRefused("it is cut off, or its list of storages is damaged")
         places[key] = (file.tell(), _size(storage))
@@ -136,20 +141,6 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, ReadStorage]:
         return _in_order(file.read(size), storage, system.get("little_endian") is False)
 
     return described, read
-
-
-def _storages(content: Any) -> dict[str, Storage]:
-    """Every storage that anything in `content` refers to, by its key."""
-    found: dict[str, Storage] = {}
-    waiting, seen = [content], set[int]()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Tensor):
-            found[item.storage.key] = item.storage
-        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
-            seen.add(id(item))
-            waiting.extend(item.values() if isinstance(item, dict) else item)
-    return found
 
 
 def _size(storage: Storage) -> int:
@@ -166,13 +157,34 @@ def _no_storage(storage: Storage) -> bytes:
     raise PickleRefused("it refers to tensors that it does not hold")
 
 
-def _array(value: Any, read_storage: ReadStorage) -> np.ndarray:
+def _arrays(state_dict: dict[str, Any], read_storage: ReadStorage, file_size: int) -> dict[str, np.ndarray]:
+    """The numbers of each entry: every storage is read once, one at a time, and no more than the file can mean."""
+    of_storage: dict[Storage | None, list[str]] = {}
+    for key, value in state_dict.items():
+        of_storage.setdefault(value.storage if isinstance(value, Tensor) else None, []).append(key)
+    read = sum(_size(storage) for storage in of_storage if storage)
+    held = sum(_bytes(value) for value in state_dict.values())
+    if max(read, held) > _SHARED * file_size + _SLACK:
+        raise PickleRefused(f"refused: its tensors would take {max(read, held)} bytes, the file has {file_size}")
+    arrays: dict[str, np.ndarray] = {}
+    for storage, keys in of_storage.items():
+        used = storage and any(_bytes(state_dict[key]) for key in keys)
+        flat = np.frombuffer(read_storage(storage), storage.dtype) if storage and used else None
+        arrays |= {key: _array(state_dict[key], flat) for key in keys}
+    return {key: arrays[key] for key in state_dict}
+
+
+def _bytes(value: Any) -> int:
+    return math.prod(value.shape) * (value.storage.dtype.itemsize if isinstance(value, Tensor) else value.itemsize)
+
+
+def _array(value: Any, flat: np.ndarray | None) -> np.ndarray:
+    """An array of its own.  flat: the numbers of the tensor's storage; None where it has none of them."""
     if isinstance(value, Tensor):
-        flat = np.frombuffer(read_storage(value.storage), value.storage.dtype)
-        step = flat.itemsize
-        if 0 in value.shape:
+        if flat is None or 0 in value.shape:
             return np.zeros(value.shape, np.float32)
+        step = flat.itemsize
         value = np.lib.stride_tricks.as_strided(flat[value.offset :], value.shape, [s * step for s in value.strides])
-    array = np.array(value, order="C")  # a copy of its own
+    array = np.array(value, order="C")
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return array.astype(np.float32) if floating else array

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.checkpoint import save_inference
+from kpjax.checkpoint import is_inference, save_inference
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4, 4, 4), "head_channels": 4}
 TINY_CORNER: dict[str, Any] = {
@@ -65,6 +66,7 @@ def test_round_trip(checkpoint: tuple[pathlib.Path, Any, Any], preset: str, tmp_
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "['cat', 'dog']" in done.stdout
+    assert not is_inference(epath.Path(tmp_path)), "convert --out would take its place"
     compare(det, variables, preset, images, tmp_path)
 
 
@@ -123,3 +125,18 @@ def test_mistakes(checkpoint: tuple[pathlib.Path, Any, Any], tmp_path: pathlib.P
         assert main(["export", "--checkpoint", str(path), "--out", str(tmp_path / "out"), *more]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_or_a_checkpoint_is_never_written_over(
+    checkpoint: tuple[pathlib.Path, Any, Any], tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    path = checkpoint[0]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    for out, held in ((path, "config.json"), (tmp_path / "run", "checkpoints"), (tmp_path / "mine", "config.json")):
+        before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+        assert main(["export", "--checkpoint", str(path), "--out", str(out), "--size", "64", "64"]) == 2
+        text = capsys.readouterr().err
+        assert f"holds {held}" in text and text.count("\n") == 1
+        assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before

@@ -156,6 +156,10 @@ def test_every_way_to_call_is_refused(tmp_path: pathlib.Path, name: str) -> None
         assert "refused" in refused(path, b"\x80\x04" + program + b".")
 
 
+# Each tuple holds the one before twice: 2^60 elements to whoever looks into it, as a key or a text of it does.
+DOUBLING = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))
+
+
 def test_claims_larger_than_the_file(tmp_path: pathlib.Path) -> None:
     """Memory and time stay small, whatever the file says about itself."""
     path, small = tmp_path / "weights.pth", np.ones(4, np.float32)
@@ -182,9 +186,7 @@ def test_claims_larger_than_the_file(tmp_path: pathlib.Path) -> None:
         b"\x95" + struct.pack("<Q", huge),
     ):
         refused(path, b"\x80\x04" + program + b".")
-    # Each tuple holds the one before twice: 2^60 elements to whoever looks into it, as a key does.
-    doubling = b")" + b"".join(b"q%cq%ch%ch%c\x86" % (i, i, i, i) for i in range(60))
-    refused(path, b"\x80\x02}" + doubling + b"Ns.")
+    refused(path, b"\x80\x02}" + DOUBLING + b"Ns.")
     refused(path, b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
     refused(path, tb.zip_file(described := tb.described({"a": small}), [small], zipfile.ZIP_DEFLATED))
     assert described and time.perf_counter() - started < 20
@@ -196,3 +198,82 @@ def test_wrong_kinds_of_numbers(tmp_path: pathlib.Path) -> None:
     content = tb.described({"a": np.ones(2, np.float32)}).replace(b"FloatStorage", b"ComplexFloatStorage")
     assert "ComplexFloatStorage" in refused(path, tb.zip_file(content, [np.ones(2, np.float32)]))
     assert "not numbers" in refused(path, pickle.dumps({"a": np.array([None, 1])}, 2))
+
+
+def test_text_without_end(tmp_path: pathlib.Path) -> None:
+    """No message and no name is made of a container that holds itself twice, sixty times over."""
+    path = tmp_path / "weights.pth"
+    for named in (DOUBLING + tb.text("x"), tb.text("torch") + DOUBLING):
+        assert "no text" in refused(path, b"\x80\x04" + named + b"\x93.")
+    storage = b"(" + tb.text("storage") + DOUBLING + tb.text("0") + tb.text("cpu") + tb.number(1) + b"tQ"
+    assert "tuple" in refused(path, b"\x80\x02" + storage + b".")
+    whole = tb.legacy_file(b"\x80\x02}.", [np.ones(1, np.float32)])
+    version = tb.number(1001) + b"."
+    assert version in whole
+    assert "format is tuple" in refused(path, whole.replace(version, DOUBLING + b".", 1))
+    refused(path, whole.replace(tb.text("0"), DOUBLING, 1))  # the list of storages
+    array = tb.call("numpy.core.multiarray._reconstruct") + b"(K\x01" + DOUBLING + b"NNNtb"
+    assert "description is damaged" in refused(path, b"\x80\x02" + array + b".")
+    long = tb.text("x" * 900)
+    assert "too long" in refused(path, b"\x80\x04" + long + long + b"\x93.")
+
+
+def test_what_the_memo_holds_is_copied_once(tmp_path: pathlib.Path) -> None:
+    path, keys = tmp_path / "weights.pth", [tb.text(str(i)) for i in range(20_000)]
+    inner = b"}q\x00(" + b"".join(key + b"N" for key in keys) + b"u"
+    outer = b"}(" + tb.text("first") + inner + b"".join(key + b"h\x00" for key in keys) + b"u"
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    assert "not a state dict" in refused(path, b"\x80\x02" + outer + b".")
+    million = tb.text("x" * 1_000_000) + b"q\x00"
+    pairs = b"](" + b"".join(b"(" + key + b"Nt" for key in keys) + b"eq\x00"
+    for held, function in ((million, "_codecs.encode"), (pairs, "collections.OrderedDict"), (pairs, "torch.Size")):
+        module, name = function.rsplit(".", 1)
+        calls = f"c{module}\n{name}\nq\x01".encode() + b"h\x01h\x00\x85R" * 10_000
+        assert "copy" in refused(path, b"\x80\x02](" + held + calls + b"e.")
+    assert time.perf_counter() - started < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_a_storage_under_many_keys(tmp_path: pathlib.Path) -> None:
+    path, array = tmp_path / "weights.pth", np.arange(1 << 18, dtype=np.float32)
+
+    def many(count: int, part: np.ndarray) -> bytes:
+        return (
+            b"\x80\x02" + tb.dictionary({str(i): tb.tensor("0", part, numel=array.size) for i in range(count)}) + b"."
+        )
+
+    for write in (tb.zip_file, tb.legacy_file):
+        assert "tensors would take 1048576000 bytes" in refused(path, write(many(1000, array), [array]))
+        path.write_bytes(write(many(2, array), [array]))  # shared weights
+        assert all(np.array_equal(found, array) for found in read_torch_file(path).values())
+        path.write_bytes(write(many(1000, array[:2]), [array]))  # views of one storage, which is read once
+        started = time.perf_counter()
+        found = read_torch_file(path)
+        assert len(found) == 1000 and list(found) == [str(i) for i in range(1000)]
+        assert all(np.array_equal(view, [0, 1]) for view in found.values()) and time.perf_counter() - started < 5
+
+
+def test_numbers_without_end(tmp_path: pathlib.Path) -> None:
+    path, one = tmp_path / "weights.pth", np.ones(1, np.float32)
+    started = time.perf_counter()
+    deep = tb.tensor("0", one).replace(tb.numbers((1,)), tb.numbers((1 << 62,) * 100_000))
+    assert "description is damaged" in refused(path, b"\x80\x02" + deep + b".")
+    prime = (1 << 61) - 1  # the hash of n * prime is 0, whatever n
+    longs = b"".join(b"\x8a\x0c" + (n * prime).to_bytes(12, "little") + b"N" for n in range(50_000))
+    assert "64 bits" in refused(path, b"\x80\x02}(" + longs + b"u.")
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_read_over(tmp_path: pathlib.Path, zipped: bool) -> None:
+    """A scheduler's Counter of milestones, and an object that holds a tensor of its own."""
+    path, array = tmp_path / "weights.pth", np.arange(3, dtype=np.float32)
+    beside = {
+        "scheduler": tb.dictionary({"milestones": tb.call("collections.Counter", b"}K\x08K\x01s")}),
+        "args": tb.call("argparse.Namespace") + tb.dictionary({"anchors": tb.tensor("1", array)}) + b"b",
+    }
+    content = tb.described({"a": array}, "state_dict", beside)
+    path.write_bytes((tb.zip_file if zipped else tb.legacy_file)(content, [array, array]))
+    found, left_out = read_torch_checkpoint(path)
+    assert left_out == ("scheduler", "args")
+    np.testing.assert_array_equal(found["a"], array)
