@@ -134,7 +134,7 @@ def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> 
         table[new] = (*table[pair, :2].max(0), table[pair, 2].sum())
         used[pair], used[new], became[pair] = False, True, new
         cost[late] = cost[pair[1]] = never
-        for row in np.flatnonzero(used & np.isin(partner, pair)):
+        for row in np.flatnonzero(used & np.isin(partner, pair)).tolist():
             look(row)
         look(new)
     for row in range(2 * count - 1, -1, -1):  # a row becomes a later one
