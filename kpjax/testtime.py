@@ -106,6 +106,8 @@ def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> 
     Canvases are joined two at a time, each time those that add the fewest pixels over all views.
     Views of a fixed resolution share one canvas as they are.
     """
+    if not views:
+        return []
     counted = sorted(collections.Counter(v.canvas for v in views).items())
     count = len(counted)
     # A row each canvas (height, width, views); a joined one comes at the end and the two it was made of rest.

@@ -124,7 +124,7 @@ def test_shared_canvases_hold_every_image(sizes: list[tuple[int, int]], most: in
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=12), st.integers(1, 4))
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=0, max_size=12), st.integers(1, 4))
 def test_canvases_are_joined_at_the_least_cost(sizes: list[tuple[int, int]], most: int) -> None:
     """Against every pair tried at every step; of equal costs the first pair, joined canvases last."""
     views = [keep_view(COCO_BGR, size) for size in sizes]
