@@ -90,14 +90,17 @@ class Predictor:
         for key, value, least in (("batch", batch, 1), ("top_k", top_k, 1), ("max_side", max_side, 0)):
             if value < least:
                 raise ConfigError(f"{key} is {value}; it must be at least {least}")
-        mesh = Mesh(np.array([device or jax.local_devices()[0]]), ("data",))
+        device = device or jax.local_devices()[0]
+        mesh = Mesh(np.array([device]), ("data",))
         self.detector = detector
         self.names = tuple(names)
         self.batch = batch
         self.resolution, self.size, self.max_side = resolution, size, max_side
         self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
         self.infer = make_infer(detector, mesh, preset=preset, top_k=top_k)
-        self.merge = make_merge(detector, preset, top_k)
+        merge = make_merge(detector, preset, top_k)
+        # Its rows come from the host: without a word they would go to the default device.
+        self.merge: Merge | None = None if merge is None else lambda rows: merge(jax.device_put(rows, device))
 
     def __call__(self, inputs: Any) -> Detections | list[Detections]:
         """Detect in one image (a path, or an HWC uint8 RGB array) or in many (a list, a folder, a glob).

@@ -106,25 +106,44 @@ def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> 
     Canvases are joined two at a time, each time those that add the fewest pixels over all views.
     Views of a fixed resolution share one canvas as they are.
     """
-    groups: list[tuple[Size, set[Size], int]] = [
-        (canvas, {canvas}, count) for canvas, count in sorted(collections.Counter(v.canvas for v in views).items())
-    ]
+    if not views:
+        return []
+    counted = sorted(collections.Counter(v.canvas for v in views).items())
+    count = len(counted)
+    # A row each canvas (height, width, views); a joined one comes at the end and the two it was made of rest.
+    table = np.zeros((2 * count, 3), np.int64)
+    table[:count] = [(*canvas, number) for canvas, number in counted]
+    used, became = np.arange(2 * count) < count, np.arange(2 * count)
+    never = np.iinfo(np.int64).max
+    # Of each row, the earlier one it is joined with at the least cost.  Most of them outlive a step, so that all
+    # steps together cost about the square of the number of canvases, which evaluations have by the thousand.
+    cost, partner = np.full(2 * count, never), np.zeros(2 * count, np.int64)
 
-    def joined(a: tuple[Size, set[Size], int], b: tuple[Size, set[Size], int]) -> tuple[Size, set[Size], int]:
-        return (max(a[0][0], b[0][0]), max(a[0][1], b[0][1])), a[1] | b[1], a[2] + b[2]
+    def look(row: int) -> None:
+        others = np.flatnonzero(used[:row])
+        cost[row] = never
+        if others.size:
+            sides = np.maximum(table[others, :2], table[row, :2])
+            number = table[others, 2] + table[row, 2]
+            added = sides.prod(1) * number - table[others].prod(1) - table[row].prod()
+            cost[row], partner[row] = added.min(), others[added.argmin()]
 
-    def pixels(group: tuple[Size, set[Size], int]) -> int:
-        return group[0][0] * group[0][1] * group[2]
-
-    while len(groups) > most:
-        pairs = [(i, j) for i in range(len(groups)) for j in range(i)]
-        i, j = min(
-            pairs,
-            key=lambda p: pixels(joined(groups[p[0]], groups[p[1]])) - pixels(groups[p[0]]) - pixels(groups[p[1]]),
-        )
-        both = joined(groups[i], groups[j])
-        groups = [g for n, g in enumerate(groups) if n not in (i, j)] + [both]
-    goal = {canvas: size for size, members, _ in groups for canvas in members}
+    for row in range(count):
+        look(row)
+    for new in range(count, 2 * count - max(most, 1)):
+        late = int(cost.argmin())
+        pair = [late, int(partner[late])]
+        table[new] = (*table[pair, :2].max(0), table[pair, 2].sum())
+        used[pair], used[new], became[pair] = False, True, new
+        cost[late] = cost[pair[1]] = never
+        for row in np.flatnonzero(used & np.isin(partner, pair)).tolist():
+            look(row)
+        look(new)
+    for row in range(2 * count - 1, -1, -1):  # a row becomes a later one
+        became[row] = became[became[row]]
+    goal = {
+        canvas: (int(table[last, 0]), int(table[last, 1])) for (canvas, _), last in zip(counted, became, strict=False)
+    }
     return [_on_canvas(view, goal[view.canvas], preprocess) for view in views]
 
 

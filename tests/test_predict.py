@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import subprocess
@@ -236,3 +237,19 @@ def test_prediction_needs_neither_tensorflow_nor_pycocotools():
     )
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+def test_scales_are_merged_on_the_device_that_was_chosen():
+    kept = []
+
+    def merge(views, top_k):
+        return jax.tree.map(lambda x: x[:top_k], views[0])
+
+    det = fakes.marker_detector()
+    protocols = {"ms": dataclasses.replace(det.protocols["na"], merge=merge)}
+    device = jax.devices()[-1]
+    pred = Predictor(dataclasses.replace(det, protocols=protocols), fakes.variables(), "ms", device=device)
+    inner = pred.merge
+    pred.merge = lambda rows: kept.append(inner(rows)) or kept[-1]
+    assert as_set(pred(fakes.picture(40, 64, OBJECTS))) == boxes_of(OBJECTS)
+    assert device != jax.devices()[0] and kept[0].boxes.devices() == {device}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import time
 
 import cv2
 import numpy as np
@@ -119,3 +121,33 @@ def test_shared_canvases_hold_every_image(sizes: list[tuple[int, int]], most: in
         assert (left, top) == after.shift and all(c % 32 == 0 for c in after.canvas)
         if len(canvases) <= most:
             assert after == before
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=0, max_size=12), st.integers(1, 4))
+def test_canvases_are_joined_at_the_least_cost(sizes: list[tuple[int, int]], most: int) -> None:
+    """Against every pair tried at every step; of equal costs the first pair, joined canvases last."""
+    views = [keep_view(COCO_BGR, size) for size in sizes]
+    groups = [[canvas, [canvas]] for canvas in sorted({view.canvas for view in views})]
+    count = collections.Counter(view.canvas for view in views)
+
+    def pixels(canvas: tuple[int, int], members: list[tuple[int, int]]) -> int:
+        return canvas[0] * canvas[1] * sum(count[member] for member in members)
+
+    while len(groups) > most:
+        costs = []
+        for i, (a, of_a) in enumerate(groups):
+            for j, (b, of_b) in enumerate(groups[:i]):
+                both = (max(a[0], b[0]), max(a[1], b[1]))
+                costs.append((pixels(both, of_a + of_b) - pixels(a, of_a) - pixels(b, of_b), i, j, both))
+        _, i, j, both = min(costs)
+        groups = [g for n, g in enumerate(groups) if n not in (i, j)] + [[both, groups[i][1] + groups[j][1]]]
+    goal = {member: canvas for canvas, members in groups for member in members}
+    assert [v.canvas for v in share_canvases(views, most, COCO_BGR)] == [goal[v.canvas] for v in views]
+
+
+def test_a_thousand_canvases_are_joined_in_seconds() -> None:
+    views = [keep_view(COCO_BGR, (32 * i, 32 * j)) for i in range(1, 33) for j in range(1, 33)]
+    started = time.process_time()
+    assert len({view.canvas for view in share_canvases(views, 4, COCO_BGR)}) == 4
+    assert time.process_time() - started < 20  # trying every pair at every step takes many minutes

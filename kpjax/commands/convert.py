@@ -6,7 +6,7 @@ import argparse
 import collections
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kpjax
@@ -26,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(kpjax.list_models())}")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the inference checkpoint")
     parser.add_argument("--names", metavar="FILE", help="class names, one a line (default: COCO's where there are 80)")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the model")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the model; 256, is a list of one",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,8 +70,11 @@ def class_names(path: str | None, count: int) -> tuple[str, ...]:
         from kpjax.data.coco_names import COCO_NAMES
 
         return COCO_NAMES if count == len(COCO_NAMES) else ()
-    with open(path, encoding="utf-8") as file:
-        names = tuple(line.strip() for line in file if line.strip())
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            names = tuple(line.strip() for line in file if line.strip())
+    except UnicodeDecodeError:
+        raise ConfigError(f"--names {path} is not text in UTF-8; save it in that encoding") from None
     if len(names) != count:
         raise ConfigError(f"--names {path} has {len(names)} names and the checkpoint {count} classes")
     return names
@@ -77,12 +86,21 @@ def _options(given: list[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals:
             raise ConfigError(f"--option {item}: give KEY=VALUE, e.g. head_channels=256")
-        try:
-            parts = [int(part) for part in text.split(",")]
-            options[key] = parts[0] if len(parts) == 1 else tuple(parts)
-        except ValueError:
-            options[key] = {"true": True, "false": False}.get(text.lower(), text)
+        options[key] = _value(text)
     return options
+
+
+def _value(text: str) -> Any:
+    """256 -> int, 0.2 -> float, "256,128" and "256," -> tuple, true and false -> bool; else the text."""
+    kinds: tuple[Callable[[str], Any], ...] = (int, float, lambda item: {"true": True, "false": False}[item.lower()])
+    parts = text.removesuffix(",").split(",")
+    for kind in kinds:
+        try:
+            values = tuple(map(kind, parts))
+        except (ValueError, KeyError):
+            continue
+        return values if "," in text else values[0]
+    return text
 
 
 def _hint(model: str, state_dict: Mapping[str, Any]) -> str:

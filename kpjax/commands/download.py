@@ -9,9 +9,12 @@ import http.client
 import os
 import shutil
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 
 from kpjax.commands import released
 from kpjax.config import ConfigError
@@ -20,6 +23,8 @@ from kpjax.errors import UserError
 _CHUNK = 1 << 20
 _TRIES = 5  # connections that may break without a single new byte in between
 _TIMEOUT = 60  # seconds without a byte
+_PAUSE = 1.0  # seconds before the next try after a failure, doubled with each
+_UNPACKED = 2  # so many times its announced size may an archive unpack to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.what or not args.dir:
         raise ConfigError("say what and where, e.g. download coco2017 --dir data/coco; --list shows the checkpoints")
     chosen = DATA_SETS[args.what]
+    server = args.server or chosen.server
+    if not _is_address(server):
+        raise ConfigError(f"--server {server}: give the whole address, as {chosen.server} is one")
     parts = [archive.makes for archive in chosen.archives]
     for part in args.only or ():
         if part not in parts:
@@ -99,20 +107,36 @@ def run(args: argparse.Namespace) -> int:
         return 0
     os.makedirs(args.dir, exist_ok=True)
     _announce(args.dir, wanted, args.keep)
-    if not args.yes and sys.stdin.isatty() and input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not args.yes and sys.stdin.isatty() and not _agreed():
         print("nothing was fetched")
         return 0
     for archive in wanted:
-        url = f"{(args.server or chosen.server).rstrip('/')}/{archive.path}"
+        url = f"{server.rstrip('/')}/{archive.path}"
         path = os.path.join(args.dir, archive.name)
         fetch(url, path, archive)
-        unpack(path, args.dir)
+        unpack(path, args.dir, most=_UNPACKED * archive.unpacked)
         with open(_mark(args.dir, archive), "w", encoding="utf-8") as file:
             file.write(f"{archive.md5}  {archive.name}\n")
         if not args.keep:
             os.remove(path)
         print(f"{archive.makes}: unpacked")
     return 0
+
+
+def _is_address(server: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(server)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return False
+
+
+def _agreed() -> bool:
+    try:
+        return input("go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 def _mark(folder: str, archive: Archive) -> str:
@@ -125,16 +149,17 @@ def _done(folder: str, archive: Archive) -> bool:
 
 def _announce(folder: str, wanted: list[Archive], keep: bool) -> None:
     """Say what it will take, and refuse where the disk is too small for it."""
-    missing = 0
+    missing, zips, in_all = 0, [], 0
     for archive in wanted:
-        there = max(_size(os.path.join(folder, archive.name) + end) for end in ("", ".part"))
-        missing += archive.size - min(there, archive.size)
+        there = _there(folder, archive)
+        missing += archive.size - there
+        zips.append(archive.size - there)
+        in_all += max(0, archive.unpacked - _size_within(os.path.join(folder, archive.makes)))
         resumed = f", {there / 1e6:,.0f} MB of it are there" if there else ""
         unpacked = f"about {archive.unpacked / 1e6:,.0f} MB unpacked"
         print(f"{archive.name:32s} {archive.size / 1e6:10,.0f} MB{resumed}; {unpacked}")
-    in_all = sum(archive.unpacked for archive in wanted)
-    # A zip file stays until it is unpacked; without --keep only one is there at a time.
-    need = in_all + (missing if keep else max(archive.size for archive in wanted))
+    # What has still to come.  A zip file stays until it is unpacked; without --keep only one is fetched at a time.
+    need = in_all + (missing if keep else max(zips))
     free = shutil.disk_usage(folder).free
     print(
         f"{'to fetch':32s} {missing / 1e6:10,.0f} MB, and {need / 1e6:,.0f} MB of disk at most "
@@ -146,17 +171,36 @@ def _announce(folder: str, wanted: list[Archive], keep: bool) -> None:
         )
 
 
+def _there(folder: str, archive: Archive) -> int:
+    """How many bytes of the zip file `fetch` will not ask for, as far as sizes tell."""
+    path = os.path.join(folder, archive.name)
+    if _size(path) == archive.size:
+        return archive.size
+    part = _size(f"{path}.part")
+    return part if part <= archive.size else 0
+
+
+def _size_within(folder: str) -> int:
+    return sum(_size(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)
+
+
 def fetch(url: str, path: str, archive: Archive) -> None:
     """Bring `url` to `path`, going on from PATH.part; the file appears once its size and sum are right."""
-    if os.path.exists(path) and os.path.getsize(path) == archive.size:
-        return
+    if os.path.exists(path):
+        if _size(path) == archive.size and _md5(path) == archive.md5:
+            return
+        print(f"{path} is another file, or damaged: it is fetched again")
     part, failures = f"{path}.part", 0
+    most = _size(part)  # new bytes are those beyond it: a server that cannot resume begins anew each time
     while (have := _size(part)) < archive.size:
         reason = _receive(url, part, have, archive)
-        failures = failures + 1 if _size(part) <= have else 0
+        failures = 0 if _size(part) > most else failures + 1
+        most = max(most, _size(part))
         if reason and failures >= _TRIES:
             got = f"{_size(part) / 1e6:,.0f} of {archive.size / 1e6:,.0f} MB are there"
             raise UserError(f"{url}: {reason}; {got}, the same command goes on from there")
+        if reason and failures:
+            time.sleep(_PAUSE * 2 ** (failures - 1))
     if _size(part) != archive.size:
         os.remove(part)
         raise UserError(f"{url}: the file is longer than {archive.size} bytes, so it is another one; it was removed")
@@ -206,24 +250,34 @@ def _check_length(answer: http.client.HTTPResponse, url: str, have: int, archive
         )
 
 
-def unpack(path: str, folder: str) -> None:
-    """Unpack a zip file; what is there already with its full size is left.  Raises UserError for a damaged one."""
+def unpack(path: str, folder: str, most: int) -> None:
+    """Unpack a zip file; what is there already with its full size is left.
+
+    most: bytes that all its files may have together.  Raises UserError for a damaged one, a larger one, and one
+    whose files would come to lie outside `folder`, be it by a link that is there.
+    """
     from tqdm import tqdm
 
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
+            # zipfile gives no file more bytes than are announced here.
+            if (size := sum(m.file_size for m in members)) > most:
+                raise UserError(f"{path}: it would unpack to {size} bytes, where at most {most} make sense")
+            inside = os.path.join(os.path.realpath(folder), "")
             for member in tqdm(members, unit="file", desc=f"unpacking {os.path.basename(path)}", disable=None):
                 goal = os.path.join(folder, member.filename)
-                if not os.path.abspath(goal).startswith(os.path.abspath(folder) + os.sep):
+                if not os.path.realpath(goal).startswith(inside):
                     raise UserError(f"{path}: {member.filename} would be written outside {folder}; nothing like it is")
                 if _size(goal) == member.file_size and os.path.exists(goal):
                     continue
                 os.makedirs(os.path.dirname(goal), exist_ok=True)
+                if os.path.islink(f"{goal}.part"):  # writing would follow it
+                    os.remove(f"{goal}.part")
                 with archive.open(member) as source, open(f"{goal}.part", "wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK)
                 os.replace(f"{goal}.part", goal)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it and try again") from None
 
 

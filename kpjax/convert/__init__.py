@@ -145,8 +145,9 @@ def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any
             axis, each = axes[path]
             # Transforms move a kernel's axes; the one that we know, the last, is PyTorch's first.
             last = axis == len(value.shape) - 1
-            side = value.shape[0 if last and len(value.shape) > 1 else axis]
-            if side % each == 0:
+            at = 0 if last and len(value.shape) > 1 else axis
+            side = value.shape[at] if at < len(value.shape) else 0  # of another rank: import_torch tells it
+            if side and side % each == 0:
                 return side // each
     return 0
 

@@ -9,6 +9,7 @@ between the two; nothing is imported in part.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -117,10 +118,13 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return dict(inner)
 
 
+_compiled = functools.lru_cache(maxsize=None)(re.compile)  # re keeps 512, fewer than an hourglass has rules
+
+
 def destination(rules: Sequence[Rule], key: str) -> str | None:
     """Where a table sends a checkpoint's key: a leaf's path, "" for one that is dropped, None for an unknown one."""
     for rule in rules:
-        if match := re.fullmatch(rule.pattern, key):
+        if match := _compiled(rule.pattern).fullmatch(key):
             return "" if rule.drop else match.expand(rule.target)
     return None
 
@@ -134,7 +138,7 @@ def apply_rules(
     of everything that has to be filled.  name: what the network is called in a mismatch.
     Returns {leaf path: float32 array}.  Raises ImportMismatch, with all differences, at any.
     """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    compiled = [(_compiled(rule.pattern), rule) for rule in rules]
     filled: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     unexpected: list[str] = []

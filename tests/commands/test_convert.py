@@ -12,6 +12,7 @@ import pytest
 import kpjax
 from kpjax.__main__ import main
 from kpjax.checkpoint import load_inference
+from kpjax.commands.convert import _options
 from kpjax.convert import class_axes, count_classes, resembles
 from tests.convert import torch_bytes as tb
 from tests.convert.test_rules import SMALL, checkpoint
@@ -96,10 +97,21 @@ def test_mistakes_on_the_command_line(tmp_path: pathlib.Path, capsys: Any) -> No
     assert "1 names and the checkpoint 3 classes" in one_error(capsys)
     assert convert(file, "centernet_r18", tmp_path / "out", "--option", "depth") == 2
     assert "KEY=VALUE" in one_error(capsys)
+    names.write_bytes("caf\u00e9\n".encode("latin-1"))
+    assert convert(file, "centernet_r18", tmp_path / "out", "--names", str(names)) == 2
+    assert "UTF-8" in one_error(capsys)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text('{"mine": 1}')
     assert convert(file, "centernet_r18", tmp_path / "out") == 2
     assert "no inference checkpoint" in one_error(capsys)
+
+
+def test_options_of_every_kind() -> None:
+    given = ["a=256", "b=0.2", "c=256,", "d=256,128", "e=true", "f=bilinear", "g=-1e-3"]
+    wanted = {"a": 256, "b": 0.2, "c": (256,), "d": (256, 128), "e": True, "f": "bilinear", "g": -1e-3}
+    found = _options(given)
+    assert found == wanted and all(type(found[key]) is type(value) for key, value in wanted.items())
+    assert kpjax.build("centernet_r18", 3, **_options(["wh_weight=0.2", "deconv=8,"])).options
 
 
 def test_class_heads_are_told_by_their_shapes() -> None:
@@ -114,4 +126,6 @@ def test_class_heads_are_told_by_their_shapes() -> None:
     }
     plain = checkpoint("centernet_r18", classes=7)
     assert count_classes(lambda k: kpjax.build("centernet_r18", k, **SMALL), plain) == 7
+    for shape in ((), (7,), (7, 8)):  # of another rank: a mismatch for import_torch, no crash
+        count_classes(build, {key: np.zeros(shape) for key in plain})
     assert count_classes(build, {"conv1.weight": np.zeros((8, 3, 7, 7))}) == 0

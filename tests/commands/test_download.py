@@ -72,6 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
             )
         )
         address = f"http://127.0.0.1:{running.server_port}"
+        monkeypatch.setattr(download, "_PAUSE", 0.001)
         monkeypatch.setitem(download.DATA_SETS, "coco2017", download.DataSet(address, archives))
         yield Mine
         running.shutdown()
@@ -161,8 +162,92 @@ def test_too_small_a_disk_is_told_before_it_starts(
 def test_members_stay_inside_the_folder(tmp_path: pathlib.Path) -> None:
     (tmp_path / "evil.zip").write_bytes(zipped({"../outside.txt": b"x"}))
     with pytest.raises(download.UserError, match="outside"):
-        download.unpack(str(tmp_path / "evil.zip"), str(tmp_path / "in"))
+        download.unpack(str(tmp_path / "evil.zip"), str(tmp_path / "in"), 1000)
     assert not (tmp_path / "outside.txt").exists()
+    (tmp_path / "evil.zip").write_bytes(zipped({"a/file.txt": b"x"}))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").symlink_to(tmp_path)
+    with pytest.raises(download.UserError, match="outside"):
+        download.unpack(str(tmp_path / "evil.zip"), str(tmp_path / "in"), 1000)
+    assert not (tmp_path / "file.txt").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    download.unpack(str(tmp_path / "evil.zip"), str(tmp_path / "link"), 1000)  # the folder itself may be one
+    assert (tmp_path / "real" / "a" / "file.txt").read_bytes() == b"x"
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in "ab":
+            archive.writestr(name, bytes(600))
+    with pytest.raises(download.UserError, match="unpack to 1200 bytes"):
+        download.unpack(str(tmp_path / "bomb.zip"), str(tmp_path / "in"), 1000)
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_damaged_member_is_one_line(tmp_path: pathlib.Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x", bytes(range(256)) * 20)
+        start = archive.getinfo("x").header_offset + 30 + len("x")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[start] = 0xFF  # a kind of block that deflate does not have: zlib.error
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(download.UserError, match="damaged"):
+        download.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10_000)
+
+
+def test_a_zip_of_the_right_size_is_checked_too(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    (tmp_path / "val2017.zip").write_bytes(VAL[:-1] + b"\xff")
+    assert fetch(tmp_path, "--only", "val2017", "--keep") == 0
+    assert "fetched again" in capsys.readouterr().out and (tmp_path / "val2017.zip").read_bytes() == VAL
+    for path in tmp_path.glob(".*unpacked"):
+        path.unlink()
+    server.asked.clear()
+    assert fetch(tmp_path, "--only", "val2017") == 0 and not server.asked, "a right one is not fetched twice"
+
+
+def test_a_server_that_never_gets_further(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    """It can neither resume nor send all: each try starts anew and ends where the one before did."""
+    server.resumes, server.most = False, 30_000
+    assert fetch(tmp_path, "--only", "val2017") == 2
+    assert "the connection" in one_error(capsys) and len(server.asked) <= 2 * download._TRIES
+
+
+def test_addresses_that_are_none(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    for address in ("127.0.0.1/files", "ftp://127.0.0.1", "http://127.0.0.1:port", "http://[1"):
+        assert fetch(tmp_path, "--server", address) == 2
+        assert address in one_error(capsys)
+    assert not server.asked
+
+
+def test_the_end_of_the_input_is_no(
+    server: type[Server], tmp_path: pathlib.Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", terminal := io.StringIO(""))
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    assert fetch(tmp_path) == 0
+    assert "nothing was fetched" in capsys.readouterr().out and not server.asked
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_there_needs_no_more_disk(
+    keep: bool, server: type[Server], tmp_path: pathlib.Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--only", "val2017", *(["--keep"] if keep else [])]
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "1.jpg").write_bytes(b"\x01" * 50_000)
+    (tmp_path / "val2017.zip.part").write_bytes(VAL[:-100])
+    need = 100 + 2 * len(VAL) - 50_000
+    for free, code in ((need - 1, 2), (need, 0)):
+        monkeypatch.setattr(download.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free})())
+        assert fetch(tmp_path, *options) == code
+    capsys.readouterr()
+
+
+def test_a_foreign_file_is_not_called_there(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    (tmp_path / "val2017.zip").write_bytes(b"half of something")
+    assert fetch(tmp_path, "--only", "val2017") == 0
+    assert "of it are there" not in capsys.readouterr().out
 
 
 def test_the_list_calls_its_figures_published(capsys: Any) -> None:
