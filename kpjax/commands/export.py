@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--saved-model",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write DIR/saved_model for TensorFlow too (default: yes)",
+        default=False,
+        help="write DIR/saved_model too, for a TensorFlow that reads this JAX's StableHLO; 2.21 does not read 0.10.2's",
     )
     parser.add_argument("--top-k", type=int, default=100, help="detections an image (default %(default)s)")
 

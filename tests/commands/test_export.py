@@ -59,7 +59,7 @@ np.savez(sys.argv[1] + "/found.npz", *found)
 def test_round_trip(checkpoint: tuple[pathlib.Path, Any, Any], preset: str, tmp_path: pathlib.Path) -> None:
     path, det, variables = checkpoint
     arguments = ["--checkpoint", str(path), "--out", str(tmp_path), "--size", "64", "96", "--preset", preset]
-    assert main(["export", *arguments, "--top-k", "20", "--no-saved-model"]) == 0
+    assert main(["export", *arguments, "--top-k", "20"]) == 0
     assert not (tmp_path / "saved_model").exists()
     images = np.random.default_rng(1).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -97,6 +97,10 @@ np.savez(sys.argv[1] + "/found.npz", *(found[k].numpy() for k in ("boxes", "scor
 """
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(
+    reason="TensorFlow 2.21 reads StableHLO 1.13.7; JAX 0.10.2 writes 1.15's composite (top_k)", strict=True
+)
 @pytest.mark.parametrize(
     ("model", "preset"),
     [("centernet_r18", "flip"), pytest.param("cornernet_hg104", "flip", marks=pytest.mark.slow)],
@@ -106,7 +110,7 @@ def test_saved_model(model: str, preset: str, tmp_path: pathlib.Path) -> None:
     size = (64, 96) if model == "centernet_r18" else (63, 95)
     path, det, variables = saved(model, tmp_path / "model", size)
     arguments = ["--checkpoint", str(path), "--out", str(tmp_path), "--size", *map(str, size), "--preset", preset]
-    assert main(["export", *arguments, "--top-k", "20"]) == 0
+    assert main(["export", *arguments, "--top-k", "20", "--saved-model"]) == 0
     images = np.random.default_rng(1).integers(0, 256, (3, *size, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-c", IN_TENSORFLOW, str(tmp_path)]
