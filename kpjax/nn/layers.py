@@ -33,8 +33,10 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # piece stays in the cache (benchmarks/layers.py).
 _GRADIENT_PIXELS = 4096
 
-# Output pixels that a Winograd convolution computes at a time on a CPU.
-_WINOGRAD_PIXELS = 2048
+# Output pixels that a Winograd convolution computes at a time on a CPU, in one go and in a loop: what it makes of
+# them stays in the cache, and a loop that is not needed costs more than it saves (benchmarks/layers.py).
+_WINOGRAD_WHOLE = 4096
+_WINOGRAD_SLAB = 2048
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -67,12 +69,20 @@ def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
 def _conv_winograd(x: Array, kernel: Array) -> Array:
     """A 3x3 convolution as 16 products of matrices a block of 2x2 outputs: Winograd's F(2x2, 3x3), 4/9 of the work.
 
-    Lavin and Gray 2016.  It differs from the plain sum by about 1e-6 of the largest value.  Runs over slabs of
-    rows, so that the 16 matrices stay in the cache.
+    Lavin and Gray 2016.  It differs from the plain sum by about 1e-6 of the largest value.  Larger images run one
+    after another and the largest in slabs of rows, so that the 16 matrices stay in the cache.
     """
+    batch, height, width, _ = x.shape
+    if isinstance(batch, int) and batch > 1 and height * width > _WINOGRAD_SLAB:
+        return lax.map(lambda image: _winograd_slabs(image[None], kernel)[0], x)
+    return _winograd_slabs(x, kernel)
+
+
+def _winograd_slabs(x: Array, kernel: Array) -> Array:
     batch, height, width, channels = x.shape
     features = kernel.shape[3]
-    slabs = max(1, (batch if isinstance(batch, int) else 1) * height * width // _WINOGRAD_PIXELS)
+    pixels = (batch if isinstance(batch, int) else 1) * height * width
+    slabs = 1 if pixels <= _WINOGRAD_WHOLE else pixels // _WINOGRAD_SLAB
     while height // 2 % slabs:
         slabs -= 1
     rows = height // slabs
