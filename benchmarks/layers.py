@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from kpjax.data import augment
-from kpjax.nn import layers
+from kpjax.nn import convolution, layers
 from kpjax.ops import peaks
 
 Array = jax.Array
@@ -90,10 +90,21 @@ def comparisons(scale: float) -> list[Comparison]:
             (array(8, 64, 64, c256), array(3, 3, c256, c192)),
             True,
         ),
+        # As many channels computed and some left out, against those alone: XLA makes 128 at a time.
+        *(
+            Comparison(
+                f"conv 3x3, 64x64x{c256} -> {more}, then {less} of them; -> {less}",
+                lambda x, k, n=less: usual_convolution(x, k)[..., :n],
+                lambda x, k, n=less: usual_convolution(x, k[..., :n]),
+                (array(1, 64, 64, c256), array(3, 3, c256, more)),
+                False,
+            )
+            for less, more in ((c64, channels(128)), (c192, c256))
+        ),
         Comparison(
             f"conv 3x3, 128x128x{c256} -> {c256} (Winograd)",
             usual_convolution,
-            layers._conv_winograd,
+            convolution._conv_winograd,
             (array(1, 128, 128, c256), array(3, 3, c256, c256)),
             False,
         ),

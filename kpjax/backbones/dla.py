@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.nn.deform_conv import DeformConv
-from kpjax.nn.layers import BatchNorm, Conv, UpsampleDepthwise, max_pool_2x2
+from kpjax.nn.layers import BatchNorm, Conv, ConvBN, UpsampleDepthwise, max_pool_2x2
 
 Array = jax.Array
 
@@ -24,23 +24,6 @@ Array = jax.Array
 LEVELS: dict[int, tuple[int, ...]] = {34: (0, 0, 1, 2, 2, 1)}
 
 _FIRST = 2  # the stage of stride 4, to which the neck brings the others
-
-
-class ConvBlock(nn.Module):
-    """Convolution (deformable if dcn), BatchNorm, ReLU."""
-
-    features: int
-    kernel: int = 3
-    stride: int = 1
-    dcn: bool = False
-    bn_groups: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        layer: Any = DeformConv if self.dcn else Conv
-        x = layer(self.features, kernel=self.kernel, stride=self.stride, dtype=self.dtype, name="conv")(x)
-        return nn.relu(BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, train))
 
 
 class Block(nn.Module):
@@ -94,7 +77,7 @@ class Tree(nn.Module):
         first = block(self.features, self.stride, name="tree1", **settings)(x, shortcut, train)
         second = block(self.features, 1, name="tree2", **settings)(first, first, train)
         joined = jnp.concatenate([second, first, *seen], axis=-1)
-        return ConvBlock(self.features, kernel=1, name="root", **settings)(joined, train)
+        return ConvBN(self.features, kernel=1, name="root", **settings)(joined, train)
 
 
 class DLA(nn.Module):
@@ -113,7 +96,7 @@ class DLA(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
         settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
-        x = ConvBlock(self.width, kernel=7, name="base_layer", **settings)(images, train)
+        x = ConvBN(self.width, kernel=7, name="base_layer", **settings)(images, train)
         maps: list[Array] = []
         for stage, levels in enumerate(LEVELS[self.depth]):
             features, stride = self.width * 2**stage, min(stage, 1) + 1
@@ -129,7 +112,7 @@ class DLA(nn.Module):
                 )
                 x = tree(x, train)
             else:
-                x = ConvBlock(features, stride=stride, name=f"level{stage}", **settings)(x, train)
+                x = ConvBN(features, stride=stride, name=f"level{stage}", **settings)(x, train)
             maps.append(x)
         return maps
 
@@ -150,8 +133,12 @@ class Aggregation(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool) -> list[Array]:
-        conv_block: Any = nn.remat(ConvBlock, static_argnums=(2,)) if self.remat else ConvBlock
-        settings: dict[str, Any] = {"dcn": self.dcn, "bn_groups": self.bn_groups, "dtype": self.dtype}
+        conv_block: Any = nn.remat(ConvBN, static_argnums=(2,)) if self.remat else ConvBN
+        settings: dict[str, Any] = {
+            "layer": DeformConv if self.dcn else Conv,
+            "bn_groups": self.bn_groups,
+            "dtype": self.dtype,
+        }
         x, *others = maps
         steps = []
         for i, other in enumerate(others, start=1):

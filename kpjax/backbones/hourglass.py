@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kpjax.nn.layers import BatchNorm, Conv
-from kpjax.nn.pooling import ConvBN
+from kpjax.nn.layers import BatchNorm, Conv, ConvBN
 
 Array = jax.Array
 

@@ -7,7 +7,7 @@ map (H / stride, W / stride), K classes, M box slots of an image, N detections.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import flax.linen as nn
@@ -180,13 +180,20 @@ def check_size(detector: Detector, size: tuple[int, int], height: str, width: st
             raise ConfigError(f"{key} is {side}; {detector.name} takes sides that are {wanted}, the nearest: {near}")
 
 
-def replace_options(name: str, released: Any, options: dict[str, Any], **choices: tuple[Any, ...]) -> Any:
+# What makes a released model what it is: no option.
+_FIXED = frozenset({"rules", "preprocess", "import_rules"})
+
+
+def replace_options(
+    name: str, released: Any, options: dict[str, Any], *, fixed: Set[str] = frozenset(), **choices: tuple[Any, ...]
+) -> Any:
     """A model's configuration `released` (a frozen dataclass) with `options` put in; lists (from JSON) become tuples.
 
-    choices: field -> the values it may have.  Raises ConfigError, one line, for an option that does not
-    exist (rules, preprocess and import_rules are none), one of another type, and one that is not among its choices.
+    fixed: fields that are no options, beside rules, preprocess and import_rules.  choices: field -> the values it
+    may have.  Raises ConfigError, one line, for an option that does not exist, one of another type, and one
+    that is not among its choices.
     """
-    allowed = {f.name for f in dataclasses.fields(released)} - {"rules", "preprocess", "import_rules"}
+    allowed = {f.name for f in dataclasses.fields(released)} - _FIXED - fixed
     changes: dict[str, Any] = {}
     for key, value in options.items():
         if key not in allowed:

@@ -28,6 +28,7 @@ from kpjax.detectors.base import (
     Preprocess,
     Protocol,
     Targets,
+    replace_options,
 )
 from kpjax.nn.layers import ConvParams, conv2d
 from kpjax.ops import losses, nms, peaks
@@ -135,7 +136,7 @@ DLA34 = CenterNetConfig(backbone="dla", depth=34, width=16, dcn=True, head_chann
 DLA34_NODCN = dataclasses.replace(DLA34, dcn=False, import_rules="xingyizhou_dlav0")
 
 # Fields that make a model what it is: no options of `build`.
-_FIXED = {"rules", "preprocess", "import_rules", "backbone", "dcn", "dcn_bias"}
+_FIXED = {"backbone", "dcn", "dcn_bias"}
 # Options of some backbones only.
 _OF_BACKBONE = {
     "resnet": {"depth", "width", "deconv", "neck_conv"},
@@ -441,26 +442,15 @@ def _multiple(config: CenterNetConfig) -> int:
 def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any]) -> CenterNetConfig:
     """`released` with the options put in, checked.  Lists (from JSON) become tuples."""
     others = set().union(*_OF_BACKBONE.values()) - _OF_BACKBONE[released.backbone]
-    allowed = {f.name for f in dataclasses.fields(released)} - _FIXED - others
-    for key, value in options.items():
-        if key not in allowed:
-            raise ConfigError(f"model {name} has no option {key!r}; it has {', '.join(sorted(allowed))}")
-        old = getattr(released, key)
-        value = tuple(value) if isinstance(value, list) else value
-        fits = type(value) is type(old) or (isinstance(old, float) and type(value) is int)
-        if not fits or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
-            raise ConfigError(f"model {name}: {key} is {value!r}; give a value like {old!r}")
-    changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    config = dataclasses.replace(released, **changes)
-    for key, choices in (
-        ("depth", tuple(LEVELS if released.backbone == "dla" else STAGES)),
-        ("dtype", ("float32", "bfloat16")),
-        ("radius", ("", "legacy", "fixed")),
-    ):
-        if getattr(config, key) not in choices:
-            raise ConfigError(
-                f"model {name}: {key} is {getattr(config, key)!r}; choose one of {', '.join(map(repr, choices))}"
-            )
+    config: CenterNetConfig = replace_options(
+        name,
+        released,
+        options,
+        fixed=_FIXED | others,
+        depth=tuple(LEVELS if released.backbone == "dla" else STAGES),
+        dtype=("float32", "bfloat16"),
+        radius=("", "legacy", "fixed"),
+    )
     if len(config.features) != len(config.blocks) or len(config.features) < 2:
         raise ConfigError(
             f"model {name}: features is {config.features} and blocks is {config.blocks}; give both the same number "

@@ -458,15 +458,20 @@ def suppress(found: Candidates, config: CornerNetConfig, exponent: float = 0.0) 
     return jax.lax.map(one, found)
 
 
-def select(found: Candidates, windows: Array | None, top_k: int) -> Detections:
-    """The best `top_k` candidates of each image, (B, top_k), in pixels of the input.
+def select(found: Candidates, windows: Array | None, top_k: int, rules: Rules) -> Detections:
+    """The best `top_k` candidates of each image in pixels of the input, (B, top_k); (B, 2 top_k) with stale rows.
 
     found: (B, N, ...) in pixels of the image.  windows: as `decode` has it.
+    The originals keep every row level with the last one, and the stale copies of soft-NMS often are
+    (golden: FACTS_hourglass, Test time), so that as many again have a place.
     """
-    scores, chosen = jax.lax.top_k(found.scores, min(top_k, found.scores.shape[1]))
+    slots = 2 * top_k if rules.stale_rows else top_k
+    scores, chosen = jax.lax.top_k(found.scores, min(slots, found.scores.shape[1]))
+    if scores.shape[1] > top_k:
+        scores = jnp.where(scores >= scores[:, top_k - 1 : top_k], scores, 0.0)
     boxes = in_input(jnp.take_along_axis(found.boxes, chosen[..., None], axis=1), windows)
     labels = jnp.take_along_axis(found.labels, chosen, axis=1)
-    empty = [(0, 0), (0, top_k - scores.shape[1])]
+    empty = [(0, 0), (0, slots - scores.shape[1])]
     return Detections(
         boxes=jnp.pad(boxes, [*empty, (0, 0)]),
         scores=jnp.pad(jnp.maximum(scores, 0.0), empty),
@@ -486,9 +491,9 @@ def decode(
 
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them.  size: (H, W) of the input;
     None: 4 h - 1 and 4 w - 1.  windows: (B, 4) top, left, bottom, right of the image in the input; None: all of it.
-    Returns (B, top_k, ...), best first.
+    Returns what `select` does, best first.
     """
-    return select(suppress(pairs_of(maps, size, windows, config), config), windows, top_k)
+    return select(suppress(pairs_of(maps, size, windows, config), config), windows, top_k, config.rules)
 
 
 def pairs_of(

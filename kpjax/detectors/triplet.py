@@ -82,7 +82,7 @@ def decode(
     of the plain image first.  Areas are those of input pixels.
     """
     found, centers = pairs_and_centers(maps, size, windows, config)
-    return cornernet.select(cornernet.suppress(rescored(found, centers), config), windows, top_k)
+    return cornernet.select(cornernet.suppress(rescored(found, centers), config), windows, top_k, config.rules)
 
 
 def pairs_and_centers(

@@ -11,7 +11,6 @@ gets the TPU's form.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,168 +19,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kpjax.nn.convolution import NHWC, conv2d
+
 Array = jax.Array
 Dtype = Any
 Initializer = Callable[..., Any]
 
-NHWC = ("NHWC", "HWIO", "NHWC")
-
 # He et al. 2015, by fan-out, as the released ResNets were initialised.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-# A weight gradient over more pixels than this runs in pieces on a CPU: the working set of one
-# piece stays in the cache (benchmarks/layers.py).
-_GRADIENT_PIXELS = 4096
-
-# Output pixels that a Winograd convolution computes at a time on a CPU, in one go and in a loop: what it makes of
-# them stays in the cache, and a loop that is not needed costs more than it saves (benchmarks/layers.py).
-_WINOGRAD_WHOLE = 4096
-_WINOGRAD_SLAB = 2048
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
-    """2-D convolution.  x (B, H, W, C), kernel (kh, kw, C, O), padding ((top, bottom), (left, right))."""
-    plain = functools.partial(
-        lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
-    )
-    if _suits_winograd(x, kernel, stride, padding):
-        return lax.platform_dependent(x, kernel, cpu=_conv_winograd, default=plain)
-    return plain(x, kernel)
-
-
-def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
-    """3x3, float32, and so wide that the products outweigh the transforms around them (benchmarks/layers.py)."""
-    _, height, width, channels = x.shape
-    return (
-        kernel.shape[:2] == (3, 3)
-        and stride == 1
-        and tuple(map(tuple, padding)) == ((1, 1), (1, 1))
-        and x.dtype == kernel.dtype == jnp.float32
-        and min(channels, kernel.shape[3]) >= 192
-        and height % 2 == 0
-        and width % 2 == 0
-        # An exported program leaves its batch open: it may be 1.
-        and (x.shape[0] if isinstance(x.shape[0], int) else 1) * height * width >= 1024
-    )
-
-
-def _conv_winograd(x: Array, kernel: Array) -> Array:
-    """A 3x3 convolution as 16 products of matrices a block of 2x2 outputs: Winograd's F(2x2, 3x3), 4/9 of the work.
-
-    Lavin and Gray 2016.  It differs from the plain sum by about 1e-6 of the largest value.  Larger images run one
-    after another and the largest in slabs of rows, so that the 16 matrices stay in the cache.
-    """
-    batch, height, width, _ = x.shape
-    if isinstance(batch, int) and batch > 1 and height * width > _WINOGRAD_SLAB:
-        return lax.map(lambda image: _winograd_slabs(image[None], kernel)[0], x)
-    return _winograd_slabs(x, kernel)
-
-
-def _winograd_slabs(x: Array, kernel: Array) -> Array:
-    batch, height, width, channels = x.shape
-    features = kernel.shape[3]
-    pixels = (batch if isinstance(batch, int) else 1) * height * width
-    slabs = 1 if pixels <= _WINOGRAD_WHOLE else pixels // _WINOGRAD_SLAB
-    while height // 2 % slabs:
-        slabs -= 1
-    rows = height // slabs
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    kernels = [_winograd_kernel(line, 0) for line in _winograd_kernel(kernel, 0)]  # [u][v], each (C, O)
-
-    def slab(start: Array) -> Array:
-        part = lax.dynamic_slice_in_dim(padded, start, rows + 2, axis=1)
-        sums = []
-        for line, of_line in zip(_winograd_input(part, 1), kernels, strict=True):
-            products = [
-                jnp.dot(tile.reshape(-1, channels), k)
-                for tile, k in zip(_winograd_input(line, 2), of_line, strict=True)
-            ]
-            sums.append(_winograd_output(products))
-        columns = [_winograd_output([line[v] for line in sums]) for v in (0, 1)]
-        shape = (batch, rows // 2, width // 2, features)
-        pairs = [jnp.stack([columns[v][u].reshape(shape) for v in (0, 1)], axis=3) for u in (0, 1)]
-        return jnp.stack(pairs, axis=2).reshape(batch, rows, width, features)
-
-    if slabs == 1:
-        return slab(jnp.int32(0))
-    y = lax.map(slab, jnp.arange(slabs) * rows)
-    return jnp.moveaxis(y, 0, 1).reshape(batch, height, width, features)
-
-
-def _winograd_kernel(k: Array, axis: int) -> list[Array]:
-    a, b, c = (lax.index_in_dim(k, i, axis, keepdims=False) for i in range(3))
-    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
-
-
-def _winograd_input(x: Array, axis: int) -> list[Array]:
-    length = x.shape[axis] - 2
-    a, b, c, d = (lax.slice_in_dim(x, i, i + length - 1, stride=2, axis=axis) for i in range(4))
-    return [a - c, b + c, c - b, b - d]
-
-
-def _winograd_output(m: Sequence[Array]) -> tuple[Array, Array]:
-    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
-
-
-def _conv2d_forward(x: Array, kernel: Array, stride: int, padding: Any) -> tuple[Array, tuple[Array, Array]]:
-    return conv2d(x, kernel, stride, padding), (x, kernel)
-
-
-def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    convolve = functools.partial(
-        lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
-    )
-
-    def input_gradient(g: Array, kernel: Array) -> Array:
-        return jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)[0]
-
-    def input_gradient_winograd(g: Array, kernel: Array) -> Array:
-        return _conv_winograd(g, kernel[::-1, ::-1].swapaxes(2, 3))
-
-    def whole(x: Array, g: Array) -> Array:
-        return jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)[0]
-
-    def pieces(x: Array, g: Array) -> Array:
-        size = max(1, _GRADIENT_PIXELS // (g.shape[1] * g.shape[2]))
-        starts = range(0, x.shape[0], size)
-        return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
-
-    if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
-        dx = lax.platform_dependent(g, kernel, cpu=input_gradient_winograd, default=input_gradient)
-    else:
-        dx = input_gradient(g, kernel)
-    if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
-        dk = whole(x, g)
-    elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
-        columns = functools.partial(_kernel_gradient_columns, size=kernel.shape[:2], padding=padding)
-        dk = lax.platform_dependent(x, g, cpu=columns, default=whole)
-    else:
-        dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
-    return dx, dk
-
-
-def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any) -> Array:
-    """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
-
-    The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).
-    """
-    (top, bottom), (left, right) = padding
-    kh, kw = size
-    batch, height, width, channels = x.shape
-    shifted = jnp.pad(g, ((0, 0), (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right), (0, 0)))
-    images = max(1, 2 * _GRADIENT_PIXELS // (height * width))
-    total = jnp.zeros((channels, kh * kw * g.shape[3]), x.dtype)
-    for start in range(0, batch, images):
-        part = shifted[start : start + images]
-        taps = [part[:, i : i + height, j : j + width] for i in range(kh)[::-1] for j in range(kw)[::-1]]
-        columns = jnp.concatenate(taps, axis=-1)
-        total = total + jnp.einsum("bhwc,bhwo->co", x[start : start + images], columns)
-    return total.reshape(channels, kh, kw, g.shape[3]).transpose(1, 2, 0, 3)
-
-
-conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 class ConvParams(nn.Module):
@@ -269,6 +114,27 @@ class BatchNorm(nn.Module):
         factor = (scale * lax.rsqrt(var + self.epsilon)).reshape(shape)
         offset = bias.reshape((1,) * (x.ndim) + (channels,)) - mean.reshape(shape) * factor
         return (grouped * factor + offset).reshape(x.shape).astype(self.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution, BatchNorm, and ReLU unless `relu` is false: (B, H, W, C) -> (B, H', W', features).
+
+    layer: `Conv` (without bias) or another module of its fields, such as `DeformConv`.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    relu: bool = True
+    layer: Any = Conv
+    bn_groups: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = self.layer(self.features, kernel=self.kernel, stride=self.stride, dtype=self.dtype, name="conv")(x)
+        x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, train)
+        return nn.relu(x) if self.relu else x
 
 
 def conv_transpose_4x4(x: Array, kernel: Array) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpjax.nn.layers import BatchNorm, Conv
+from kpjax.nn.layers import Conv, ConvBN
 
 Array = jax.Array
 
@@ -89,23 +89,6 @@ def _line_pool_backward(axis: int, winner: Array, g: Array) -> tuple[Array]:
 
 
 line_pool.defvjp(_line_pool_forward, _line_pool_backward)
-
-
-class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, and ReLU unless `relu` is false: (B, H, W, C) -> (B, H', W', features)."""
-
-    features: int
-    kernel: int = 3
-    stride: int = 1
-    relu: bool = True
-    bn_groups: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = Conv(self.features, self.kernel, self.stride, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, train)
-        return nn.relu(x) if self.relu else x
 
 
 class Merge(nn.Module):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from kpjax.nn import layers
+from kpjax.nn import convolution, layers
 from kpjax.nn.layers import (
     NHWC,
     BatchNorm,
@@ -344,9 +344,9 @@ def test_wide_convolutions(shape: tuple[int, ...], features: int, winograd: bool
     x = jnp.asarray(rng.standard_normal(shape, np.float32))
     kernel = jnp.asarray(rng.standard_normal((3, 3, shape[3], features), np.float32))
     padding = ((1, 1), (1, 1))
-    assert layers._suits_winograd(x, kernel, 1, padding) == winograd
-    assert not layers._suits_winograd(x, kernel, 2, padding)
-    assert not layers._suits_winograd(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 1, padding)
+    assert convolution._suits_winograd(x, kernel, 1, padding) == winograd
+    assert not convolution._suits_winograd(x, kernel, 2, padding)
+    assert not convolution._suits_winograd(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 1, padding)
 
     def plain(x: Any, kernel: Any) -> Any:
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layers.NHWC)
@@ -355,7 +355,7 @@ def test_wide_convolutions(shape: tuple[int, ...], features: int, winograd: bool
     limit = 3e-6 * float(jnp.abs(expected).max())
     np.testing.assert_allclose(jax.jit(lambda x, k: layers.conv2d(x, k, 1, padding))(x, kernel), expected, atol=limit)
     if winograd:
-        np.testing.assert_allclose(jax.jit(layers._conv_winograd)(x, kernel), expected, atol=limit)
+        np.testing.assert_allclose(jax.jit(convolution._conv_winograd)(x, kernel), expected, atol=limit)
         # The gradients are those of the plain form.
         ours, theirs = (
             jax.jit(jax.grad(lambda x, k, f=f: (f(x, k) * expected).sum(), argnums=(0, 1)))(x, kernel)
