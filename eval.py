@@ -158,8 +158,8 @@ def what_it_compiles(views: list[Any], scales: tuple[float, ...], seconds: float
     programs = len({view.canvas for view in views})
     at = f" at {len(scales)} scales ({' + '.join(map(str, of_scale))})" if len(scales) > 1 else ""
     return (
-        f"{programs} canvases{at}, a program each; the first took {seconds:.1f} s to compile (or to fetch from the "
-        f"cache) and to run, so all together about {programs * seconds:.0f} s"
+        f"{programs} canvas{'' if programs == 1 else 'es'}{at}, a program each; the first took {seconds:.1f} s to "
+        f"compile (or to fetch from the cache) and to run, so all together about {programs * seconds:.0f} s"
     )
 
 
