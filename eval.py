@@ -148,6 +148,11 @@ def max_dets(text: str) -> tuple[int, int, int]:
     return least, middle, most
 
 
+def counted(canvases: int) -> str:
+    """A number of canvases in words."""
+    return "1 canvas" if canvases == 1 else f"{canvases} canvases"
+
+
 def what_it_compiles(views: list[Any], scales: tuple[float, ...], seconds: float) -> str:
     """The programs that the views need, and the time it takes to compile them: the first one's, times their number.
 
@@ -158,7 +163,7 @@ def what_it_compiles(views: list[Any], scales: tuple[float, ...], seconds: float
     programs = len({view.canvas for view in views})
     at = f" at {len(scales)} scales ({' + '.join(map(str, of_scale))})" if len(scales) > 1 else ""
     return (
-        f"{programs} canvas{'' if programs == 1 else 'es'}{at}, a program each; the first took {seconds:.1f} s to "
+        f"{counted(programs)}{at}, a program each; the first took {seconds:.1f} s to "
         f"compile (or to fetch from the cache) and to run, so all together about {programs * seconds:.0f} s"
     )
 
@@ -168,9 +173,9 @@ def what_differs(exact: list[Any], fast: list[Any]) -> str:
     canvases = [len({view.canvas for view in views}) for views in (exact, fast)]
     moved = sum(a.canvas != b.canvas for a, b in zip(exact, fast, strict=True))
     if not moved:
-        return f"nothing differs: the images need {canvases[0]} canvases"
+        return f"nothing differs: the images need {counted(canvases[0])}"
     return (
-        f"{canvases[1]} canvases instead of {canvases[0]}: {moved} of {len(exact)} views have more border than the "
+        f"{counted(canvases[1])} instead of {canvases[0]}: {moved} of {len(exact)} views have more border than the "
         "protocol gives them, which changes their detections a little; leave --fast out for the published protocol"
     )
 

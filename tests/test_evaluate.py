@@ -296,7 +296,7 @@ def test_fast_has_few_canvases_and_says_so(run_eval, tmp_path, capsys, monkeypat
     monkeypatch.setattr(eval_program, "FAST_CANVASES", 1)
     assert run_eval("--checkpoint", "x", "--fast", "--out", str(tmp_path / "o.json")) == 0
     said = capsys.readouterr().out
-    assert "fast        1 canvases instead of 3: 6 of 7 views" in said and "programs    1 canvases" in said
+    assert "fast        1 canvas instead of 3: 6 of 7 views" in said and "programs    1 canvas, a" in said
     assert "maxDets=100 ] = 1.000" in said, "the marker network does not look at the border"
 
 
