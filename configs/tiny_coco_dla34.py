@@ -26,7 +26,8 @@ def get_config() -> Config:
     config.augment.color = 0.0
     config.augment.lighting = 0.0
     config.augment.height = config.augment.width = 256
-    config.optim.lr = 5e-4
+    config.optim.lr = 1e-3
+    config.optim.offset_lr = 0.1
     config.optim.drops = (0.85,)
     config.optim.warmup_steps = 50
     config.optim.ema = 0.98

@@ -1,0 +1,33 @@
+"""The demo's small network on BCCD, from its weights on shapes: learning one's own objects from a checkpoint.
+
+    make demo
+    python -m kpjax voc --root DATA/bccd --list ImageSets/Main/train.txt --out runs/bccd_train.json
+    python -m kpjax voc --root DATA/bccd --list ImageSets/Main/val.txt --out runs/bccd_val.json
+    python train.py --config configs/bccd_finetune.py --workdir runs/bccd_finetune \\
+        --config.init_from=workdir/demo/shapes_r18-0 \\
+        --config.data.train.images=DATA/bccd/JPEGImages --config.data.train.annotations=runs/bccd_train.json \\
+        --config.data.val.images=DATA/bccd/JPEGImages --config.data.val.annotations=runs/bccd_val.json
+
+Without --config.init_from the same network starts from random weights; docs/recipes.md has both.  The model's
+options are those of configs/shapes_r18.py; only the head of the classes, of which there are three and
+not five, begins anew.
+"""
+
+from kpjax.config import Config
+
+
+def get_config() -> Config:
+    config = Config(batch=8, steps=600)
+    config.model.name = "centernet_r18"
+    config.model.options = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
+    config.data.canvas = 640
+    config.data.max_boxes = 64
+    config.augment.height = config.augment.width = 256
+    config.optim.lr = 1e-3
+    config.optim.drops = (0.8,)
+    config.optim.warmup_steps = 30
+    config.optim.ema = 0.98
+    config.eval.resolution = "fixed"
+    config.eval.every = 100
+    config.checkpoint.every = 200
+    return config
