@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--saved-model",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="write DIR/saved_model too, for a TensorFlow that reads this JAX's StableHLO; 2.21 does not read 0.10.2's",
+        help="write DIR/saved_model too, for TensorFlow; the weights stand in it once more",
     )
     parser.add_argument("--top-k", type=int, default=100, help="detections an image (default %(default)s)")
 
@@ -113,10 +113,12 @@ def save_for_tensorflow(
 
     Its results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
     Weights are variables of the model, so that they stand in it once.  Needs a TensorFlow of this kpjax's time or
-    newer to load, and XLA in it.
+    newer to load, and XLA in it; the best are found by sorting, which it can read.
     """
     import tensorflow as tf
     from jax.experimental import jax2tf
+
+    from kpjax.ops.largest import by_sorting
 
     height, width = size
     converted = jax2tf.convert(
@@ -133,7 +135,8 @@ def save_for_tensorflow(
 
     signature = [tf.TensorSpec((None, height, width, 3), tf.uint8, name="canvases")]
     model.detect = tf.function(detect, input_signature=signature, autograph=False)
-    tf.saved_model.save(model, folder, signatures=model.detect)
+    with by_sorting():
+        tf.saved_model.save(model, folder, signatures=model.detect)
 
 
 def _program(detector: Any, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:

@@ -37,6 +37,7 @@ from kpjax.nn.pooling import CornerPool
 from kpjax.ops import corners, losses, nms
 from kpjax.ops.corners import Candidates, Points
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.largest import largest
 from kpjax.ops.nms import SoftNms, soft_nms, soft_nms_merge
 from kpjax.ops.oracle import logits, nearest_values
 from kpjax.ops.peaks import gather_cells
@@ -466,7 +467,7 @@ def select(found: Candidates, windows: Array | None, top_k: int, rules: Rules) -
     (golden: FACTS_hourglass, Test time), so that as many again have a place.
     """
     slots = 2 * top_k if rules.stale_rows else top_k
-    scores, chosen = jax.lax.top_k(found.scores, min(slots, found.scores.shape[1]))
+    scores, chosen = largest(found.scores, min(slots, found.scores.shape[1]))
     if scores.shape[1] > top_k:
         scores = jnp.where(scores >= scores[:, top_k - 1 : top_k], scores, 0.0)
     boxes = in_input(jnp.take_along_axis(found.boxes, chosen[..., None], axis=1), windows)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.ops import peaks
+from kpjax.ops.largest import largest
 
 Array = jax.Array
 
@@ -80,7 +81,7 @@ def pair_corners(
     turned = (x2 <= x1) | (y2 <= y1) if strict else (x2 < x1) | (y2 < y1)
     rejected = (label != other_label) | (jnp.abs(tag - other_tag) > distance) | turned
     scores = jnp.where(rejected, -1.0, (score + other_score) / 2).reshape(score.shape[0], -1)
-    scores, chosen = jax.lax.top_k(scores, min(count, scores.shape[1]))
+    scores, chosen = largest(scores, min(count, scores.shape[1]))
     row, column = chosen // score.shape[2], chosen % score.shape[2]
 
     def take(values: Array, index: Array) -> Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.config import ConfigError
+from kpjax.ops.largest import largest
 
 Array = jax.Array
 METHODS = ("hard", "linear", "gaussian")
@@ -120,7 +121,7 @@ def keep_best(scores: Array, kept: Array, k: int) -> Array:
     if k >= scores.shape[-1]:
         return kept
     ranked = jnp.where(kept, scores, -jnp.inf)
-    return kept & (ranked >= jax.lax.top_k(ranked, k)[0][..., -1:])
+    return kept & (ranked >= largest(ranked, k)[0][..., -1:])
 
 
 def _run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kpjax.ops.largest import largest
+
 Array = jax.Array
 
 
@@ -43,11 +45,11 @@ def top_k(heat: Array, k: int) -> tuple[Array, Array, Array, Array]:
     """
     batch, height, width, _ = heat.shape
     rows = heat.max(2).transpose(0, 2, 1).reshape(batch, -1)  # class by class, as the flat order is
-    _, chosen = jax.lax.top_k(rows, min(k, rows.shape[1]))
+    _, chosen = largest(rows, min(k, rows.shape[1]))
     chosen = jnp.sort(chosen, axis=1)  # so that of equal scores the first still comes first
     label, y = chosen // height, chosen % height
     few = heat[jnp.arange(batch)[:, None], y, :, label].reshape(batch, -1)
-    scores, best = jax.lax.top_k(few, min(k, few.shape[1]))
+    scores, best = largest(few, min(k, few.shape[1]))
     row, x = best // width, best % width
     return scores, jnp.take_along_axis(label, row, axis=1), jnp.take_along_axis(y, row, axis=1), x
 

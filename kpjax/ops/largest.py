@@ -1,0 +1,40 @@
+"""The k largest values of each row, in a form that every reader of the compiled program knows."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+_SORTED = contextvars.ContextVar("sorted", default=False)
+
+
+def largest(x: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of the last axis, largest first, and their places; of equal ones the first comes first.
+
+    x: (..., n) float32, none of it NaN; k <= n.  Returns (..., k) float32 and (..., k) int32: `lax.top_k`, or what
+    gives the same by sorting, within `by_sorting`.
+    """
+    if not _SORTED.get():
+        return jax.lax.top_k(x, k)
+    places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    negative, places = jax.lax.sort((-x, places), num_keys=1, is_stable=True)
+    return -negative[..., :k], places[..., :k]
+
+
+@contextlib.contextmanager
+def by_sorting() -> Iterator[None]:
+    """Programs traced in the block sort instead: JAX writes `lax.top_k` in a form newer than TensorFlow 2.21 can read.
+
+    Functions that were jitted and traced before the block keep their form.
+    """
+    token = _SORTED.set(True)
+    try:
+        yield
+    finally:
+        _SORTED.reset(token)
