@@ -17,7 +17,7 @@ import kpjax
 from kpjax.nn.pooling import corner_pool
 
 from .cases import each_case, nhwc
-from .test_forward import CTDET_HEADS, check_between, close
+from .test_forward import CTDET_HEADS, TOLERANCE, check_between, close
 
 pytestmark = pytest.mark.golden_full
 
@@ -111,7 +111,7 @@ def check_stacks(case: Any, outputs: list[dict[str, Any]], stack: str, heads: di
     assert len(names) == len(outputs) * len({n.rsplit("/", 1)[1] for n in names})
     for name in names:
         number, head = re.fullmatch(rf"{stack}(\d+)/out/(\w+)", name).groups()  # type: ignore[union-attr]
-        close(outputs[int(number)][heads[head]], case[name], float(case[name].std()), name)
+        close(outputs[int(number)][heads[head]], case[name], float(case[name].std()), name, TOLERANCE)
 
 
 @each_case("fwd_hourglass_ctdet")
