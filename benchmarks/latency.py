@@ -5,18 +5,18 @@
     python benchmarks/latency.py --models centernet_dla34 --options '{"dtype": "bfloat16"}' --batch 8
 
 The steps are `Predictor`'s own, each waited for:
-    place     host: the image resized for its scale, put on its canvas, and sent to the device (decoding the file excluded)
+    place     host: the image resized for its scale, put on its canvas, sent to the device (decoding the file excluded)
     network   uint8 canvases, mirrored for F and MS -> head maps, one compiled program
     decode    head maps -> rows: peaks, selection, pairs of corners, and the soft-NMS of protocols with one scale
     host      rows fetched and brought into the image's pixels
-    merge     MS (and F of mmdetection's models): the rows of all views by soft-NMS, one compiled program, and the fetch
-Post-processing is decode + host + merge.  It does not depend on the weights but through what the head maps hold, so it is
-timed on two kinds of them:
+    merge     MS (and F of mmdetection's models): the rows of all views by soft-NMS, a compiled program, and the fetch
+Post-processing is decode + host + merge.  How long it takes depends on what the head maps hold, so it is timed on two
+kinds of them:
     random    what the network says with random weights: scores level with each other, hundreds of peaks, corners whose
               embeddings all agree.  The worst case.
     planted   --objects objects, the same in all views, over noise: as a trained network's maps are
-With several views (scales) figures are sums over them.  Rounds alternate between presets; the table has their medians, of
-one image.  A canvas of the training size: --image 511x511 (512x512 for CenterNet, 511x511 for the corner methods).
+With several views (scales) figures are sums over them.  Rounds alternate between presets; the table has their
+medians, of one image.  --image 511x511 gives the canvas of training (512x512 for CenterNet, 511x511 for the corners).
 """
 
 from __future__ import annotations

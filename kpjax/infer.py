@@ -61,7 +61,8 @@ def make_parts(
     """The two halves of `make_infer`, neither of them jitted yet: the network's, and what comes after it.
 
     The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
-    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) -> rows.
+    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) ->
+    rows.
     """
     protocol = protocol_of(detector, preset)
     to_rows = protocol.rows or detector.decode
