@@ -100,19 +100,17 @@ def main(values: absl_flags.FlagValues) -> int:
         )
     if oracle and first:
         print(f"oracle      {', '.join(oracle)} from the annotations: an analysis, not the detector's AP")
-    if chosen["fast"]:
-        exact = ev.make_evaluator(loaded.detector, config)
-        text = what_differs(exact.views(source), evaluator.views(source))
-        if first:
-            print(f"fast        {text}")
-    if len(source):
-        views = evaluator.views(source)
+    own = evaluator.own_views(source)
+    views = evaluator.shared(own)
+    if chosen["fast"] and first:
+        print(f"fast        {what_differs(own, views)}")
+    if views:
         seconds = evaluator.first_program(
             loaded.variables, source, views[0].canvas
         )  # on every host: programs are shared
         if first:
             print(f"programs    {what_it_compiles(views, evaluator.scales, seconds)}", flush=True)
-    result = evaluator(loaded.variables, source)
+    result = evaluator(loaded.variables, source, views=views)
     if not first:
         return 0
     ev.write_detections(out, result)

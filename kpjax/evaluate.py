@@ -90,16 +90,19 @@ class Evaluator:
     oracle: tuple[str, ...] = ()
     max_dets: tuple[int, int, int] = MAX_DETS
 
-    def __call__(self, variables: Any, source: Source, *, progress: bool = True) -> Evaluation:
+    def __call__(
+        self, variables: Any, source: Source, *, views: Sequence[testtime.View] | None = None, progress: bool = True
+    ) -> Evaluation:
         """Evaluate `variables` on the first `config.eval.images` images of the source (0: all).
 
-        variables: {"params", "batch_stats"}, as NumPy or as arrays on the mesh.  progress: a bar on process 0.
+        variables: {"params", "batch_stats"}, as NumPy or as arrays on the mesh.  views: what `self.views(source)`
+        returned, to be spared the work; None: they are made.  progress: a bar on process 0.
         Raises ConfigError where detector and source differ in their classes, DataError for an unreadable
         image or one of another size than annotated (unless config.data.bad_images is "skip").
         """
         check_classes(self.detector, source)
         started = time.perf_counter()
-        views = self.views(source)
+        views = self.views(source) if views is None else views
         count = len(views) // len(self.scales)
         rows: list[list[Any]] = [[None] * len(self.scales) for _ in range(count)]
         detections: list[list[dict[str, Any]]] = [[] for _ in range(count)]
@@ -136,27 +139,31 @@ class Evaluator:
     def views(self, source: Source) -> list[testtime.View]:
         """Every image at the first scale, then every image at the next: view number i shows image i modulo the images.
 
-        Only the first `config.eval.images` images of the source (0: all).
+        Only the first `config.eval.images` images of the source (0: all), on at most `max_canvases` canvases a scale.
         """
+        return self.shared(self.own_views(source))
+
+    def own_views(self, source: Source) -> list[testtime.View]:
+        """`views` with the canvas that each image has by its own size, as many as there may be."""
         settings = self.config
         count = min(len(source), settings.eval.images) if settings.eval.images else len(source)
-        views = []
-        for scale in self.scales:
-            of_scale = [
-                testtime.make_view(
-                    self.detector.preprocess,
-                    (int(source.heights[i]), int(source.widths[i])),
-                    resolution=settings.eval.resolution,
-                    fixed=(settings.augment.height, settings.augment.width),
-                    max_side=settings.eval.max_side,
-                    scale=scale,
-                )
-                for i in range(count)
-            ]
-            if self.max_canvases:
-                of_scale = testtime.share_canvases(of_scale, self.max_canvases, self.detector.preprocess)
-            views += of_scale
-        return views
+        options: dict[str, Any] = {
+            "resolution": settings.eval.resolution,
+            "fixed": (settings.augment.height, settings.augment.width),
+            "max_side": settings.eval.max_side,
+        }
+        sizes = list(zip(source.heights[:count].tolist(), source.widths[:count].tolist(), strict=True))
+        preprocess = self.detector.preprocess
+        return [testtime.make_view(preprocess, size, scale=scale, **options) for scale in self.scales for size in sizes]
+
+    def shared(self, views: list[testtime.View]) -> list[testtime.View]:
+        """What `own_views` returned, on at most `max_canvases` canvases a scale."""
+        if not self.max_canvases:
+            return views
+        count = len(views) // len(self.scales)
+        of_scales = [views[i * count : (i + 1) * count] for i in range(len(self.scales))]
+        preprocess = self.detector.preprocess
+        return [v for some in of_scales for v in testtime.share_canvases(some, self.max_canvases, preprocess)]
 
     def first_program(self, variables: Any, source: Source, canvas: testtime.Size) -> float:
         """Seconds that one canvas's program takes to compile (or to come from the cache) and to run once."""

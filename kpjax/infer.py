@@ -38,12 +38,45 @@ def make_infer(
 
     Raises ConfigError for a preset that the detector lacks, and for an oracle's head that it lacks.
     """
-    protocol = protocol_of(detector, preset)
     if oracle:
         _check_oracle(detector, preset, oracle)
+    heads_of, rows_of = make_parts(detector, mesh, preset=preset, top_k=top_k)
+
+    def infer(
+        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Array | None = None
+    ) -> tuple[Detections, Array]:
+        size = (canvases.shape[1], canvases.shape[2])
+        heads = heads_of(variables, canvases, windows)
+        if oracle and objects is not None:
+            truth = true_heads(detector, objects, size)
+            heads = {**heads, **{name: truth[name] for name in oracle}}
+        return rows_of(heads, windows, size), tags
+
+    return jax.jit(infer, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def make_parts(
+    detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100
+) -> tuple[Callable[[Any, Array, Array], dict[str, Array]], Callable[[dict[str, Array], Array, tuple[int, int]], Any]]:
+    """The two halves of `make_infer`, neither of them jitted yet: the network's, and what comes after it.
+
+    The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
+    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) ->
+    rows.
+    """
+    protocol = protocol_of(detector, preset)
     to_rows = protocol.rows or detector.decode
     rows = PartitionSpec(tuple(mesh.axis_names))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def heads_of(variables: Any, canvases: Array, windows: Array) -> dict[str, Array]:
+        images = normalise(detector.preprocess, canvases, windows)
+        if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
+            mirrored = images[:, :, ::-1]
+            if protocol.mirror == "boxes":
+                mirrored = normalise(detector.preprocess, mirror_within(canvases, windows), windows)
+            images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
+        outputs: Any = detector.net.apply(variables, images, train=False)
+        return outputs[-1]
 
     def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
         options = {"top_k": top_k, "size": size}
@@ -59,30 +92,14 @@ def make_infer(
         mirrored = dataclasses.replace(mirrored, boxes=mirror_boxes(mirrored.boxes, windows))
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), plain, mirrored)
 
-    def infer(
-        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Array | None = None
-    ) -> tuple[Detections, Array]:
-        images = normalise(detector.preprocess, canvases, windows)
-        if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
-            mirrored = images[:, :, ::-1]
-            if protocol.mirror == "boxes":
-                mirrored = normalise(detector.preprocess, mirror_within(canvases, windows), windows)
-            images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
-        heads: Any = detector.net.apply(variables, images, train=False)[-1]
-        if oracle and objects is not None:
-            truth = true_heads(detector, objects, (canvases.shape[1], canvases.shape[2]))
-            heads = {**heads, **{name: truth[name] for name in oracle}}
+    def rows_of(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
         # check_vma=False: decoders may start a loop from constants, which the check would refuse
-        sharded_decode = jax.shard_map(
-            functools.partial(decode, size=(canvases.shape[1], canvases.shape[2])),
-            mesh=mesh,
-            in_specs=rows,
-            out_specs=rows,
-            check_vma=False,
+        sharded = jax.shard_map(
+            functools.partial(decode, size=size), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
         )
-        return sharded_decode(heads, windows), tags
+        return sharded(heads, windows)
 
-    return jax.jit(infer, out_shardings=everywhere)
+    return heads_of, rows_of
 
 
 def true_heads(detector: Detector, objects: Array, size: tuple[int, int]) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from PIL import Image
 import eval as eval_program
 import kpjax
 from kpjax import evaluate as ev
-from kpjax import flags
+from kpjax import flags, testtime
 from kpjax.checkpoint import Loaded
 from kpjax.coco_metric import STATS, measure
 from kpjax.config import Config, ConfigError
@@ -298,6 +298,16 @@ def test_fast_has_few_canvases_and_says_so(run_eval, tmp_path, capsys, monkeypat
     said = capsys.readouterr().out
     assert "fast        1 canvas instead of 3: 6 of 7 views" in said and "programs    1 canvas, a" in said
     assert "maxDets=100 ] = 1.000" in said, "the marker network does not look at the border"
+
+
+@pytest.mark.parametrize("fast", [(), ("--fast",)])
+def test_eval_program_plans_once(fast, run_eval, tmp_path, monkeypatch):
+    made, joined = [], []
+    make, join = testtime.make_view, testtime.share_canvases
+    monkeypatch.setattr(testtime, "make_view", lambda *a, **k: made.append(a) or make(*a, **k))
+    monkeypatch.setattr(testtime, "share_canvases", lambda *a: joined.append(a) or join(*a))
+    assert run_eval("--checkpoint", "x", *fast, "--out", str(tmp_path / "o.json")) == 0
+    assert len(made) == len(ITEMS) and len(joined) == len(fast)
 
 
 def test_image_info_gives_a_file_for_the_server_and_no_ap(run_eval, tmp_path, capsys):

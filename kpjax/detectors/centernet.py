@@ -322,8 +322,11 @@ def decode(
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them; without an
     "offset" a centre lies in the middle of its cell.  Returns (B, top_k, ...), best first.
     """
-    heat = peaks.keep_peaks(score_map(maps, rules))
-    scores, labels, ys, xs = peaks.top_k(heat, top_k)
+    if "scores" in maps:
+        heat, logits = maps["scores"], False
+    else:
+        heat, logits = maps["heatmap"].astype(jnp.float32), not rules.probabilities
+    scores, labels, ys, xs = peaks.best_peaks(heat, top_k, logits=logits)
     index = ys * heat.shape[2] + xs
     wh = peaks.gather_cells(maps["wh"].astype(jnp.float32), index)
     if wh.shape[-1] > 2:  # one pair a class
@@ -359,7 +362,7 @@ def merge_scales(views: tuple[Detections, ...], top_k: int) -> Detections:
     first, the score 0 where a row is not among the top_k.
     """
     boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True)
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True, most=top_k)
     return best_rows(rows, rows.kept, top_k)
 
 
@@ -370,7 +373,7 @@ def merge_mirrored(views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms
     runs `*/flip`).  rules: which NMS; CenterNet's configuration has a hard one at 0.5.  Returns the best top_k.
     """
     boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=rules)
+    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=rules, most=top_k)
     return jax.tree.map(lambda x: x[:top_k], best_rows(rows, rows.kept, top_k))
 
 

@@ -400,8 +400,8 @@ def views_of(maps: dict[str, Array]) -> dict[str, Array]:
 def points_of(views: dict[str, Array], name: str, count: int, kernel: int) -> Points:
     """The best keypoints of a kind in each of the B * V views, in cells.  views: see `views_of`."""
     flat = {head: x.reshape(-1, *x.shape[2:]).astype(jnp.float32) for head, x in views.items()}
-    scores = jax.nn.sigmoid(flat[f"{name}_heat"])
-    return corners.best_points(scores, flat[f"{name}_off"], flat.get(f"{name}_tag"), count, kernel)
+    heads = (flat[f"{name}_heat"], flat[f"{name}_off"], flat.get(f"{name}_tag"))
+    return corners.best_points(*heads, count, kernel, logits=True)
 
 
 def candidates(
@@ -435,9 +435,10 @@ def merge_views(found: Any, batch: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), found)
 
 
-def suppress(found: Candidates, config: CornerNetConfig, exponent: float = 0.0) -> Candidates:
+def suppress(found: Candidates, config: CornerNetConfig, top_k: int, exponent: float = 0.0) -> Candidates:
     """Soft-NMS of each image's candidates, (B, N, ...); what it drops gets the score -1.
 
+    top_k: how many are wanted; see `most` of `nms.soft_nms`.
     exponent: above 0, boxes become averages by their corners' scores, see `nms.soft_nms_merge`.
     """
     if config.nms == "none":
@@ -446,7 +447,7 @@ def suppress(found: Candidates, config: CornerNetConfig, exponent: float = 0.0) 
 
     def one(found: Candidates) -> Candidates:
         rows_of_image = (found.boxes, found.scores, found.labels)
-        options: dict[str, Any] = {"rules": rules.nms, "stale_rows": rules.stale_rows}
+        options: dict[str, Any] = {"rules": rules.nms, "stale_rows": rules.stale_rows, "most": top_k}
         if exponent:
             assert found.corner_scores is not None
             rows = soft_nms_merge(*rows_of_image, found.corner_scores, found.scores > -1, exponent=exponent, **options)
@@ -494,7 +495,7 @@ def decode(
     None: 4 h - 1 and 4 w - 1.  windows: (B, 4) top, left, bottom, right of the image in the input; None: all of it.
     Returns what `select` does, best first.
     """
-    return select(suppress(pairs_of(maps, size, windows, config), config), windows, top_k, config.rules)
+    return select(suppress(pairs_of(maps, size, windows, config), config, top_k), windows, top_k, config.rules)
 
 
 def pairs_of(
@@ -528,7 +529,7 @@ def merge_scales(views: tuple[Candidates, ...], top_k: int, *, config: CornerNet
     not among the top_k.
     """
     found = jax.tree.map(lambda *parts: jnp.concatenate(parts)[None], *views)
-    found = jax.tree.map(lambda x: x[0], suppress(found, config, config.merge_exponent))
+    found = jax.tree.map(lambda x: x[0], suppress(found, config, top_k, config.merge_exponent))
     return best_rows(found, found.scores > -1, top_k)
 
 

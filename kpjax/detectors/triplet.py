@@ -82,7 +82,7 @@ def decode(
     of the plain image first.  Areas are those of input pixels.
     """
     found, centers = pairs_and_centers(maps, size, windows, config)
-    return cornernet.select(cornernet.suppress(rescored(found, centers), config), windows, top_k, config.rules)
+    return cornernet.select(cornernet.suppress(rescored(found, centers), config, top_k), windows, top_k, config.rules)
 
 
 def pairs_and_centers(
@@ -156,7 +156,7 @@ def merge_scales(views: tuple[Rows, ...], top_k: int, *, config: CornerNetConfig
     view = views[plain]
     centers = Points(view.point_scores, view.points[:, 0], view.points[:, 1], view.point_labels)
     found = rescored(found, jax.tree.map(lambda x: x[None], centers))
-    found = jax.tree.map(lambda x: x[0], cornernet.suppress(found, config, config.merge_exponent))
+    found = jax.tree.map(lambda x: x[0], cornernet.suppress(found, config, top_k, config.merge_exponent))
     return best_rows(found, found.scores > -1, top_k)
 
 

@@ -42,16 +42,16 @@ class Candidates:
     corner_scores: Array | None = None
 
 
-def best_points(scores: Array, offset: Array, tag: Array | None, k: int, kernel: int = 3) -> Points:
+def best_points(
+    heat: Array, offset: Array, tag: Array | None, k: int, kernel: int = 3, *, logits: bool = False
+) -> Points:
     """The k best cells of a score map, with what the other heads say there.
 
-    scores: (B, h, w, K) float32 in [0, 1].  offset: (B, h, w, 2).  tag: (B, h, w, 1) or None.
-    kernel: 3 keeps the peaks of 3x3 neighbourhoods only; 1 keeps every cell.
+    heat, kernel, logits: see `peaks.best_peaks`.  offset: (B, h, w, 2).  tag: (B, h, w, 1) or None.
     """
     if kernel not in (1, 3):
         raise ValueError(f"kernel is {kernel}; choose 1 or 3")
-    heat = peaks.keep_peaks(scores) if kernel == 3 else scores
-    best, labels, ys, xs = peaks.top_k(heat, k)
+    best, labels, ys, xs = peaks.best_peaks(heat, k, kernel=kernel, logits=logits)
     index = ys * heat.shape[2] + xs
     moved = peaks.gather_cells(offset.astype(jnp.float32), index)
     tags = None if tag is None else peaks.gather_cells(tag.astype(jnp.float32), index)[..., 0]

@@ -1,9 +1,10 @@
 """Soft-NMS on the device, all classes in one loop of fixed shapes (Bodla et al., arXiv 1704.04503).
 
 The loop takes the best row that is left, of whatever class, and lowers the scores of the rows of its class
-that it overlaps; it ends when no row is above the threshold.  Rows are kept by class, in the order in which the
-originals keep them, since two of their habits depend on where a row stands: what is left behind a class's kept
-rows (`stale_rows`), and the weights of `soft_nms_merge`, which do not move with their rows.
+that it overlaps; it ends when no row is above the threshold, or sooner where only the best are wanted.  Rows are
+kept by class, in the order in which the originals keep them, since two of their habits depend on where a row
+stands: what is left behind a class's kept rows (`stale_rows`), and the weights of `soft_nms_merge`, which do not
+move with their rows.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def soft_nms(
     *,
     rules: SoftNms = ORIGINAL,
     stale_rows: bool = False,
+    most: int = 0,
 ) -> Rows:
     """Soft-NMS of one image's rows; pure, for jit and vmap.
 
@@ -89,8 +91,11 @@ def soft_nms(
         one, and its old copy, with the score it had then, stays behind the kept rows.  Their test code
         ignores how many were kept, so these copies are in the published detections (golden: fn_ctnet_merge
         `merge/*`, postprocess_cornernet); CornerNet-Saccade and mmcv cut them off.
+    most: the loop ends once the `most` best rows that it keeps, and all level with the last of them, are certain
+        (`keep_best` gives the same rows then); what is left has scores below theirs, not all of them lowered
+        yet.  0: it goes on to the threshold.
     """
-    return _run(boxes, scores, labels, valid, None, rules, 0.0, stale_rows)
+    return _run(boxes, scores, labels, valid, None, rules, 0.0, stale_rows, most)
 
 
 def soft_nms_merge(
@@ -103,6 +108,7 @@ def soft_nms_merge(
     rules: SoftNms = ORIGINAL,
     exponent: float = 10.0,
     stale_rows: bool = False,
+    most: int = 0,
 ) -> Rows:
     """`soft_nms` whose chosen boxes become averages of the boxes that they overlap (CornerNet's multi-scale test).
 
@@ -113,7 +119,7 @@ def soft_nms_merge(
     The originals move rows without their weights (golden: soft_nms `soft_nms_merge/*`): c is that of the
     place where a row is looked at, and so it is here.
     """
-    return _run(boxes, scores, labels, valid, weights, rules, exponent, stale_rows)
+    return _run(boxes, scores, labels, valid, weights, rules, exponent, stale_rows, most)
 
 
 def keep_best(scores: Array, kept: Array, k: int) -> Array:
@@ -133,6 +139,7 @@ def _run(
     rules: SoftNms,
     exponent: float,
     stale_rows: bool,
+    most: int,
 ) -> Rows:
     count = scores.shape[0]
     valid = ~jnp.isnan(scores) & (True if valid is None else valid)  # one of them would be the maximum for ever
@@ -154,11 +161,14 @@ def _run(
         top = ranked.max()
         return jnp.min(jnp.where(ranked == top, place, count - 1)), top
 
-    def above_threshold(state: Any) -> Array:
-        return state[-1] >= rules.threshold
+    def goes_on(state: Any) -> Array:
+        *_, taken, last, _, top = state
+        # Scores never rise, so that those taken are the best of all; a later one can be level with the last at most.
+        wanted = (taken < most) | (top >= last) if most else True
+        return (top >= rules.threshold) & wanted
 
     def step(state: Any) -> Any:
-        table, is_open, cursor, stop, best, _ = state
+        table, is_open, cursor, stop, taken, _, best, top = state
         group = first[best]
         here, end = cursor[group], stop[group]
         chosen, other = table[:, best], table[:, here]
@@ -183,10 +193,10 @@ def _run(
             table = table.at[:4, here].set(_merge(old, chosen, corner_scores[:, here], weights_seen * share))
         is_open = is_open & (place != here) & ~((place >= new_end) & (place < end))
         cursor, stop = cursor.at[group].set(here + 1), stop.at[group].set(new_end)
-        return table, is_open, cursor, stop, *best_open(table, is_open)
+        return table, is_open, cursor, stop, taken + 1, top, *best_open(table, is_open)
 
-    start = (table, valid, place, ends, *best_open(table, valid))
-    table, _, _, stop, _, _ = jax.lax.while_loop(above_threshold, step, start)
+    start = (table, valid, place, ends, jnp.int32(0), jnp.float32(0), *best_open(table, valid))
+    table, _, _, stop, *_ = jax.lax.while_loop(goes_on, step, start)
     stale = place >= stop[first]
     if rules.drop_apart:
         stale |= table[_SCORE] < rules.threshold

@@ -23,8 +23,8 @@ CASES = [
     (SoftNms("hard", pixel=0.0, inclusive=True, drop_apart=True), False, None),
     (SoftNms("gaussian", sigma=0.1, threshold=0.3), True, None),
 ]
-plain = jax.jit(soft_nms, static_argnames=("rules", "stale_rows"))
-merging = jax.jit(soft_nms_merge, static_argnames=("rules", "exponent", "stale_rows"))
+plain = jax.jit(soft_nms, static_argnames=("rules", "stale_rows", "most"))
+merging = jax.jit(soft_nms_merge, static_argnames=("rules", "exponent", "stale_rows", "most"))
 
 
 def factor(a: np.ndarray, b: np.ndarray, rules: SoftNms) -> tuple[float, bool]:
@@ -153,6 +153,33 @@ def test_the_cap_keeps_ties() -> None:
     np.testing.assert_array_equal(keep_best(scores, kept, 1), [False, True, False, False, False, False])
     np.testing.assert_array_equal(keep_best(scores, kept, 6), kept)
     np.testing.assert_array_equal(keep_best(scores, kept, 5), kept)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(CASES), st.booleans())
+def test_an_early_end_changes_none_of_the_best(seed: int, case: tuple[SoftNms, bool, float | None], ties: bool) -> None:
+    """The rows that the cap keeps, their places and their order are those of the loop that goes on to the threshold."""
+    most, (rules, stale, exponent) = 9, case
+    boxes, scores, labels, weights = random_rows(seed, 40, 3)
+    scores = np.round(scores, 1) if ties else scores
+    options = {"rules": rules, "stale_rows": stale}
+    if exponent is None:
+        whole, early = (plain(boxes, scores, labels, most=m, **options) for m in (0, most))
+    else:
+        options["exponent"] = exponent
+        whole, early = (merging(boxes, scores, labels, weights, most=m, **options) for m in (0, most))
+    best = np.asarray(keep_best(whole.scores, whole.kept, most))
+    np.testing.assert_array_equal(keep_best(early.scores, early.kept, most), best)
+    for name in ("boxes", "scores", "labels", "index"):
+        np.testing.assert_array_equal(np.asarray(getattr(early, name))[best], np.asarray(getattr(whole, name))[best])
+
+
+def test_an_early_end_is_early() -> None:
+    """Of two clusters the weaker one is never looked at once the stronger one's best row is certain."""
+    boxes = np.array([[0, 0, 9, 9], [1, 0, 9, 9], [50, 0, 59, 9], [51, 0, 59, 9]], np.float32)
+    scores, labels = np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.zeros(4, np.int32)
+    early, whole = (plain(boxes, scores, labels, most=m) for m in (1, 0))
+    assert early.scores[3] == scores[3] and whole.scores[3] < scores[3]
 
 
 def test_an_unknown_method_is_named() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpjax.ops.peaks import gather_cells, keep_peaks, top_k
+from kpjax.ops.peaks import best_peaks, gather_cells, keep_peaks, top_k
 
 
 def peaks_oracle(heat: np.ndarray) -> np.ndarray:
@@ -48,6 +50,17 @@ def test_top_k(seed: int, k: int, ties: bool) -> None:
         np.testing.assert_array_equal(labels[b], order // 12)
         np.testing.assert_array_equal(ys[b], order % 12 // 4)
         np.testing.assert_array_equal(xs[b], order % 4)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("logits", [False, True])
+def test_best_peaks(kernel: int, logits: bool) -> None:
+    """Image after image or together: the steps one by one give the same, ties included."""
+    heat = np.round(np.random.default_rng(0).normal(0, 1, (3, 5, 6, 2)), 1).astype(np.float32)
+    scores = jax.nn.sigmoid(heat) if logits else jnp.asarray(heat)
+    found = jax.jit(lambda x: best_peaks(x, 9, kernel=kernel, logits=logits))(heat)
+    for got, wanted in zip(found, top_k(keep_peaks(scores) if kernel == 3 else scores, 9), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_gather_cells() -> None:
