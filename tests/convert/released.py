@@ -42,9 +42,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def arrays(model: str, classes: int = 80, **options: Any) -> dict[str, np.ndarray]:
+def arrays(model: str, classes: int = 80, seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
     """A state dict of small random numbers, with which activations stay of ordinary size, under the released names."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     state = {}
     for key, shape in keys(model, classes, **options):
         if key.endswith("num_batches_tracked"):
