@@ -43,8 +43,8 @@ def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3,
     """A checkpoint in the layout that the model's authors released it in, of a network that finds something."""
     state = released.arrays(model, classes, seed, **options)
     for key, value in state.items():
-        # Peaks everywhere, of the first three classes, which pooling does not smear over whole rows; corners that belong
-        # together; boxes with an area.
+        # Peaks everywhere, of the first three classes, which pooling does not smear over whole rows; corners that
+        # belong together; boxes with an area.
         if re.search(r"(^|_)(heats?|hm|heatmap_head)\.", key) and value.shape[0] == classes:
             value *= np.float32(1e-3)
             value -= np.float32(5) * (np.arange(classes) > 2) if value.ndim == 1 else np.float32(0)
@@ -163,7 +163,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pathlib.Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", kpjax.list_models())
 def test_released_size(model: str, coco: dict[int, pathlib.Path], tmp_path: pathlib.Path) -> None:
-    """As a user does it, in processes of their own.  The hourglasses see one image: each canvas compiles for minutes."""
+    """As a user does it, in processes of their own.  Hourglasses see one image: a canvas compiles for minutes."""
     annotations = coco[1 if "hg" in model else 4]
 
     def program(*command: str) -> str:
