@@ -1,29 +1,39 @@
-"""Find objects in images: draw them, and write them as JSON.
+"""Find objects in images and videos: draw them, and write them as JSON.
 
-    python detect.py --checkpoint runs/shapes --out found photo.jpg 'holiday/*.jpg' folder/
+    python detect.py --checkpoint runs/shapes --out found photo.jpg 'holiday/*.jpg' folder/ clip.mp4
 
-Exit codes: 0 all images done; 1 some could not be read (each is named, the rest is done); 2 nothing could run.
+Exit codes: 0 all done; 1 some inputs could not be read (each is named, the rest is done); 2 nothing could run.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
-from kpjax import flags, predict
+import numpy as np
+
+from kpjax import flags, predict, video
 from kpjax.config import ConfigError
+from kpjax.data.source import DataError
+from kpjax.predict import Predictor
+
+NAMES_SHOWN = 8  # class names in the message about an unknown one
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Find objects in images with a trained kpjax detector.")
-    parser.add_argument("inputs", nargs="+", help="image files, folders, or quoted globs such as 'photos/*.jpg'")
+    parser = argparse.ArgumentParser(description="Find objects in images and videos with a trained kpjax detector.")
+    parser.add_argument("inputs", nargs="+", help="images, videos, folders of them, or quoted globs such as 'a/*.jpg'")
     parser.add_argument("--checkpoint", required=True, help="work directory of train.py, or an inference checkpoint")
-    parser.add_argument("--out", default="detections", help="folder for the pictures and detections.json")
+    parser.add_argument("--out", default="detections", help="folder for pictures, videos and detections.json")
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score to draw and to write")
-    parser.add_argument("--batch", type=int, default=1, help="images of one size that run together")
+    parser.add_argument("--classes", default="", metavar="NAME,...", help="only these classes (default: all)")
+    parser.add_argument("--batch", type=int, default=1, help="images of one size, or frames, that run together")
     parser.add_argument("--preset", default="na", help="test protocol: na (plain), flip or ms (several scales)")
     return parser.parse_args(argv)
 
@@ -34,64 +44,166 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def detect(args: argparse.Namespace) -> int:
-    from PIL import Image
-    from tqdm import tqdm
-
-    from kpjax.draw import draw_detections, enlarge
-
     if not 0.0 <= args.score_thr <= 1.0:
         raise ConfigError(f"--score-thr is {args.score_thr:g}; give a score between 0 and 1")
-    items = [str(item) for item in predict.list_inputs(args.inputs)[0]]
-    pictures = picture_names(items)
-    predict.spare_inputs((os.path.join(args.out, name) for name in pictures), items, "--out")
-    predict.output_folder(args.out)
+    items = [str(item) for item in predict.list_inputs(args.inputs, (*predict.SUFFIXES, *video.SUFFIXES))[0]]
+    outputs = [os.path.join(args.out, name) for name in result_names(items)]
+    report = os.path.join(args.out, "detections.json")
+    parts = [video.part_of(path) for path in outputs if video.is_video(path)]
+    predict.spare_inputs([*outputs, *parts, report], items, "--out")
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch)
-    rows: list[dict | None] = [None] * len(items)
-    unreadable = []
+    chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
+    predict.output_folder(args.out)
     started = time.perf_counter()
-    for found in tqdm(predictor.stream(items), total=len(items), unit="image", disable=None):
-        if found.detections is None or found.image is None:
-            unreadable.append({"file": found.name, "error": found.error})
-            tqdm.write(f"error: {found.error}", file=sys.stderr)
-            continue
-        seen, names = found.detections, predictor.names
-        picture, boxes = enlarge(found.image, seen.boxes)
-        drawn = draw_detections(picture, boxes, seen.labels, seen.scores, names, args.score_thr)
-        Image.fromarray(drawn).save(os.path.join(args.out, pictures[found.index]), quality=92)
-        rows[found.index] = {
-            "file": found.name,
-            "picture": pictures[found.index],
-            "height": found.image.shape[0],
-            "width": found.image.shape[1],
-            "detections": [
-                {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label)}
-                | ({"name": names[label]} if names else {})
-                for box, score, label in zip(seen.boxes, seen.scores, seen.labels, strict=True)
-                if score >= args.score_thr
-            ],
-        }
-    images = [row for row in rows if row]
-    with open(os.path.join(args.out, "detections.json"), "w", encoding="utf-8") as file:
-        json.dump({"names": list(predictor.names), "images": images, "unreadable": unreadable}, file, indent=1)
-    count = sum(len(row["detections"]) for row in images)
+    shown = Shown(predictor.names, args.score_thr, chosen)
+    clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]
+    images = [(path, out) for path, out in zip(items, outputs, strict=True) if not video.is_video(path)]
+    rows, unreadable = detect_images(predictor, images, shown)
+    videos = []
+    for path, out in clips:
+        row, error = detect_video(predictor, path, out, shown)
+        videos += [row] if row else []
+        unreadable += [complain(path, error)] if error else []
+    with open(report, "w", encoding="utf-8") as file:
+        content = {"names": list(predictor.names), "images": rows, "videos": videos, "unreadable": unreadable}
+        json.dump(content, file, indent=1)
+    frames = [frame for row in videos for frame in row["frames"]]
+    count = sum(len(row["detections"]) for row in (*rows, *frames))
+    done = f"{len(rows)} images" + (f", {len(videos)} videos ({len(frames)} frames)" if clips else "")
     seconds = time.perf_counter() - started
-    print(
-        f"{len(images)} images, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}"
-    )
-    if unreadable:
-        print(f"error: {len(unreadable)} of {len(items)} images could not be read", file=sys.stderr)
+    print(f"{done}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
+    if unreadable and len(items) > 1:
+        kind = "inputs" if clips else "images"
+        print(f"error: {len(unreadable)} of {len(items)} {kind} could not be read", file=sys.stderr)
     return 1 if unreadable else 0
 
 
-def picture_names(paths: list[str]) -> list[str]:
+class Shown:
+    """Which detections are drawn and written, and how."""
+
+    def __init__(self, names: tuple[str, ...], score_thr: float, labels: frozenset[int] | None) -> None:
+        self.names, self.score_thr, self.labels = names, score_thr, labels
+
+    def kept(self, found: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, labels and scores of those that are shown."""
+        keep = found.scores >= self.score_thr
+        if self.labels is not None:
+            keep &= np.isin(found.labels, list(self.labels))
+        return found.boxes[keep], found.labels[keep], found.scores[keep]
+
+    def rows(self, found: Any) -> list[dict[str, Any]]:
+        """As JSON."""
+        return [
+            {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label)}
+            | ({"name": self.names[label]} if self.names else {})
+            for box, label, score in zip(*self.kept(found), strict=True)
+        ]
+
+    def picture(self, image: np.ndarray, found: Any) -> np.ndarray:
+        """The image with its boxes, enlarged where it is small."""
+        from kpjax.draw import draw_detections, enlarge
+
+        boxes, labels, scores = self.kept(found)
+        large, boxes = enlarge(image, boxes)
+        return draw_detections(large, boxes, labels, scores, self.names)
+
+
+def detect_images(
+    predictor: Predictor, images: list[tuple[str, str]], shown: Shown
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Write the pictures of (input, output) paths -> JSON rows in the inputs' order, and those of unreadable ones."""
+    from PIL import Image
+    from tqdm import tqdm
+
+    rows: list[dict[str, Any] | None] = [None] * len(images)
+    unreadable = []
+    stream = predictor.stream([path for path, _ in images])
+    for found in tqdm(stream, total=len(images), unit="image", disable=None if images else True):
+        if found.detections is None or found.image is None:
+            unreadable.append(complain(found.name, found.error))
+            continue
+        out = images[found.index][1]
+        Image.fromarray(shown.picture(found.image, found.detections)).save(
+            out, quality=92, subsampling=0
+        )  # full colour: lines are thin
+        rows[found.index] = {
+            "file": found.name,
+            "picture": os.path.basename(out),
+            "height": found.image.shape[0],
+            "width": found.image.shape[1],
+            "detections": shown.rows(found.detections),
+        }
+    return [row for row in rows if row], unreadable
+
+
+def detect_video(predictor: Predictor, path: str, out: str, shown: Shown) -> tuple[dict[str, Any] | None, str]:
+    """Write the video with boxes -> its JSON row (None: nothing could be read), and what was wrong with it."""
+    from tqdm import tqdm
+
+    try:
+        clip = video.Video(path)
+    except DataError as error:
+        return None, str(error)
+    times: list[float] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for seconds, image in clip:
+            times.append(seconds)
+            yield image
+
+    frames: list[dict[str, Any]] = []
+    waiting: dict[int, Any] = {}  # frames that came before one of a smaller number
+    bar = tqdm(total=clip.count or None, unit="frame", desc=os.path.basename(path), disable=None)
+    with bar, video.VideoWriter(out, clip.fps) as writer:
+        for found in predictor.stream(images()):
+            waiting[found.index] = found
+            while len(frames) in waiting:
+                ready = waiting.pop(len(frames))
+                writer.write(shown.picture(ready.image, ready.detections))
+                row = {"frame": ready.index, "time": round(times[ready.index], 3)}
+                frames.append(row | {"detections": shown.rows(ready.detections)})
+                bar.update()
+    size = {"height": clip.height, "width": clip.width, "fps": round(clip.fps, 3)}
+    return {"file": path, "video": os.path.basename(out), **size, "frames": frames}, clip.cut_off()
+
+
+def complain(path: str, error: str) -> dict[str, str]:
+    """Say what is wrong with an input, and return it as JSON."""
+    from tqdm import tqdm
+
+    tqdm.write(f"error: {error}", file=sys.stderr)
+    return {"file": path, "error": error}
+
+
+def class_labels(text: str, names: tuple[str, ...], count: int) -> frozenset[int] | None:
+    """--classes: the labels of names, or of numbers where the checkpoint has no names; None for all of them."""
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    if not wanted:
+        return None
+    known = names or tuple(map(str, range(count)))
+    folded = {name.casefold(): label for label, name in reversed(list(enumerate(known)))}
+    labels = set()
+    for name in wanted:
+        label = known.index(name) if name in known else folded.get(name.casefold())
+        if label is None:
+            near = difflib.get_close_matches(name.casefold(), folded, n=1)
+            meant = f"did you mean {known[folded[near[0]]]!r}? " if near else ""
+            some = ", ".join(known[:NAMES_SHOWN]) + (f" and {count - NAMES_SHOWN} more" if count > NAMES_SHOWN else "")
+            raise ConfigError(f"--classes: the checkpoint knows no {name!r}; {meant}it has {some}")
+        labels.add(label)
+    return frozenset(labels)
+
+
+def result_names(paths: list[str]) -> list[str]:
     """A file name of its own for each input: its stem, numbered where two inputs share it."""
     used: set[str] = set()
     names = []
     for path in paths:
         stem = os.path.splitext(os.path.basename(path))[0]
-        name, number = f"{stem}.jpg", 2
+        suffix = ".mp4" if video.is_video(path) else ".jpg"
+        name, number = f"{stem}{suffix}", 2
         while name.lower() in used:
-            name, number = f"{stem}_{number}.jpg", number + 1
+            name, number = f"{stem}_{number}{suffix}", number + 1
         used.add(name.lower())
         names.append(name)
     return names

@@ -89,8 +89,22 @@ def describe(detector: Detector, names: tuple[str, ...], config: Config | None) 
         "num_classes": detector.num_classes,
         "options": detector.options,
         "classes": list(names),
-        "input": dataclasses.asdict(detector.preprocess) | {"layout": "NHWC", "stride": detector.stride},
+        "input": dataclasses.asdict(detector.preprocess) | _input_rules(detector),
         "config": json.loads(configs.to_json(config)) if config else None,
+    }
+
+
+def _input_rules(detector: Detector) -> dict[str, Any]:
+    """What `Preprocess` means, for a reader who has not got its docstring: config.json is read without kpjax."""
+    preprocess = detector.preprocess
+    canvas = f"(side | {preprocess.pad}) + 1" if preprocess.pad_plus_one else f"side | {preprocess.pad}"
+    return {
+        "layout": "NHWC",
+        "dtype": "float32",
+        "normalisation": "(pixel / 255 - mean) / std, channels in `order`",
+        "canvas": f"{canvas} pixels for each side of an image, the rest filled with `border` before normalisation",
+        "stride": detector.stride,
+        "sides": f"multiples of {detector.multiple}" + (f" less {detector.less}" if detector.less else ""),
     }
 
 

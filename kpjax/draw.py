@@ -56,7 +56,7 @@ def draw_detections(
     order = [i for i in np.argsort(shown, kind="stable") if shown[i] >= score_thr and np.isfinite(boxes[i]).all()]
 
     height, width = image.shape[:2]
-    line = max(1, round(max(height, width) / 320))
+    line = max(1 + (max(height, width) >= 200), round(max(height, width) / 300))
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture)
     for i in order:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kpjax import testtime
+from kpjax import testtime, video
 from kpjax.config import ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError
@@ -103,13 +103,16 @@ class Predictor:
         self.merge: Merge | None = None if merge is None else lambda rows: merge(jax.device_put(rows, device))
 
     def __call__(self, inputs: Any) -> Detections | list[Detections]:
-        """Detect in one image (a path, or an HWC uint8 RGB array) or in many (a list, a folder, a glob).
+        """Detect in one image (a path, or an HWC uint8 RGB array), in many (a list, a folder, a glob), or in a video.
 
-        One image gives Detections, a list, folder or glob a list of them in the order of the inputs
-        (files of a folder or glob by name).  Boxes are float32 x1 y1 x2 y2 in the image's pixels,
-        best first, not clipped to the image.  Raises DataError with one line for the first unreadable input;
-        `stream` goes on instead.
+        One image gives Detections, a list, folder or glob a list of them in the order of the inputs (files of a
+        folder or glob by name), a video file's path those of its frames.  Boxes are float32 x1 y1 x2 y2 in the
+        image's pixels, best first, not clipped to the image.  Raises DataError with one line for the first
+        unreadable input; `stream` goes on instead.
         """
+        if video.is_video(inputs) and os.path.isfile(inputs):
+            frames = {found.index: found.detections for found in self.stream(image for _, image in video.Video(inputs))}
+            return [frames[index] for index in sorted(frames)]  # type: ignore[misc]
         items, single = list_inputs(inputs)
         results: list[Detections] = [None] * len(items)  # type: ignore[list-item]
         for found in self.stream(items):
@@ -242,11 +245,11 @@ def read_image(path: str) -> np.ndarray:
     return decode(data, path, exif=True)
 
 
-def list_inputs(inputs: Any) -> tuple[list[str | np.ndarray], bool]:
+def list_inputs(inputs: Any, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str | np.ndarray], bool]:
     """What `Predictor` accepts -> (paths and arrays, whether it was one image).
 
     Folders and globs inside a list are expanded in their place; a folder's images are the files with
-    an image's suffix directly in it.  A path that does not exist is kept: reading it reports it.
+    an image's suffix (one of `suffixes`) directly in it.  A path that does not exist is kept: reading it reports it.
     Raises DataError where a folder or glob holds no image.
     """
     array = _as_array(inputs)
@@ -255,12 +258,12 @@ def list_inputs(inputs: Any) -> tuple[list[str | np.ndarray], bool]:
     if not isinstance(inputs, (str, os.PathLike)):
         if not isinstance(inputs, Iterable):
             raise DataError(f"cannot detect in a {type(inputs).__name__}; give a path, an array or a list of these")
-        return [item for each in inputs for item in list_inputs(each)[0]], False
+        return [item for each in inputs for item in list_inputs(each, suffixes)[0]], False
     path = os.fspath(inputs)
     if os.path.isdir(path):
-        files = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES))
+        files = sorted(n for n in os.listdir(path) if n.lower().endswith(suffixes))
         if not files:
-            raise DataError(f"{path}: no image in this folder ({', '.join(SUFFIXES)})")
+            raise DataError(f"{path}: no image in this folder ({', '.join(suffixes)})")
         return [os.path.join(path, name) for name in files], False
     if not os.path.exists(path) and glob.has_magic(path):
         matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
@@ -292,7 +295,7 @@ def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> 
     ours = {_identity(path) for path in inputs}
     for path, same in there.items():
         if same in ours:
-            raise ConfigError(f"{path} is one of the images, and a picture would overwrite it; give another {option}")
+            raise ConfigError(f"{path} is one of the inputs, and a result would overwrite it; give another {option}")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

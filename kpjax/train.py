@@ -83,14 +83,18 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     shapes = jax.eval_shape(lambda key: init_state(detector, config, steps, key), jax.random.key(config.seed))
     shardings = state_shardings(mesh, shapes)
     like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+    def new_state() -> TrainState:
+        make = jax.jit(lambda key: init_state(detector, config, steps, key), out_shardings=shardings)
+        state = make(jax.random.key(config.seed))
+        return _init_from(config.init_from, detector, state, shardings) if config.init_from else state
+
+    # Before the first file is written: weights to start from that cannot be used leave nothing behind.
+    new = None if (root / "checkpoints").exists() else new_state()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
     latest = checkpoints.latest()
     if latest is None:
-        make = jax.jit(lambda key: init_state(detector, config, steps, key), out_shardings=shardings)
-        state = make(jax.random.key(config.seed))
-        if config.init_from:
-            state = _init_from(config.init_from, detector, state, shardings)
-        start = 0
+        state, start = new or new_state(), 0
     else:
         stored = checkpoints.metadata(latest)
         check_same_model(stored, detector, f"{root / 'checkpoints' / str(latest)}")
@@ -353,8 +357,10 @@ def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, lis
         if classes:
             return _matching(variables, convert.import_torch(build(classes), state_dict))
         backbone = convert.load_backbone(detector, variables, state_dict)
-    except (convert.ImportMismatch, convert.TorchFileError) as error:
+    except convert.TorchFileError as error:
         raise ConfigError(f"config.init_from: {error}") from error
+    except convert.ImportMismatch as error:
+        raise ConfigError(f"config.init_from: {path}: {error.one_line()}") from error
     return backbone.variables, [f"  initialised anew: {key}" for key in backbone.kept]
 
 

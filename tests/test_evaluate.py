@@ -243,7 +243,7 @@ def test_eval_program_does_not_overwrite_the_images(run_eval, tmp_path, capsys):
     before = (tmp_path / "100.jpg").read_bytes()
     assert run_eval("--checkpoint", "x", "--out", str(tmp_path / "o.json"), "--show-dir", str(tmp_path)) == 2
     error = capsys.readouterr().err
-    assert "100.jpg is one of the images" in error and "--show-dir" in error and error.count("\n") == 1
+    assert "100.jpg is one of the inputs" in error and "--show-dir" in error and error.count("\n") == 1
     assert (tmp_path / "100.jpg").read_bytes() == before and not (tmp_path / "o.json").exists()
 
 

@@ -187,6 +187,67 @@ def test_detect_writes_pictures_and_json(tmp_path, predictor, monkeypatch, capsy
     assert len({row["picture"] for row in written["images"]}) == 3
 
 
+def test_detect_shows_the_chosen_classes_alone(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    photo, out = tmp_path / "0.png", tmp_path / "out"
+    photo.write_bytes(fakes.png(fakes.picture(30, 40, OBJECTS)))
+
+    def run(*more):
+        return detect.main([str(photo), "--checkpoint", "x", "--out", str(out), *more])
+
+    assert run("--classes", "yellow") == 2
+    error = capsys.readouterr().err
+    assert "no 'yellow'; it has red, green" in error and error.count("\n") == 1 and not out.exists()
+    for given, wanted in (("", ["red", "green"]), ("green", ["green"]), (" Green ,red", ["red", "green"])):
+        assert run("--classes", given) == 0
+        row = json.loads((out / "detections.json").read_text())["images"][0]
+        assert sorted(d["name"] for d in row["detections"]) == sorted(wanted)
+        with Image.open(out / row["picture"]) as picture:
+            drawn = np.asarray(picture)[10 * 3 : 10 * 11, 10 * 5 : 10 * 8].astype(int)  # the red box's left edge
+        # JPEG dilutes a line of one pixel; the other class is blue
+        assert (drawn[..., 0] - drawn[..., 2] > 50).any() == ("red" in wanted)
+
+
+def test_unknown_classes_are_told_with_some_known_ones():
+    names = tuple(f"thing {i}" for i in range(80))
+    with pytest.raises(ConfigError, match=r"no 'thnig 7'; did you mean 'thing 7'\? it has thing 0, .* and 72 more"):
+        detect.class_labels("thing 1,thnig 7", names, 80)
+    assert detect.class_labels("thing 3, THING 5", names, 80) == {3, 5}
+    assert detect.class_labels("1,2", (), 3) == {1, 2} and detect.class_labels("", names, 80) is None
+    with pytest.raises(ConfigError, match=r"no '3'; .*it has 0, 1, 2$"):
+        detect.class_labels("3", (), 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--score-thr", "1.5"], "--score-thr is 1.5"),
+        (["--preset", "tta"], "preset 'tta': marker has no such test protocol; choose one of 'na', 'flip'"),
+        (["--batch", "0"], "batch is 0"),
+    ],
+)
+def test_detect_refuses_settings_in_one_line(tmp_path, monkeypatch, capsys, more, match):
+    def load(path, preset, **options):
+        return Predictor(fakes.marker_detector(), fakes.variables(), preset, **options)
+
+    monkeypatch.setattr(predict, "load", load)
+    photo = tmp_path / "0.png"
+    photo.write_bytes(fakes.png(fakes.picture(30, 40, OBJECTS)))
+    assert detect.main([str(photo), "--checkpoint", "x", "--out", str(tmp_path / "out"), *more]) == 2
+    error = capsys.readouterr().err
+    assert match in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_of_images_is_one_call_of_one_program():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES, batch=4)
+    calls, inner = [], pred.infer
+    pred.infer = lambda *a: calls.append(a[1].shape) or inner(*a)
+    found = pred(np.stack([fakes.picture(30, 40, OBJECTS)] * 4))
+    assert calls == [(4, 32, 64, 3)] and inner._cache_size() == 1
+    assert all(as_set(f) == boxes_of(OBJECTS) and f.names == fakes.CLASSES for f in found)
+
+
 def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert detect.main([str(tmp_path), "--checkpoint", "nowhere"]) == 2
@@ -208,7 +269,7 @@ def test_detect_does_not_overwrite_its_inputs(tmp_path, predictor, monkeypatch, 
     assert detect.main([str(photos), "--checkpoint", "x", "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert "beach.jpg is one of the images" in error and "--out" in error
+    assert "beach.jpg is one of the inputs" in error and "--out" in error
     assert (photos / "beach.jpg").read_bytes() == before and len(list(photos.iterdir())) == 1
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         variables = convert.import_torch(detector, state_dict)
     except convert.ImportMismatch as error:
-        raise UserError(f"{args.file}: {_first_line(error)}{_hint(args.model, state_dict)}") from None
+        raise UserError(f"{args.file}: {error.one_line()}{_hint(args.model, state_dict)}") from None
     names = class_names(args.names, detector.num_classes)
     save_inference(args.out, detector, variables, names)
     print(_summary(detector, state_dict, variables))
@@ -111,12 +111,6 @@ def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
     if name == model:
         return f"; it looks like {name} with {100 * (1 - share):.0f}% missing or of another shape"
     return f"; it looks like {name}: try --model {name}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    detail = next((line.strip() for line in lines[2:]), "")
-    return f"{lines[0]}{f' (e.g. {detail})' if detail else ''}"
 
 
 def _summary(detector: Detector, state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> str:

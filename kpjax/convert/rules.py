@@ -31,6 +31,12 @@ _INIT_SIDE = 128  # a side that every network accepts; the shapes of parameters 
 class ImportMismatch(UserError):
     """The checkpoint and the network do not fit.  The text lists what is missing, unexpected or of another shape."""
 
+    def one_line(self) -> str:
+        """The counts, and the first of what is listed below them."""
+        lines = str(self).splitlines()
+        detail = next((line.strip() for line in lines[2:]), "")
+        return f"{lines[0]}{f' (e.g. {detail})' if detail else ''}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:

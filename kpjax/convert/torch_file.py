@@ -49,8 +49,8 @@ def read_torch_file(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 def read_torch_checkpoint(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """`read_torch_file`, and the names of what lies beside the state dict (optimizer, epoch, ...) and was left out."""
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise TorchFileError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise TorchFileError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     try:
         with path.open("rb") as file:
             content, read_storage = _open(file)

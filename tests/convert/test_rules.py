@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,65 +14,15 @@ from kpjax.convert import RULES, ImportMismatch, import_torch, load_backbone
 from kpjax.convert.resnet import IMAGENET_RESNET, TRUNK, deconv_kernel
 from kpjax.convert.rules import Rule, apply_rules, conv_kernel, flatten, leaf_shapes
 
-# A width of 8 keeps the tests quick; names and layouts do not depend on it.
-SMALL: dict[str, Any] = {"width": 8, "deconv": (8, 8, 8), "head_channels": 8}
+from . import released
+
+SMALL = released.SMALL["centernet_r18"]
 MODELS = ("centernet_r18", "centernet_r50", "centernet_r18_mmdet")
-
-
-def norm(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        yield f"{name}.{leaf}", (channels,)
-    yield f"{name}.num_batches_tracked", ()
-
-
-def trunk_keys(blocks: tuple[int, ...], bottleneck: bool, width: int = 8) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of torchvision's ResNet, from its definition and not from our tables."""
-    yield "conv1.weight", (width, 3, 7, 7)
-    yield from norm("bn1", width)
-    channels = width
-    for stage, count in enumerate(blocks):
-        features = width * 2**stage
-        out = 4 * features if bottleneck else features
-        for i in range(count):
-            name = f"layer{stage + 1}.{i}"
-            sizes = (1, 3, 1) if bottleneck else (3, 3)
-            outs = (features, features, out) if bottleneck else (features, features)
-            inner = channels
-            for n, (size, to) in enumerate(zip(sizes, outs, strict=True), start=1):
-                yield f"{name}.conv{n}.weight", (to, inner, size, size)
-                yield from norm(f"{name}.bn{n}", to)
-                inner = to
-            if i == 0 and (stage > 0 or channels != out):
-                yield f"{name}.downsample.0.weight", (out, channels, 1, 1)
-                yield from norm(f"{name}.downsample.1", out)
-            channels = out
 
 
 def checkpoint(model: str, classes: int = 3) -> dict[str, np.ndarray]:
     """A state dict of random arrays under the reference's own names."""
-    blocks, bottleneck = ((3, 4, 6, 3), True) if "r50" in model else ((2, 2, 2, 2), False)
-    channels = 64 * 4 if bottleneck else 64
-    heads = (("hm", classes), ("wh", 2), ("reg", 2))
-    keys: list[tuple[str, tuple[int, ...]]] = []
-    if model.endswith("mmdet"):
-        keys += [(f"backbone.{key}", shape) for key, shape in trunk_keys(blocks, bottleneck)]
-        for step in range(3):
-            inner = channels if step == 0 else 8
-            keys.append((f"neck.deconv_layers.{2 * step}.conv.weight", (8, inner, 3, 3)))
-            keys += norm(f"neck.deconv_layers.{2 * step}.bn", 8)
-            keys.append((f"neck.deconv_layers.{2 * step + 1}.conv.weight", (8, 8, 4, 4)))
-            keys += norm(f"neck.deconv_layers.{2 * step + 1}.bn", 8)
-        heads = (("bbox_head.heatmap_head", classes), ("bbox_head.wh_head", 2), ("bbox_head.offset_head", 2))
-    else:
-        keys += trunk_keys(blocks, bottleneck)
-        for step in range(3):
-            keys.append((f"deconv_layers.{3 * step}.weight", (channels if step == 0 else 8, 8, 4, 4)))
-            keys += norm(f"deconv_layers.{3 * step + 1}", 8)
-    for head, out in heads:
-        keys += [(f"{head}.0.weight", (8, 8, 3, 3)), (f"{head}.0.bias", (8,))]
-        keys += [(f"{head}.2.weight", (out, 8, 1, 1)), (f"{head}.2.bias", (out,))]
-    rng = np.random.default_rng(0)
-    return {key: np.asarray(rng.random(shape), np.float32) for key, shape in keys}
+    return released.arrays(model, classes, **SMALL)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -179,7 +128,7 @@ def test_each_dropping_rule_says_why() -> None:
 
 def imagenet(blocks: tuple[int, ...] = (2, 2, 2, 2), bottleneck: bool = False) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
-    state = {key: np.asarray(rng.random(shape), np.float32) for key, shape in trunk_keys(blocks, bottleneck)}
+    state = {key: np.asarray(rng.random(shape), np.float32) for key, shape in released.trunk(blocks, bottleneck, 8)}
     features = 64 * 4 if bottleneck else 64
     return {**state, "fc.weight": np.zeros((1000, features), np.float32), "fc.bias": np.zeros(1000, np.float32)}
 
@@ -223,6 +172,6 @@ def test_tables_fit_the_full_size_networks() -> None:
     ):
         shapes = leaf_shapes(kpjax.build(model))
         trunk = {path: shape for path, shape in shapes.items() if f"/{TRUNK}/" in path}
-        state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in trunk_keys(blocks, bottleneck, 64)}
+        state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in released.trunk(blocks, bottleneck, 64)}
         filled = apply_rules(IMAGENET_RESNET, state, trunk, model)
         assert {path: leaf.shape for path, leaf in filled.items()} == trunk

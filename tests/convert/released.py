@@ -1,0 +1,314 @@
+"""Names and shapes of every released checkpoint, at any width: from the originals' definitions, not from our tables.
+
+    file = released.arrays("triplet_hg52", classes=80)                  the released size
+    file = released.arrays("triplet_hg52", classes=3, **SMALL["triplet_hg52"])    of a network built with these options
+
+tests/golden/test_released_names.py compares the released sizes with the key lists of the authors' own programs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+Key = tuple[str, tuple[int, ...]]
+Keys = Iterator[Key]
+
+_DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True)}
+_RESNET = {"width": 8, "deconv": (8, 8, 8), "head_channels": 8}
+_DLA = {"width": 4, "head_channels": 8}
+_HOURGLASS = {"features": (4, 6, 8), "blocks": (2, 1, 2), "stem": 5, "head_channels": 7}
+_CORNERS = {**_HOURGLASS, "branch": 3}
+# Options of `kpjax.build` that make each model small; names and layouts do not depend on them.
+SMALL: dict[str, dict[str, Any]] = {
+    "centernet_r18": _RESNET,
+    "centernet_r34": _RESNET,
+    "centernet_r50": _RESNET,
+    "centernet_r101": _RESNET,
+    "centernet_r18_mmdet": _RESNET,
+    "centernet_r18_dcn": _RESNET,
+    "centernet_r101_dcn": _RESNET,
+    "centernet_r18_dcn_mmdet": _RESNET,
+    "centernet_dla34": _DLA,
+    "centernet_dla34_nodcn": _DLA,
+    "centernet_hg104": _HOURGLASS,
+    "cornernet_hg104": _CORNERS,
+    "cornernet_hg104_mmdet": _CORNERS,
+    "triplet_hg52": _CORNERS,
+    "triplet_hg104": _CORNERS,
+}
+
+
+def arrays(model: str, classes: int = 80, seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
+    """A state dict of small random numbers, with which activations stay of ordinary size, under the released names."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for key, shape in keys(model, classes, **options):
+        if key.endswith("num_batches_tracked"):
+            state[key] = np.array(7, np.int64)
+        elif len(shape) == 4:
+            state[key] = (rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+        elif key.endswith("running_var"):
+            state[key] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        else:  # a norm's weight is near one, all else near zero
+            one = key.endswith("weight")
+            state[key] = (one + rng.normal(0, 0.1, shape)).astype(np.float32)
+    return state
+
+
+def keys(model: str, classes: int = 80, **options: Any) -> Keys:
+    """(name, shape) of each array.  options: as `kpjax.build` takes them."""
+    if "dla34" in model:
+        return dla(model, classes, **options)
+    if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?", model):
+        return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), classes, **options)
+    return hourglass_net(model, classes, **({"stacks": 1} if model.endswith("hg52") else {}), **options)
+
+
+def norm(name: str, channels: int) -> Keys:
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{leaf}", (channels,)
+    yield f"{name}.num_batches_tracked", ()
+
+
+def conv(name: str, features: int, channels: int, size: int) -> Keys:
+    yield f"{name}.weight", (features, channels, size, size)
+
+
+def layer(convolution: str, bn: str, features: int, channels: int, size: int) -> Keys:
+    yield from conv(convolution, features, channels, size)
+    yield from norm(bn, features)
+
+
+def deformable(name: str, features: int, channels: int, offsets: str = "conv_offset_mask") -> Keys:
+    yield from conv(name, features, channels, 3)
+    yield from conv(f"{name}.{offsets}", 27, channels, 3)
+    yield f"{name}.{offsets}.bias", (27,)
+
+
+def with_bias(name: str, features: int, channels: int, size: int) -> Keys:
+    yield from conv(name, features, channels, size)
+    yield f"{name}.bias", (features,)
+
+
+# --- ResNets ------------------------------------------------------------------------------------------------
+
+
+def trunk(blocks: tuple[int, ...], bottleneck: bool, width: int = 64) -> Keys:
+    """torchvision's ResNet without its classifier."""
+    yield from layer("conv1", "bn1", width, 3, 7)
+    channels = width
+    for stage, count in enumerate(blocks):
+        features = width * 2**stage
+        out = 4 * features if bottleneck else features
+        for i in range(count):
+            name, inner = f"layer{stage + 1}.{i}", channels
+            sizes = (1, 3, 1) if bottleneck else (3, 3)
+            outs = (features, features, out) if bottleneck else (features, features)
+            for n, (size, to) in enumerate(zip(sizes, outs, strict=True), start=1):
+                yield from layer(f"{name}.conv{n}", f"{name}.bn{n}", to, inner, size)
+                inner = to
+            if i == 0 and (stage > 0 or channels != out):
+                yield from layer(f"{name}.downsample.0", f"{name}.downsample.1", out, channels, 1)
+            channels = out
+
+
+def resnet(
+    depth: int,
+    dcn: bool,
+    mmdet: bool,
+    classes: int,
+    width: int = 64,
+    deconv: tuple[int, ...] = (),
+    head_channels: int = 64,
+) -> Keys:
+    """xingyizhou's `res_*` and `resdcn_*`; mmdetection's `centernet_resnet18` with and without DCNv2."""
+    blocks, bottleneck = _DEPTHS[depth]
+    channels = width * 8 * (4 if bottleneck else 1)
+    yield from ((("backbone." if mmdet else "") + key, shape) for key, shape in trunk(blocks, bottleneck, width))
+    for step, features in enumerate(deconv or ((256, 128, 64) if dcn or mmdet else (256, 256, 256))):
+        if mmdet:
+            first, second = (f"neck.deconv_layers.{2 * step + i}" for i in (0, 1))
+            if dcn:
+                yield from deformable(f"{first}.conv", features, channels, "conv_offset")
+                yield from norm(f"{first}.bn", features)
+            else:
+                yield from layer(f"{first}.conv", f"{first}.bn", features, channels, 3)
+            yield from layer(f"{second}.conv", f"{second}.bn", features, features, 4)
+        elif dcn:
+            first = f"deconv_layers.{6 * step}"
+            yield from deformable(first, features, channels)
+            yield f"{first}.bias", (features,)
+            yield from norm(f"deconv_layers.{6 * step + 1}", features)
+            yield from layer(f"deconv_layers.{6 * step + 3}", f"deconv_layers.{6 * step + 4}", features, features, 4)
+        else:  # a transposed convolution's weight has the input's channels first
+            yield f"deconv_layers.{3 * step}.weight", (channels, features, 4, 4)
+            yield from norm(f"deconv_layers.{3 * step + 1}", features)
+        channels = features
+    names = ("heatmap", "wh", "offset") if mmdet else ("hm", "wh", "reg")
+    yield from heads([f"bbox_head.{n}_head" if mmdet else n for n in names], classes, channels, head_channels)
+
+
+def heads(names: list[str], classes: int, channels: int, hidden: int) -> Keys:
+    for name, out in zip(names, (classes, 2, 2), strict=True):
+        yield from with_bias(f"{name}.0", hidden, channels, 3)
+        yield from with_bias(f"{name}.2", out, hidden, 1)
+
+
+# --- DLA-34 -------------------------------------------------------------------------------------------------
+
+
+def dla(model: str, classes: int, width: int = 16, head_channels: int = 256) -> Keys:
+    """xingyizhou's `dla_34`, and `dlav0_34` without deformable convolution."""
+    yield from ((f"base.{key}", shape) for key, shape in dla_trunk(width))
+    yield from dla_neck(not model.endswith("nodcn"), width)
+    yield from heads(["hm", "wh", "reg"], classes, 4 * width, head_channels)
+
+
+def dla_trunk(width: int = 16) -> Keys:
+    """ucbdrive's DLA-34 with its classifier."""
+    yield from layer("base_layer.0", "base_layer.1", width, 3, 7)
+    yield from layer("level0.0", "level0.1", width, width, 3)
+    yield from layer("level1.0", "level1.1", 2 * width, width, 3)
+    for stage, levels in ((2, 1), (3, 2), (4, 2), (5, 1)):
+        yield from tree(f"level{stage}", levels, width * 2 ** (stage - 1), width * 2**stage, 0, stage > 2)
+    yield from with_bias("fc", 1000, 32 * width, 1)
+
+
+def tree(name: str, levels: int, channels: int, features: int, joined: int, keep_input: bool) -> Keys:
+    """joined: channels that the root sees beside its two subtrees."""
+    joined += channels if keep_input else 0
+    if channels != features:
+        yield from layer(f"{name}.project.0", f"{name}.project.1", features, channels, 1)
+    if levels == 2:
+        yield from tree(f"{name}.tree1", 1, channels, features, 0, False)
+        yield from tree(f"{name}.tree2", 1, features, features, joined + features, False)
+        return
+    for leaf, inner in (("tree1", channels), ("tree2", features)):
+        yield from layer(f"{name}.{leaf}.conv1", f"{name}.{leaf}.bn1", features, inner, 3)
+        yield from layer(f"{name}.{leaf}.conv2", f"{name}.{leaf}.bn2", features, features, 3)
+    yield from layer(f"{name}.root.conv", f"{name}.root.bn", features, 2 * features + joined, 1)
+
+
+def dla_neck(dcn: bool, width: int = 16) -> Keys:
+    steps = [("dla_up.ida_0", 16, (32,)), ("dla_up.ida_1", 8, (16, 16)), ("dla_up.ida_2", 4, (8, 8, 8))]
+    for name, out, others in [*steps, *([("ida_up", 4, (8, 16))] if dcn else [])]:
+        features = out * width
+        for i, other in enumerate(others, start=1):
+            factor = other // out if name == "ida_up" else 2
+            for kind, channels in (("proj", other * width), ("node", features)):
+                part = f"{name}.{kind}_{i}"
+                if dcn:
+                    yield from deformable(f"{part}.conv", features, channels)
+                    yield f"{part}.conv.bias", (features,)
+                    yield from norm(f"{part}.actf.0", features)
+                else:
+                    size, inner = (1, channels) if kind == "proj" else (3, 2 * channels)
+                    yield from layer(f"{part}.0", f"{part}.1", features, inner, size)
+            yield from conv(f"{name}.up_{i}", features, 1, 2 * factor)
+
+
+# --- hourglasses --------------------------------------------------------------------------------------------
+
+
+def hourglass_net(
+    model: str,
+    classes: int,
+    features: tuple[int, ...] = (256, 256, 384, 384, 384, 512),
+    blocks: tuple[int, ...] = (2, 2, 2, 2, 2, 4),
+    stem: int = 128,
+    stacks: int = 2,
+    branch: int = 128,
+    head_channels: int = 256,
+) -> Keys:
+    """princeton-vl's CornerNet and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass`."""
+    mmdet, width = model.endswith("mmdet"), features[0]
+    yield from hourglass_backbone(mmdet, features, blocks, stem, stacks)
+    for i in range(stacks):
+        if model.startswith("centernet"):
+            for name, out in (("hm", classes), ("wh", 2), ("reg", 2)):
+                yield from stack_head(f"{name}.{i}", out, width, head_channels, "1")
+            continue
+        for side in ("tl", "br"):
+            if mmdet:
+                yield from mmdet_pool(f"bbox_head.{side}_pool.{i}", width, branch)
+                for name, out in (("heat", classes), ("emb", 1), ("off", 2)):
+                    yield from stack_head(f"bbox_head.{side}_{name}.{i}", out, width, head_channels, "1.conv")
+            else:
+                yield from pool(f"{side}_cnvs.{i}", width, branch, cascade=model.startswith("triplet"))
+                for name, out in (("heats", classes), ("tags", 1), ("regrs", 2)):
+                    yield from stack_head(f"{side}_{name}.{i}", out, width, head_channels, "1")
+        if model.startswith("triplet"):
+            yield from pool(f"ct_cnvs.{i}", width, branch, cascade=False)
+            yield from stack_head(f"ct_heats.{i}", classes, width, head_channels, "1")
+            yield from stack_head(f"ct_regrs.{i}", 2, width, head_channels, "1")
+
+
+def hourglass_backbone(mmdet: bool, features: tuple[int, ...], blocks: tuple[int, ...], stem: int, stacks: int) -> Keys:
+    width, skip = features[0], "downsample" if mmdet else "skip"
+    yield from conv_bn("backbone.stem.0" if mmdet else "pre.0", stem, 3, 7)
+    yield from residual("backbone.stem.1.0" if mmdet else "pre.1", width, stem, skip, stride=2)
+    for i in range(stacks):
+        name = f"backbone.hourglass_modules.{i}" if mmdet else f"kps.{i}"
+        yield from hourglass(name, features, blocks, skip)
+        yield from conv_bn(f"backbone.out_convs.{i}" if mmdet else f"cnvs.{i}", width, width)
+    for i in range(stacks - 1):
+        yield from residual(f"backbone.inters.{i}" if mmdet else f"inters.{i}", width, width, skip)
+        if mmdet:
+            yield from conv_bn(f"backbone.conv1x1s.{i}", width, width, 1)
+            yield from conv_bn(f"backbone.remap_convs.{i}", width, width, 1)
+        else:
+            yield from layer(f"inters_.{i}.0", f"inters_.{i}.1", width, width, 1)
+            yield from layer(f"cnvs_.{i}.0", f"cnvs_.{i}.1", width, width, 1)
+
+
+def conv_bn(name: str, out: int, inner: int, size: int = 3) -> Keys:
+    return layer(f"{name}.conv", f"{name}.bn", out, inner, size)
+
+
+def residual(name: str, out: int, inner: int, skip: str, stride: int = 1) -> Keys:
+    yield from layer(f"{name}.conv1", f"{name}.bn1", out, inner, 3)
+    yield from layer(f"{name}.conv2", f"{name}.bn2", out, out, 3)
+    if stride != 1 or out != inner:
+        yield from layer(f"{name}.{skip}.0", f"{name}.{skip}.1", out, inner, 1)
+
+
+def hourglass(name: str, widths: tuple[int, ...], blocks: tuple[int, ...], skip: str) -> Keys:
+    here, below = widths[:2]
+    for i in range(blocks[0]):
+        yield from residual(f"{name}.up1.{i}", here, here, skip)
+        yield from residual(f"{name}.low1.{i}", below, below if i else here, skip, stride=1 if i else 2)
+        last = i == blocks[0] - 1
+        yield from residual(f"{name}.low3.{i}", here if last else below, below, skip)
+    if len(widths) > 2:
+        yield from hourglass(f"{name}.low2", widths[1:], blocks[1:], skip)
+    else:
+        for i in range(blocks[1]):
+            yield from residual(f"{name}.low2.{i}", below, below, skip)
+
+
+def pool(name: str, width: int, branch: int, cascade: bool) -> Keys:
+    for way in (1, 2):
+        yield from conv_bn(f"{name}.p{way}_conv1", branch, width)
+        if cascade:
+            yield from conv_bn(f"{name}.look_conv{way}", branch, width)
+            yield from conv(f"{name}.P{way}_look_conv", branch, branch, 3)
+    yield from layer(f"{name}.p_conv1", f"{name}.p_bn1", width, branch, 3)
+    yield from layer(f"{name}.conv1", f"{name}.bn1", width, width, 1)
+    yield from conv_bn(f"{name}.conv2", width, width)
+
+
+def mmdet_pool(name: str, width: int, branch: int) -> Keys:
+    for way in (1, 2):
+        yield from conv_bn(f"{name}.direction{way}_conv", branch, width)
+    yield from conv_bn(f"{name}.aftpool_conv", width, branch)
+    yield from conv_bn(f"{name}.conv1", width, width, 1)
+    yield from conv_bn(f"{name}.conv2", width, width)
+
+
+def stack_head(name: str, out: int, width: int, hidden: int, last: str) -> Keys:
+    yield from with_bias(f"{name}.0.conv", hidden, width, 3)
+    yield from with_bias(f"{name}.{last}", out, hidden, 1)
