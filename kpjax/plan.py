@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.infer import make_infer, protocol_of
@@ -149,11 +149,7 @@ def canvas_of(detector: Detector, config: Config) -> tuple[int, int]:
 
 
 def with_batch(config: Config, batch: int, evaluation: bool) -> Config:
-    """`config` with another batch (0: its own), checked."""
-    if batch < 0:
-        raise ConfigError(f"--batch is {batch}; it must be at least 1")
-    if not batch:
-        return config
+    """`config` with another batch, checked."""
     if evaluation:
         return dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch=batch)).check()
     return dataclasses.replace(config, batch=batch).check()

@@ -82,8 +82,10 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
                 continue
             scope = re.search(r'op_name="([^"]*)"', line)
             one = Collective(op, tuple(arrays), group, groups, times[name], scope[1] if scope else "")
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else (name, number)
+            # The steps of an asynchronous fusion carry the same collective, which its channel tells.  Elsewhere
+            # collectives under shard_map may share a channel.
+            channel = re.search(r"channel_id=(\d+)", line) if "fus" in name else None
+            key = (channel[1], op, one.arrays, groups) if channel else (name, number)
             if key not in found or found[key].times < one.times:
                 found[key] = one
     return list(found.values())
@@ -168,7 +170,10 @@ def _width(dtype: str) -> float:
     return _WIDTHS[dtype] if dtype in _WIDTHS else int(re.findall(r"\d+", dtype)[0]) / 8
 
 
-PURPOSES = ("gradients", "parameters", "BatchNorm", "losses and counts", "detections", "other")
+PURPOSES = (
+    *("gradients", "parameters", "BatchNorm", "running statistics", "losses and counts", "detections"),
+    "other",
+)
 
 
 def sort_by_purpose(
@@ -182,8 +187,9 @@ def sort_by_purpose(
     """Collectives by what they are for: the keys are PURPOSES.
 
     parameters: shapes of the network's parameters.  norms: names of its BatchNorm modules (the last part of their
-    paths).  fsdp: devices that share one copy of the parameters.  BatchNorm's are the sums of its
-    statistics, forward and backward; where these are also the gradients of its scale and bias nothing else sums those.
+    paths).  fsdp: devices that share one copy of the parameters.  BatchNorm's are the sums of its statistics, forward
+    and backward, which the next layer waits for; where these are also the gradients of its scale and bias nothing
+    else sums those.  The running statistics of several groups are averaged; nothing waits for it.
     evaluation: a test-time program, whose gathers of at most three axes bring the detections together.  "other" are
     activations, which plain data parallelism never exchanges.
     """
@@ -203,8 +209,11 @@ def sort_by_purpose(
     def backward(one: Collective) -> bool:
         return "transpose(" in one.scope
 
+    def running(one: Collective) -> bool:
+        return "running_statistics" in one.scope
+
     collectives = list(collectives)
-    statistics = {one.groups for one in collectives if of_norm(one) and not backward(one)}
+    statistics = {one.groups for one in collectives if of_norm(one) and not backward(one) and not running(one)}
     sorted_: dict[str, list[Collective]] = {purpose: [] for purpose in PURPOSES}
     for one in collectives:
         large = [shape for _, shape in one.arrays if math.prod(shape) > 1]
@@ -212,6 +221,8 @@ def sort_by_purpose(
         ours = 2 * sum(_axes(shape) in known for shape in large) >= len(large)
         if not large:
             purpose = "losses and counts"
+        elif of_norm(one) and running(one):
+            purpose = "running statistics"
         elif of_norm(one) and one.groups in statistics:
             purpose = "BatchNorm"
         elif evaluation and one.op == "all-gather" and all(len(shape) <= 3 for _, shape in one.arrays):

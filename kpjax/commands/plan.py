@@ -54,8 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compile and print.  Raises UserError for what cannot work."""
     topology = parse_topology(args.topology)
-    config = config_of(args.config, args.settings)
-    config = with_batch(config, args.batch, args.eval)
+    if args.batch < 0:
+        raise ConfigError(f"--batch is {args.batch}; it must be at least 1")
+    batch = [f"--config.{'eval.' if args.eval else ''}batch={args.batch}"] if args.batch else []
+    config = config_of(args.config, [*args.settings, *batch])
     if args.canvas and not args.eval:
         raise ConfigError("--canvas is for --eval; training takes config.augment.height and width")
     detector = from_config(config, config.model.num_classes or args.classes)
