@@ -133,7 +133,8 @@ def report(plan: Plan) -> list[str]:
     if norms:
         lines.append(
             f"hint     each of BatchNorm's {sum(one.times for one in norms)} sums waits for the layer before it; "
-            f"config.model.bn_groups={topology.size} keeps statistics on their chip, a divisor of it among few chips"
+            f"config.model.bn_groups={topology.size} keeps statistics on a chip ({plan.batch / topology.size:g} "
+            "images), a divisor of it among few chips"
         )
     if work.collectives["other"]:
         lines.append('hint     "other" are activations sent between chips; plain data parallelism (fsdp 1) sends none')
