@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("kpjax.commands.export", "write a detector as StableHLO with a loader that needs JAX alone"),
     "plan": (
         "kpjax.commands.plan",
-        "compile a step for a TPU slice without one: memory, collectives, floor of its time",
+        "compile a step for a TPU slice without one: memory, collectives, roofline",
     ),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
     "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),

@@ -17,13 +17,13 @@ from kpjax.detectors.base import Detector
 from kpjax.infer import make_infer, protocol_of
 from kpjax.program import (
     Collective,
-    Floor,
     Memory,
-    floor,
+    Roofline,
     largest_fitting,
     memory_of,
     memory_refused,
     read_collectives,
+    roofline,
     sort_by_purpose,
 )
 from kpjax.sharding import batch_sharding, check_batch, make_mesh, replicated
@@ -44,9 +44,9 @@ class Work:
     moved: float
     collectives: dict[str, list[Collective]]
 
-    def floor(self, topology: Topology) -> Floor:
-        """The roofline on `topology`."""
-        return floor(topology, self.flops, self.moved, [one for kind in self.collectives.values() for one in kind])
+    def roofline(self, topology: Topology) -> Roofline:
+        """Its time on `topology` at the published peaks."""
+        return roofline(topology, self.flops, self.moved, [one for kind in self.collectives.values() for one in kind])
 
 
 @dataclasses.dataclass(frozen=True)

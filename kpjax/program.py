@@ -280,8 +280,11 @@ def memory_refused(message: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Floor:
-    """Seconds that each part of a chip would take alone at its published peak; a step takes the largest or more."""
+class Roofline:
+    """Seconds that each part of a chip would take alone at its published peak; no step is faster than the largest.
+
+    But for memory: the compiler counts each operation's inputs and outputs, also what never leaves the chip.
+    """
 
     compute: float
     memory: float
@@ -289,7 +292,7 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """The least time of a step."""
+        """The time of a step."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
@@ -298,11 +301,11 @@ class Floor:
         return max(("compute", "memory", "interconnect"), key=lambda part: getattr(self, part))
 
 
-def floor(topology: Topology, flops: float, moved: float, collectives: Iterable[Collective]) -> Floor:
+def roofline(topology: Topology, flops: float, moved: float, collectives: Iterable[Collective]) -> Roofline:
     """The roofline of a program: `flops` and `moved` bytes of one chip a step, and what it has to send."""
     chip = topology.chip
     sent = sum(one.times * one.sent for one in collectives)
-    return Floor(flops / chip.flops, moved / chip.bandwidth, sent / topology.egress if sent else 0.0)
+    return Roofline(flops / chip.flops, moved / chip.bandwidth, sent / topology.egress if sent else 0.0)
 
 
 def largest_fitting(points: Sequence[tuple[int, int]], available: int) -> int:

@@ -15,11 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kpjax.program import (
     Collective,
     Memory,
-    floor,
     largest_fitting,
     memory_of,
     memory_refused,
     read_collectives,
+    roofline,
     sort_by_purpose,
 )
 from kpjax.sharding import make_mesh
@@ -183,16 +183,16 @@ def test_gathered_detections_are_no_activations() -> None:
     assert found["detections"] == [rows] and found["other"] == [heatmap]
 
 
-def test_the_floor_is_arithmetic() -> None:
+def test_the_roofline_is_arithmetic() -> None:
     topology = Topology("v5e", (4, 4))
     reduced = Collective("all-reduce", (("f32", (10**6,)),), 16, times=3)
-    low = floor(topology, flops=197e9, moved=819e6, collectives=[reduced])
+    low = roofline(topology, flops=197e9, moved=819e6, collectives=[reduced])
     assert low.compute == pytest.approx(1e-3) and low.memory == pytest.approx(1e-3)
     assert low.interconnect == pytest.approx(3 * 2 * 15 / 16 * 4e6 / (4 * 50e9))
     assert low.seconds == max(low.compute, low.memory, low.interconnect)
-    assert floor(topology, 1e15, 1e9, []).bound == "compute"
-    assert floor(topology, 1e9, 1e15, []).bound == "memory"
-    alone = floor(Topology("v4", (1, 1, 1)), 275e12, 0.0, [])
+    assert roofline(topology, 1e15, 1e9, []).bound == "compute"
+    assert roofline(topology, 1e9, 1e15, []).bound == "memory"
+    alone = roofline(Topology("v4", (1, 1, 1)), 275e12, 0.0, [])
     assert (alone.seconds, alone.interconnect) == (pytest.approx(1.0), 0.0)
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.description = (
         "Compile the step of a configuration for a TPU slice, without owning one, and say what it takes: memory a "
-        "chip, FLOPs, bytes, collectives, and the least time that the chip's published peaks allow.  Nothing is run.  "
+        "chip, FLOPs, bytes, collectives, and the time of these at the chip's published peaks.  Nothing is run.  "
         "Exits with 1 where the step does not fit."
     )
     parser.add_argument(
@@ -120,15 +120,15 @@ def report(plan: Plan) -> list[str]:
     ]
     if work is None:
         return [*lines, f"         the compiler refused it after {plan.seconds:.0f} s"]
-    low, norms = work.floor(topology), work.collectives["BatchNorm"]
+    low, norms = work.roofline(topology), work.collectives["BatchNorm"]
     lines += [
         f"         arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, outputs beside them "
         f"{gib(memory.outputs)}, program {gib(memory.code)}; compiled in {plan.seconds:.0f} s",
         f"work     {work.flops / 1e12:.3g} TFLOP and {gib(work.moved)} GiB moved, a chip and step",
         *collective_lines(work.collectives),
-        f"floor    compute {1e3 * low.compute:.1f} ms, memory {1e3 * low.memory:.1f}, interconnect "
-        f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step or more, bound by {low.bound}; "
-        f"{plan.batch / max(low.seconds, 1e-9):,.0f} images/s or fewer",
+        f"roofline compute {1e3 * low.compute:.1f} ms, memory {1e3 * low.memory:.1f}, interconnect "
+        f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step, bound by {low.bound}; "
+        f"{plan.batch / max(low.seconds, 1e-9):,.0f} images/s",
     ]
     if norms:
         lines.append(
@@ -181,11 +181,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "jax": jax.__version__,
     }
     if work is not None:
-        low = work.floor(plan.topology)
+        low = work.roofline(plan.topology)
         result |= {
             "flops": work.flops,
             "bytes_moved": work.moved,
-            "floor_s": {**dataclasses.asdict(low), "step": low.seconds},
+            "roofline_s": {**dataclasses.asdict(low), "step": low.seconds},
             "collectives": {
                 purpose: [
                     {

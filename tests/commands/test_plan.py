@@ -97,14 +97,14 @@ def test_the_report_and_the_json(file: str, here: None, tmp_path: pathlib.Path, 
     lines = {line.split()[0]: line for line in printed.splitlines() if not line.startswith(" ")}
     assert "the training step of batch 16 for v6e:2x4" in lines["compiling"]
     assert "bn_groups 4" in lines["model"] and "2 images a chip" in lines["slice"] and "fits" in lines["memory"]
-    for word in ("TFLOP", "gradients", "BatchNorm", "over 2 chips", "floor", "images/s"):
+    for word in ("TFLOP", "gradients", "BatchNorm", "over 2 chips", "roofline", "images/s"):
         assert word in printed
     assert "config.model.bn_groups=8" in lines["hint"]
     stored = json.loads(out.read_text())
     assert (stored["config"], stored["chips"], stored["batch"], stored["fits"]) == ("tiny", 8, 16, True)
     memory = stored["memory"]
     assert memory["total"] == sum(memory[part] for part in ("arguments", "temporaries", "outputs", "code"))
-    assert stored["floor_s"]["step"] == max(stored["floor_s"].values()) > 0
+    assert stored["roofline_s"]["step"] == max(stored["roofline_s"].values()) > 0
     assert {one["group"] for one in stored["collectives"]["BatchNorm"]} == {2}
 
 
@@ -181,4 +181,4 @@ def test_a_slice_that_nobody_owns(file: str, tmp_path: pathlib.Path, topology: s
         assert set(found) == {"detections"}
     else:
         assert len(found["gradients"]) == 1 and found["BatchNorm"] and "other" not in found
-    assert stored["flops"] > 0 and 0 < stored["floor_s"]["step"] < 1
+    assert stored["flops"] > 0 and 0 < stored["roofline_s"]["step"] < 1
