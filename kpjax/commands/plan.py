@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
     if args.eval:
         check_size(detector, canvas, "--canvas HEIGHT", "--canvas WIDTH")
 
-    def compiled(config: Config) -> Plan:
-        return make_plan(topology, config, args.eval, canvas, args.classes, args.hlo)
+    def compiled(config: Config, hlo: str | None = None) -> Plan:
+        return make_plan(topology, config, args.eval, canvas, args.classes, hlo)
 
-    plan = compiled(config)
+    plan = compiled(config, args.hlo)
     print("\n".join(report(plan)), flush=True)
     result = {"config": pathlib.Path(args.config).stem, "settings": args.settings, **as_json(plan)}
     if args.largest:
