@@ -21,6 +21,7 @@ def get_config() -> Config:
     config.data.max_boxes = 64
     config.augment.height = config.augment.width = 256
     config.optim.lr = 5e-4
+    config.optim.lr_batch = 8
     config.optim.drops = (0.75,)
     config.eval.resolution = "fixed"
     config.eval.every = 300

@@ -9,6 +9,8 @@ on from a detector of the same network: --config.init_from=CHECKPOINT.
 50 epochs of 24 images on 5 GPUs (4 on the first, 5 on the others), Adam 2.5e-4 dropped by 10 after epoch 40; 109 hours
 there.  BatchNorm statistics are those of 4 groups of 6 here.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published on val2017: AP 40.3 plain, 42.2 with flip.  Not trained here.
 """
 
@@ -24,6 +26,7 @@ def get_config() -> Config:
     config.data.val.images = "data/coco/val2017"
     config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
     config.optim.lr = 2.5e-4
+    config.optim.lr_batch = 24
     config.optim.drops = (40 / 50,)
     config.eval.every = 10_000
     return config

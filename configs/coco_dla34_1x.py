@@ -12,6 +12,8 @@ are of 8 groups of 16.  16 images fit a TPU v5e chip (docs/benchmarks.md); where
 suffice: --config.model.dtype=bfloat16, --config.model.remat=true, or --config.optim.accumulate=2 with
 --config.model.bn_groups=4.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published on val2017: AP 36.3, 38.2 with flip, 40.7 with flip and five scales.  Not trained here.
 """
 
@@ -27,6 +29,7 @@ def get_config() -> Config:
     config.data.val.images = "data/coco/val2017"
     config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
     config.optim.lr = 5e-4
+    config.optim.lr_batch = 128
     config.optim.drops = (90 / 140, 120 / 140)
     config.eval.every = 5000
     return config

@@ -10,6 +10,8 @@ Each GPU had BatchNorm statistics of its own, of 5 images on the first and 13 on
 are of 8 groups of 12.  Where the devices' memory does not suffice: --config.model.remat=true, or
 --config.optim.accumulate=2 with --config.model.bn_groups=4.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published on val2017: AP 34.6, 36.2 with flip, 39.3 with flip and five scales.  Not trained here.
 """
 
@@ -25,6 +27,7 @@ def get_config() -> Config:
     config.data.val.images = "data/coco/val2017"
     config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
     config.optim.lr = 3.75e-4
+    config.optim.lr_batch = 96
     config.optim.drops = (90 / 140, 120 / 140)
     config.eval.every = 5000
     return config

@@ -10,6 +10,8 @@ after epochs 90 and 120 of 140; it took 28 hours there.  The 114 images were dea
 GPUs (18, 32, 32, 32), each with BatchNorm statistics of its own; here they are the whole batch's.
 On 8 devices take --config.batch=112.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published for a plain res network on val2017 (xingyizhou's issue 480, depth not stated): AP 26.5,
 28.0 with flip; reported for R18 in mmdetection's thread 4602: 23.2, 24.7.
 Not trained here.
@@ -26,6 +28,7 @@ def get_config() -> Config:
     config.data.val.images = "data/coco/val2017"
     config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
     config.optim.lr = 5e-4
+    config.optim.lr_batch = 114
     config.optim.drops = (90 / 140, 120 / 140)
     config.eval.every = 5000
     return config

@@ -11,6 +11,8 @@ decay 1e-4, linear warm-up over 1000 steps, gradients clipped to a norm of 35, d
 epochs 90 and 120 of 140 (28 passes over a set repeated five times).  What differs from mmdetection's
 training stands in configs/coco_r18_mmdet.py.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published on val2017 (mmdetection's model zoo): AP 29.5, 30.9 with flip.  Not trained here.
 """
 
@@ -31,6 +33,7 @@ def get_config() -> Config:
     config.augment.lighting = 0.0
     config.optim.name = "sgd"
     config.optim.lr = 0.02
+    config.optim.lr_batch = 128
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4
     config.optim.warmup_steps = 1000

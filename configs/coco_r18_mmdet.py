@@ -16,6 +16,8 @@ xingyizhou's.  It leaves out images without boxes.  It mirrors a box's x to W - 
 W - 1 - x, as in xingyizhou's code.  Photometric distortion, cutting boxes to the
 crop, normalisation, targets and losses are its own.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published on val2017 (mmdetection's model zoo): AP 25.9, 27.3 with flip.  Not trained here.
 """
 
@@ -36,6 +38,7 @@ def get_config() -> Config:
     config.augment.lighting = 0.0
     config.optim.name = "sgd"
     config.optim.lr = 0.02
+    config.optim.lr_batch = 128
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4
     config.optim.warmup_steps = 1000

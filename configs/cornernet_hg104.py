@@ -9,8 +9,10 @@ weights, as the original does.
 The first GPU had 4 images and the others 5, each with BatchNorm statistics of its own and with pull and push
 losses that are sums over its images: here they are scaled to 5 (`embedding_images`), and the
 statistics are those of 7 groups of 7.  511x511 inputs, 128x128 maps, crops of 511 pixels times 0.6 to 1.3.
-On 8 devices take --config.batch=48 --config.model.bn_groups=8.  `python benchmarks/tpu_memory.py` prints the memory
-that a step takes on a TPU; --config.model.remat=true saves some for time.
+On 8 devices take --config.batch=48 --config.model.bn_groups=8.
+
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it,
+--config.steps keeps the passes over the data (500,000 x 49 / batch); unverified (docs/recipes.md).
 
 Published on test-dev with flip: AP 40.5 (CornerNet trained on the 2014 trainval35k split).  Not trained here.
 """
@@ -30,6 +32,7 @@ def get_config() -> Config:
     config.augment.kind = "window"
     config.augment.height = config.augment.width = 511
     config.optim.lr = 2.5e-4
+    config.optim.lr_batch = 49
     config.optim.drops = (0.9,)
     config.eval.preset = "flip"
     config.eval.every = 10_000

@@ -11,6 +11,8 @@ gradients clipped to a norm of 35.
 Differences from mmdetection's training: it draws a crop again, up to 50 times, until one holds an object, and leaves
 out images without boxes; it mirrors a box's x to W - x, ours goes to W - 1 - x.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
+
 Published on val2017: AP 40.9 plain, 41.2 with flip.  Not trained here.
 """
 
@@ -33,6 +35,7 @@ def get_config() -> Config:
     config.augment.color = 0.0
     config.augment.lighting = 0.0
     config.optim.lr = 5e-4
+    config.optim.lr_batch = 48
     config.optim.drops = (180 / 210,)
     config.optim.warmup_steps = 500
     config.optim.warmup_start = 1 / 3

@@ -34,6 +34,7 @@ def get_config() -> Config:
     config.augment.lighting = 0.0
     config.augment.height = config.augment.width = 127
     config.optim.lr = 2e-3
+    config.optim.lr_batch = 8
     config.optim.drops = (0.85,)
     config.optim.warmup_steps = 50
     config.optim.ema = 0.995

@@ -27,6 +27,7 @@ def get_config() -> Config:
     config.augment.lighting = 0.0
     config.augment.height = config.augment.width = 256
     config.optim.lr = 1e-3
+    config.optim.lr_batch = 4
     config.optim.offset_lr = 0.1
     config.optim.drops = (0.85,)
     config.optim.warmup_steps = 50

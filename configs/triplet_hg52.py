@@ -9,6 +9,9 @@ weights, as the original does.
 Each GPU had 6 images, with BatchNorm statistics of its own (`bn_groups`) and with pull and push losses that are sums
 over its images (`embedding_images`).  511x511 inputs, 128x128 maps, crops of 511 pixels times 0.6 to 1.3.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it,
+--config.steps keeps the passes over the data (480,000 x 48 / batch); unverified (docs/recipes.md).
+
 Published on test-dev with flip: AP 41.6.  Not trained here.
 """
 
@@ -27,6 +30,7 @@ def get_config() -> Config:
     config.augment.kind = "window"
     config.augment.height = config.augment.width = 511
     config.optim.lr = 2.5e-4
+    config.optim.lr_batch = 48
     config.optim.drops = (450 / 480,)
     config.eval.preset = "flip"
     config.eval.every = 10_000

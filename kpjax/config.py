@@ -95,6 +95,11 @@ class OptimConfig:
     clip: float = 0.0  # largest global gradient norm; 0: none
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
     accumulate: int = 1  # micro-batches a step
+    # How lr and warmup_steps follow the batch: "none": not at all; "linear": in proportion to batch / lr_batch, see
+    # kpjax.optimizer.scaled
+    scale_lr: str = "none"
+    lr_batch: int = 0  # images a step that lr and warmup_steps are meant for: the recipe's batch
+    scale_warmup: int = 1000  # least steps of warm-up where scale_lr raises the rate
     offset_lr: float = 1.0  # the rate of the convolutions that predict deformable ones' offsets, as a fraction of lr
 
 
@@ -157,6 +162,7 @@ class Config:
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
             ("optim.name", self.optim.name, ("adam", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
+            ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
             ("eval.preset", self.eval.preset, ("na", "flip", "ms")),
         ):
@@ -174,6 +180,8 @@ class Config:
             ("augment.border", self.augment.border, 0),
             ("optim.accumulate", self.optim.accumulate, 1),
             ("optim.warmup_steps", self.optim.warmup_steps, 0),
+            ("optim.lr_batch", self.optim.lr_batch, 0),
+            ("optim.scale_warmup", self.optim.scale_warmup, 0),
             ("eval.batch", self.eval.batch, 1),
             ("eval.max_side", self.eval.max_side, 0),
             ("eval.every", self.eval.every, 0),
@@ -204,6 +212,11 @@ class Config:
         ):
             if not low <= real <= high:
                 raise ConfigError(f"config.{name} is {real}; it must lie between {low:g} and {high:g}")
+        if self.optim.scale_lr != "none" and not self.optim.lr_batch:
+            raise ConfigError(
+                f"config.optim.scale_lr is {self.optim.scale_lr!r}, but config.optim.lr_batch is 0; "
+                f"give the images a step that config.optim.lr = {self.optim.lr:g} is meant for"
+            )
         if not 0.0 <= self.optim.ema < 1.0:
             raise ConfigError(f"config.optim.ema is {self.optim.ema}; it must be at least 0 and below 1 (0: off)")
         if not 0.0 <= self.augment.scale < 1.0:

@@ -11,7 +11,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from kpjax.config import Config, ConfigError
 from kpjax.errors import UserError
-from kpjax.runtime import keep_compiled, quiet_tensorflow
+from kpjax.runtime import keep_compiled, quiet_tensorflow, skip_absent_tpu
 
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -43,6 +43,19 @@ def read_config(values: absl_flags.FlagValues) -> Config:
     if not is_config:
         raise ConfigError("the --config file did not return a kpjax.config.Config from get_config()")
     return config.check()
+
+
+def config_of(path: str, settings: Sequence[str] = ()) -> Config:
+    """The checked configuration of a file, for programs that parse with argparse.  Raises ConfigError.
+
+    settings: "--config.key=value", or the two words "--config.key" and "value".
+    """
+    argv, before = [sys.argv[0], f"--config={path}", *settings], sys.argv
+    sys.argv = argv  # ml_collections looks there for the keys to define
+    try:
+        return read_config(parse(argv, define_config))
+    finally:
+        sys.argv = before
 
 
 def _check_config_arguments(argv: list[str]) -> None:
@@ -109,6 +122,7 @@ def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[a
 def guarded(program: Callable[[], int | None]) -> int:
     """Call the program and return its exit code.  What a user can put right prints one line and gives 2."""
     quiet_tensorflow()
+    skip_absent_tpu()
     keep_compiled()
     try:
         return program() or 0

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from kpjax.config import OptimConfig
+from kpjax.config import Config, OptimConfig
+
+
+def scaled(config: Config) -> OptimConfig:
+    """`config.optim` with lr and warm-up as `optim.scale_lr` makes them for `config.batch` images a step.
+
+    "linear", with k = batch / lr_batch: k times the rate, and k times the steps of warm-up (none stay none), so that
+    the rate climbs from step to step as it does in the recipe.  A rate that is raised is warmed up in any case, for
+    `scale_warmup` steps or more from the recipe's own first rate (Goyal et al., arXiv 1706.02677, section 2.2).
+    The length of the run is not touched: `epochs` follow the batch by themselves, `steps` do not.
+    """
+    optim = config.optim
+    if optim.scale_lr == "none":
+        return optim
+    k = config.batch / optim.lr_batch
+    steps, start = round(k * optim.warmup_steps), optim.warmup_start
+    if k > 1:
+        start = (start if optim.warmup_steps else 1.0) / k
+        steps = max(steps, optim.scale_warmup)
+    return dataclasses.replace(optim, lr=k * optim.lr, warmup_steps=steps, warmup_start=start)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
+import pkgutil
 import platform
 import signal
 import threading
@@ -40,6 +44,53 @@ def keep_compiled() -> None:
         return
     if os.access(cache, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def skip_absent_tpu() -> None:
+    """Keep JAX from looking for a TPU where there is none, though libtpu is installed (the extra "plan").
+
+    Else it would warn at every start.  Nothing changes where JAX_PLATFORMS is set, where something looks
+    like a TPU, or where a plugin for another device than NVIDIA's is installed.  Has to come before the first array.
+    """
+    import jax
+
+    if os.environ.get("JAX_PLATFORMS") or jax.config.values["jax_platforms"]:
+        return
+    if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")) or _may_have_tpu():
+        return
+    plugins = {name.split(".")[-1] for name in _jax_plugins()}
+    if any("cuda" not in name for name in plugins):
+        return
+    gpu = plugins and any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
+    jax.config.update("jax_platforms", "cuda,cpu" if gpu else "cpu")
+
+
+def _may_have_tpu() -> bool:
+    """Whether this may be a TPU host: a device of Google's that is neither network nor disk, or a variable of its
+    runtime."""
+    if any(name in os.environ for name in ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "JAX_FORCE_TPU_INIT")):
+        return True
+    if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"):
+        return True
+    for device in glob.glob("/sys/bus/pci/devices/*"):
+        try:
+            with (
+                open(f"{device}/vendor", encoding="ascii") as vendor,
+                open(f"{device}/class", encoding="ascii") as kind,
+            ):
+                if vendor.read().strip() == "0x1ae0" and not kind.read().startswith(("0x01", "0x02")):
+                    return True
+        except OSError:
+            continue
+    return False
+
+
+def _jax_plugins() -> list[str]:
+    """The modules of JAX's device plugins that are installed."""
+    names = [point.value for point in importlib.metadata.entry_points(group="jax_plugins")]
+    spec = importlib.util.find_spec("jax_plugins")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return names + [module.name for module in pkgutil.iter_modules(folders)]
 
 
 def _processor() -> str:

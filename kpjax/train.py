@@ -35,9 +35,10 @@ from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.evaluate import make_evaluator
 from kpjax.log import RunLog, StepClock, in_order, plain
+from kpjax.optimizer import scaled
 from kpjax.runtime import Stopped, StopSignal, make_deterministic, quiet_tensorflow
 from kpjax.sharding import check_batch, make_mesh, put_batch
-from kpjax.train_step import TrainState, init_state, jit_step, make_step, state_shardings
+from kpjax.train_step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 from kpjax.workdir import check_workdir, claim, evaluated
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
@@ -102,7 +103,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
         _warn_environment(stored.get("environment", {}))
 
     # The step, compiled before anything runs, so that its size is known.
-    lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, _batch_shapes(config))
+    lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, batch_shapes(config))
     begun = time.monotonic()
     step = lowered.compile()
     _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - begun, start))
@@ -257,18 +258,6 @@ def _pipeline(source: Source, config: Config, start: int) -> Iterator[dict[str, 
     )
 
 
-def _batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    n, side, boxes = config.batch, config.data.canvas, config.data.max_boxes
-    return {
-        "canvas": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
-        "size": jax.ShapeDtypeStruct((n, 2), np.int32),
-        "boxes": jax.ShapeDtypeStruct((n, boxes, 4), np.float32),
-        "labels": jax.ShapeDtypeStruct((n, boxes), np.int32),
-        "valid": jax.ShapeDtypeStruct((n, boxes), np.bool_),
-        "counter": jax.ShapeDtypeStruct((n,), np.int32),
-    }
-
-
 def _due(number: int, every: int, steps: int) -> bool:
     return number == steps or (every > 0 and number % every == 0)
 
@@ -405,6 +394,12 @@ def _report(
         f"step     {size}{cost.get('flops', 0) / 1e9:,.1f} GFLOP, compiled in {seconds:.1f} s",
         f"run      {steps:,} steps of {config.batch} images, {steps * config.batch / len(source):.1f} epochs",
     ]
+    if config.optim.scale_lr != "none":
+        optim = scaled(config)
+        lines.append(
+            f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
+            f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
+        )
     if start:
         lines.append(f"resuming at step {start}")
     return "\n".join(lines)

@@ -12,13 +12,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
-from kpjax.optimizer import learning_rate, make_optimizer
+from kpjax.optimizer import learning_rate, make_optimizer, scaled
 from kpjax.sharding import BATCH, batch_sharding, parameter_sharding, replicated
 
 Batch = dict[str, Array]
@@ -52,11 +53,24 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
         step=jnp.int32(0),
         params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=make_optimizer(config.optim, steps).init(params),
+        opt_state=make_optimizer(scaled(config), steps).init(params),
         # A copy: the step gives away its state's memory, each array once.
         ema=jax.tree.map(jnp.copy, params) if config.optim.ema else None,
         first_bad_step=jnp.int32(-1),
     )
+
+
+def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the step takes beside its state: shapes and dtypes of a global batch."""
+    n, side, boxes = config.batch, config.data.canvas, config.data.max_boxes
+    return {
+        "canvas": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
+        "size": jax.ShapeDtypeStruct((n, 2), np.int32),
+        "boxes": jax.ShapeDtypeStruct((n, boxes, 4), np.float32),
+        "labels": jax.ShapeDtypeStruct((n, boxes), np.int32),
+        "valid": jax.ShapeDtypeStruct((n, boxes), np.bool_),
+        "counter": jax.ShapeDtypeStruct((n,), np.int32),
+    }
 
 
 def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Targets]:
@@ -79,8 +93,8 @@ def make_step(
     mesh: with accumulation over several devices, the mesh whose devices share each micro-batch.
     metrics: float32 scalars "loss", the loss's parts, "grad_norm", "lr"; "ok" bool.
     """
-    optimizer = make_optimizer(config.optim, steps)
-    rate = learning_rate(config.optim, steps)
+    optimizer = make_optimizer(scaled(config), steps)
+    rate = learning_rate(scaled(config), steps)
     micro_batches = config.optim.accumulate
 
     def loss_of(params: Any, stats: Any, images: Array, targets: Targets, counts: dict[str, Array]) -> Any:

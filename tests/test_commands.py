@@ -73,7 +73,8 @@ def test_voc_options_reach_the_converter(tmp_path, capsys):
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
-    assert end.value.code == 0 and ("--dir" if name == "download" else "--out") in capsys.readouterr().out
+    option = {"download": "--dir", "plan": "--topology"}.get(name, "--out")
+    assert end.value.code == 0 and option in capsys.readouterr().out
 
 
 def test_as_a_module():

@@ -49,6 +49,10 @@ def test_json_of_something_else_is_refused(text: str) -> None:
         ("batch", 8.0),
         ("batch", True),
         ("optim.lr", -1.0),
+        ("optim.scale_lr", "linear"),  # without optim.lr_batch
+        ("optim.scale_lr", "square"),
+        ("optim.lr_batch", -1),
+        ("optim.scale_warmup", -1),
         ("optim.lr", float("nan")),
         ("optim.ema", 1.0),
         ("optim.gamma", 0.0),

@@ -15,7 +15,7 @@ import pytest
 from kpjax import flags
 from kpjax.config import Config, ConfigError, differences, from_json, to_json
 from kpjax.detectors import from_config
-from kpjax.optimizer import learning_rate
+from kpjax.optimizer import learning_rate, scaled
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -85,6 +85,19 @@ def test_classes_have_to_agree() -> None:
     config.model.num_classes = 4
     with pytest.raises(ConfigError, match=r"config\.model\.num_classes is 4, .* 3 classes"):
         from_config(config, 3)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recipe_says_which_batch_its_rate_is_for(path: pathlib.Path) -> None:
+    module = load(path)
+    config = module.get_config()
+    assert config.optim.lr_batch == config.batch and config.optim.scale_lr == "none"
+    if "data/coco" in (module.__doc__ or ""):  # the published recipes; the small ones are made for one device
+        assert "--config.optim.scale_lr=linear" in module.__doc__ and "unverified" in module.__doc__
+        assert bool(config.steps) == ("--config.steps" in module.__doc__)
+    config.optim.scale_lr = "linear"
+    config.batch = 2 * config.batch
+    assert scaled(config.check()).lr == pytest.approx(2 * config.optim.lr)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

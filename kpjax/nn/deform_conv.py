@@ -28,7 +28,7 @@ from jax import lax
 from kpjax.nn.layers import Array, Conv, Dtype, Initializer, he_normal
 
 # Columns of one image in one slab, at most.  A TPU pads row numbers to 128 times their size on their way into a
-# gather, so that its memory is a small multiple of the whole batch's slab (benchmarks/tpu_memory.py).
+# gather, so that its memory is a small multiple of the whole batch's slab (`python -m kpjax plan`).
 _SLAB_BYTES = 4 * 2**20
 # Of the whole batch on a CPU: a slab stays in the cache.  Two slabs at least, since what a loop reads has been
 # computed before it; without the loop, XLA computes it anew inside the gathers, for each of 4 K reads.

@@ -106,10 +106,11 @@ class BatchNorm(nn.Module):
         var = jnp.maximum((grouped**2).mean(axes) - mean**2, 0.0)
         if not self.is_initializing():
             count = grouped.size // (self.groups * channels)
-            unbiased = var.mean(0) * (count / max(count - 1, 1))
             keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+            with jax.named_scope("running_statistics"):  # kpjax.program tells their sums by it
+                unbiased = var.mean(0) * (count / max(count - 1, 1))
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
         shape = (self.groups, *(1,) * (x.ndim - 1), channels)
         factor = (scale * lax.rsqrt(var + self.epsilon)).reshape(shape)
         offset = bias.reshape((1,) * (x.ndim) + (channels,)) - mean.reshape(shape) * factor

@@ -1,0 +1,203 @@
+"""`python -m kpjax plan`: what a training or test step takes on a TPU slice, from compiling it for one without one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from kpjax.config import Config, ConfigError
+from kpjax.detectors import from_config
+from kpjax.detectors.base import check_size
+from kpjax.flags import config_of
+from kpjax.infer import protocol_of
+from kpjax.plan import Plan, canvas_of, largest_batch, make_plan, smallest_step, with_batch
+from kpjax.program import PURPOSES, Collective
+from kpjax.tpu import find_libtpu, parse_topology, prepare
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.description = (
+        "Compile the step of a configuration for a TPU slice, without owning one, and say what it takes: memory a "
+        "chip, FLOPs, bytes, collectives, and the time of these at the chip's published peaks.  Nothing is run.  "
+        "Exits with 1 where the step does not fit."
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a file of configs/; --config.key=value as usual"
+    )
+    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="e.g. v5e:16x16, v6e:4x4, v4:2x2x1")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="images a step over all chips (default: the configuration's)"
+    )
+    parser.add_argument("--eval", action="store_true", help="the test-time program of config.eval instead of training")
+    parser.add_argument(
+        "--canvas", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="with --eval (default: of a 640x640 image)"
+    )
+    parser.add_argument(
+        "--largest", action="store_true", help="look for the largest batch that fits: 2 to 5 compilations more"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=80, help="where the configuration leaves it to the data (default 80)"
+    )
+    parser.add_argument(
+        "--libtpu", default="", metavar="PATH", help="libtpu.so or an environment that has it ($KPJAX_LIBTPU)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures here")
+    parser.add_argument("--hlo", metavar="FILE", help="write the compiled program's text here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile and print.  Raises UserError for what cannot work."""
+    topology = parse_topology(args.topology)
+    if args.batch < 0:
+        raise ConfigError(f"--batch is {args.batch}; it must be at least 1")
+    batch = [f"--config.{'eval.' if args.eval else ''}batch={args.batch}"] if args.batch else []
+    config = config_of(args.config, [*args.settings, *batch])
+    if args.canvas and not args.eval:
+        raise ConfigError("--canvas is for --eval; training takes config.augment.height and width")
+    detector = from_config(config, config.model.num_classes or args.classes)
+    if args.eval:
+        protocol_of(detector, config.eval.preset)
+    prepare(find_libtpu(args.libtpu))
+    canvas = tuple(args.canvas) if args.canvas else canvas_of(detector, config)
+    if args.eval:
+        check_size(detector, canvas, "--canvas HEIGHT", "--canvas WIDTH")
+
+    def compiled(config: Config, hlo: str | None = None) -> Plan:
+        return make_plan(topology, config, args.eval, canvas, args.classes, hlo)
+
+    plan = compiled(config, args.hlo)
+    print("\n".join(report(plan)), flush=True)
+    result = {"config": pathlib.Path(args.config).stem, "settings": args.settings, **as_json(plan)}
+    if args.largest:
+        unit = smallest_step(topology.size, config, args.eval)
+        points = {plan.batch: plan.memory.total}
+
+        def measure(batch: int) -> int:
+            points[batch] = compiled(with_batch(config, batch, args.eval)).memory.total
+            return points[batch]
+
+        best = largest_batch(measure, unit, plan.batch, plan.memory.total, topology.chip.memory)
+        result |= {"largest_batch": best, "memory_by_batch": points}
+        tried = ", ".join(f"{batch}: {gib(points[batch])}" for batch in sorted(points))
+        print(
+            f"largest  {f'batch {best}' if best else 'none fits'}, of multiples of {unit}; GiB a chip by batch: {tried}"
+        )
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0 if plan.fits else 1
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, e.g. "7.38"."""
+    return f"{size / 2**30:.2f}"
+
+
+def report(plan: Plan) -> list[str]:
+    """What a person reads."""
+    config, topology, memory, work = plan.config, plan.topology, plan.memory, plan.work
+    model, available = config.model, topology.chip.memory
+    height, width = plan.canvas if plan.evaluation else (config.augment.height, config.augment.width)
+    what = f"test step, preset {config.eval.preset}, {model.dtype}"
+    if not plan.evaluation:
+        what = (
+            f"training step, {model.dtype}, remat {'on' if model.remat else 'off'}, bn_groups {model.bn_groups}, "
+            f"accumulate {config.optim.accumulate}, fsdp {config.sharding.fsdp}"
+        )
+    room = available - memory.total
+    verdict = (
+        f"fits, {gib(room)} GiB ({room / available:.0%}) to spare" if plan.fits else f"does not fit: {gib(-room)} over"
+    )
+    lines = [
+        f"model    {plan.detector.name}, {height}x{width}: {what}",
+        f"slice    {topology.name}, batch {plan.batch}, {plan.batch / topology.size:g} images a chip",
+        f"memory   {gib(memory.total)} GiB a chip of {gib(available)}: {verdict}",
+    ]
+    if work is None:
+        return [*lines, f"         the compiler refused it after {plan.seconds:.0f} s"]
+    low, norms = work.roofline(topology), work.collectives["BatchNorm"]
+    lines += [
+        f"         arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, outputs beside them "
+        f"{gib(memory.outputs)}, program {gib(memory.code)}; compiled in {plan.seconds:.0f} s",
+        f"work     {work.flops / 1e12:.3g} TFLOP and {gib(work.moved)} GiB moved, a chip and step",
+        *collective_lines(work.collectives),
+        f"roofline compute {1e3 * low.compute:.1f} ms, memory {1e3 * low.memory:.1f}, interconnect "
+        f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step, bound by {low.bound}; "
+        f"{plan.batch / max(low.seconds, 1e-9):,.0f} images/s",
+    ]
+    if norms:
+        lines.append(
+            f"hint     each of BatchNorm's {sum(one.times for one in norms)} sums waits for the layer before it; "
+            f"config.model.bn_groups={topology.size} keeps statistics on a chip ({plan.batch / topology.size:g} "
+            "images), a divisor of it among few chips"
+        )
+    if work.collectives["other"]:
+        lines.append('hint     "other" are activations sent between chips; plain data parallelism (fsdp 1) sends none')
+    return lines
+
+
+def collective_lines(collectives: dict[str, list[Collective]]) -> list[str]:
+    """A line for each purpose, operation and group size: how many, and how much."""
+    lines = []
+    for purpose in PURPOSES:
+        kinds = sorted({(one.op, one.group) for one in collectives[purpose]})
+        for op, group in kinds:
+            of_kind = [one for one in collectives[purpose] if (one.op, one.group) == (op, group)]
+            count, size = sum(one.times for one in of_kind), sum(one.times * one.bytes for one in of_kind)
+            largest = max(one.bytes for one in of_kind)
+            each = "" if count == 1 else f", the largest {largest / 2**20:,.3g}"
+            lines.append(f"         {purpose:17}  {count:5d} x {op} over {group} chips, {size / 2**20:,.3g} MiB{each}")
+    if not lines:
+        return ["between  nothing is sent between chips"]
+    return ["between chips, a step:", *lines]
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The figures by name; bytes, seconds."""
+    config, work = plan.config, plan.work
+    result: dict[str, Any] = {
+        "command": "plan",
+        "topology": plan.topology.name,
+        "chips": plan.topology.size,
+        "step": "test" if plan.evaluation else "training",
+        "model": plan.detector.name,
+        "batch": plan.batch,
+        "canvas": list(plan.canvas) if plan.evaluation else [config.augment.height, config.augment.width],
+        "model_settings": dataclasses.asdict(config.model),
+        "accumulate": config.optim.accumulate,
+        "fsdp": config.sharding.fsdp,
+        "fits": plan.fits,
+        "memory": {
+            **dataclasses.asdict(plan.memory),
+            "total": plan.memory.total,
+            "available": plan.topology.chip.memory,
+        },
+        "compile_s": plan.seconds,
+        "jax": jax.__version__,
+    }
+    if work is not None:
+        low = work.roofline(plan.topology)
+        result |= {
+            "flops": work.flops,
+            "bytes_moved": work.moved,
+            "roofline_s": {**dataclasses.asdict(low), "step": low.seconds},
+            "collectives": {
+                purpose: [
+                    {
+                        "op": one.op,
+                        "group": one.group,
+                        "times": one.times,
+                        "bytes": one.bytes,
+                        "arrays": len(one.arrays),
+                    }
+                    for one in found
+                ]
+                for purpose, found in work.collectives.items()
+            },
+        }
+    return result

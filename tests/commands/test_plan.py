@@ -1,0 +1,184 @@
+"""`python -m kpjax plan`: its mistakes, its report, and real plans where libtpu is installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import pytest
+
+from kpjax.__main__ import main
+from kpjax.commands import plan as command
+from kpjax.errors import UserError
+from kpjax.plan import Plan
+from kpjax.tpu import Topology, find_libtpu
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = """
+from kpjax.config import Config
+
+def get_config():
+    config = Config(batch=8, steps=10)
+    config.model.options = {"width": 4, "deconv": (4,), "head_channels": 4}
+    config.data.canvas = 64
+    config.data.max_boxes = 2
+    config.augment.kind = "none"
+    config.augment.flip = config.augment.color = config.augment.lighting = 0.0
+    config.augment.height = config.augment.width = 32
+    config.eval.resolution = "fixed"
+    return config
+"""
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> str:
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    return str(tmp_path / "tiny.py")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for the eight devices of the tests, without libtpu."""
+    monkeypatch.setattr(command, "prepare", lambda library: None)
+    monkeypatch.setattr(command, "find_libtpu", lambda given: "")
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (("--topology", "v5e:3x3"), "v5e comes as v5e:1x1, v5e:2x2, v5e:2x4"),
+        (("--topology", "gpu:8"), "write KIND:SHAPE, e.g. v5e:16x16; v5e, v6e come as 1x1"),
+        (("--topology", "v5e:2x2", "--batch", "-1"), "--batch is -1"),
+        (("--topology", "v5e:2x2", "--config.batsh=8"), "did you mean config.batch?"),
+        (("--topology", "v5e:2x2", "--canvas", "64", "64"), "--canvas is for --eval"),
+        (("--topology", "v5e:2x4", "--batch", "12"), "use 8 or 16"),
+        (("--topology", "v5e:2x4", "--eval", "--canvas", "60", "64"), "--canvas HEIGHT is 60"),
+        (("--topology", "v5e:2x4", "--eval", "--config.eval.preset", "best"), "config.eval.preset is 'best'"),
+        (("--topology", "v5e:2x4", "--libtpu", "nowhere"), "no libtpu.so in nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    file: str, arguments: tuple[str, ...], text: str, here: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if "--libtpu" in arguments:
+        monkeypatch.setattr(command, "find_libtpu", find_libtpu)
+    assert main(["plan", "--config", file, *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and text in said
+
+
+def test_settings_of_no_configuration_are_refused(file: str, capsys: Any) -> None:
+    for stray in (["--bogus"], ["--config.batch=8", "stray"]):
+        with pytest.raises(SystemExit) as end:
+            main(["plan", "--config", file, "--topology", "v5e:2x2", *stray])
+        assert end.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_without_libtpu_it_says_how_to_get_it(file: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.delenv("KPJAX_LIBTPU", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["plan", "--config", file, "--topology", "v5e:2x2"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install 'kpjax[plan]'" in said
+
+
+def test_the_report_and_the_json(file: str, here: None, tmp_path: pathlib.Path, capsys: Any) -> None:
+    out = tmp_path / "plan.json"
+    arguments = ["--topology", "v6e:2x4", "--batch", "16", "--config.model.bn_groups", "4", "--json", str(out)]
+    assert main(["plan", "--config", file, *arguments]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in printed.splitlines() if not line.startswith(" ")}
+    assert "the training step of batch 16 for v6e:2x4" in lines["compiling"]
+    assert "bn_groups 4" in lines["model"] and "2 images a chip" in lines["slice"] and "fits" in lines["memory"]
+    for word in ("TFLOP", "gradients", "BatchNorm", "over 2 chips", "roofline", "images/s"):
+        assert word in printed
+    assert "config.model.bn_groups=8" in lines["hint"]
+    stored = json.loads(out.read_text())
+    assert (stored["config"], stored["chips"], stored["batch"], stored["fits"]) == ("tiny", 8, 16, True)
+    memory = stored["memory"]
+    assert memory["total"] == sum(memory[part] for part in ("arguments", "temporaries", "outputs", "code"))
+    assert stored["roofline_s"]["step"] == max(stored["roofline_s"].values()) > 0
+    assert {one["group"] for one in stored["collectives"]["BatchNorm"]} == {2}
+
+
+def test_a_program_that_the_compiler_refuses(
+    file: str, here: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    refusal = (
+        "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (27.50G) exceeds available HBM (15.75G)"
+    )
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise jax.errors.JaxRuntimeError(refusal)
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", refuse)
+    assert main(["plan", "--config", file, "--topology", "v5e:2x4"]) == 1
+    printed = capsys.readouterr().out
+    assert "27.50 GiB a chip of 15.75: does not fit: 11.75 over" in printed and "refused" in printed
+
+
+def test_the_largest_batch(file: str, here: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    made: list[Plan] = []
+
+    def planned(topology: Any, config: Any, *rest: Any) -> Plan:
+        made.append(made[0] if made else original(topology, config, *rest))  # compiled once: only memory differs
+        memory = dataclasses.replace(made[0].memory, arguments=2**30, temporaries=config.batch * 2**27, code=0)
+        return dataclasses.replace(made[0], batch=config.batch, memory=memory)
+
+    original = command.make_plan
+    monkeypatch.setattr(command, "make_plan", planned)
+    assert main(["plan", "--config", file, "--topology", "v5e:2x4", "--largest"]) == 0
+    # 14.75 GiB at an eighth of one an image, in steps of 8 images
+    assert "largest  batch 112, of multiples of 8" in capsys.readouterr().out
+    assert len(made) <= 4
+
+
+def libtpu() -> str:
+    try:
+        return find_libtpu()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    "topology, options",
+    [
+        ("v5e:2x2", ()),
+        ("v4:2x2x1", ("--eval",)),
+        ("v5p:2x2x1", ("--eval",)),
+        ("v6e:2x2", ("--eval",)),
+        ("v5e:2x2", ("--eval", "--batch", "4096", "--canvas", "1024", "1024")),
+    ],
+)
+def test_a_slice_that_nobody_owns(file: str, tmp_path: pathlib.Path, topology: str, options: tuple[str, ...]) -> None:
+    """The real compiler: gradients in one all-reduce, nothing of images sent, nothing said but the plan."""
+    out = tmp_path / "plan.json"
+    program = [sys.executable, "-m", "kpjax", "plan", "--config", file, "--topology", topology, *options]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*program, "--libtpu", libtpu(), "--json", str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    fits = "4096" not in options
+    assert (done.returncode, done.stderr) == (0 if fits else 1, ""), done.stdout + done.stderr
+    stored = json.loads(out.read_text())
+    assert stored["chips"] == 4 and stored["fits"] == fits
+    if not fits:
+        assert stored["memory"]["total"] > stored["memory"]["available"]
+        return
+    found = {purpose: ones for purpose, ones in stored["collectives"].items() if ones}
+    if options:
+        assert set(found) == {"detections"}
+    else:
+        assert len(found["gradients"]) == 1 and found["BatchNorm"] and "other" not in found
+    assert stored["flops"] > 0 and 0 < stored["roofline_s"]["step"] < 1
