@@ -48,6 +48,7 @@ class TwoLayers(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
         x = Conv(self.width, kernel=4, stride=4, padding=0, name="stem")(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, name="bn")(x, train))
+        x = x * (4 / self.width)  # heads of as many inputs would begin with huge outputs
         channels = {"heatmap": self.classes, "wh": 2, "offset": 2}
         return [{head: Conv(c, bias=True, name=head)(x) for head, c in channels.items()}]
 

@@ -21,6 +21,7 @@ from tests.distributed.processes import LIMIT, SILENCE, Ended, Processes, free_p
 from tests.distributed.program import two_layers
 
 STEPS, SAVED = 40, 10
+PARTS = ("weights", "average", "train")
 
 CONFIG = """
 from kpjax.config import Config
@@ -93,7 +94,7 @@ def assert_same_training(workdir: pathlib.Path, reference: pathlib.Path) -> None
     """The same losses and final weights, but for the order of float32 sums.
 
     Gradients and BatchNorm's statistics are sums over the batch: each process adds up its images, then the
-    processes' sums are added.  An update is about 1e-3 a step here, the difference of two orders some 1e-7 of it.
+    processes' sums are added.  Two orders differ by some 1e-7 of a sum, and each step passes the difference on.
     """
     np.testing.assert_allclose(losses(workdir), losses(reference), rtol=2e-5)
     a, b = (load_inference(str(w / "model")).variables for w in (workdir, reference))
@@ -158,8 +159,10 @@ def stored(workdir: pathlib.Path, step: int) -> dict[str, list[np.ndarray]]:
     from orbax.checkpoint import v1 as ocp
 
     with ocp.training.Checkpointer(workdir / "checkpoints") as checkpointer:
-        found = checkpointer.load_checkpointables(step)
-    return {k: [np.asarray(x) for x in jax.tree.leaves(found[k])] for k in ("weights", "average", "train")}
+        kept = checkpointer.checkpointables_metadata(step).metadata
+        on_host = {k: jax.tree.map(lambda m: np.empty(m.shape, m.dtype), kept[k]) for k in PARTS}
+        found = checkpointer.load_checkpointables(step, on_host)
+    return {k: [np.asarray(x) for x in jax.tree.leaves(found[k])] for k in PARTS}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_every_image_once_whatever_the_processes(folder: pathlib.Path, one: path
         rows[count] = json.loads(out.read_text())
         ids = [row["image_id"] for row in rows[count]]
         assert sorted(set(ids)) == sorted(i["id"] for i in json.loads(annotations.read_text())["images"])
-    assert len(rows[1]) == len(rows[2]) == 8 * 100
+    assert len(rows[1]) == len(rows[2]) > 8 * 10
     for a, b in zip(rows[1], rows[2], strict=True):
         assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
         # A process's program has a batch of another size: sums in another order.
