@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,13 +24,13 @@ import traceback
 from typing import Any, NoReturn
 
 from kpjax.config import ConfigError
-from kpjax.errors import UserError
 
 LOST = 3  # exit code where another process is gone: the same command on all of them goes on
 START_SECONDS = 300  # within which all processes have to be there
 SILENCE_SECONDS = 100  # after which a process that says nothing counts as gone
 
 _FAILED, _LEFT, _BEAT, _END = "kpjax/failed", "kpjax/left/", "kpjax/beat/", "kpjax/end"
+_LOOKS = 10  # beats, and looks for those of others, within the time of silence
 _DAY_MS = 24 * 3600 * 1000  # waits are ended by the watch, not by a clock
 # What a collective or the coordination service says when the other side is gone.
 _OF_PEERS = ("Gloo ", "NCCL", "UNAVAILABLE", "CANCELLED", "coordination", "DEADLINE_EXCEEDED", "Connection")
@@ -179,12 +180,15 @@ def start(cluster: Cluster, silence: int = SILENCE_SECONDS, *, saves: bool = Fal
 
     silence: seconds after which a process that says nothing is taken for gone.  saves: SIGTERM of one process
     is told to all, to be asked for with `kpjax.runtime.StopSignal`; else it ends the process.
-    Raises UserError; where the others do not come within START_SECONDS, the process ends with LOST.
+    Raises ConfigError where process 0 cannot listen.  Where the others do not come within START_SECONDS, the process
+    ends with LOST and a line that says so.
     """
     global _cluster, _watch
     import jax
 
     _cluster = cluster
+    if cluster.process == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_port(int(cluster.coordinator.rpartition(":")[2]))
     _explain_aborts(
         f"the {cluster.processes} processes did not find each other at {cluster.coordinator} within the time; start "
         "all, each with its own number, and see that this address is process 0's and can be reached from here"
@@ -202,14 +206,23 @@ def start(cluster: Cluster, silence: int = SILENCE_SECONDS, *, saves: bool = Fal
             heartbeat_timeout_seconds=silence + 30,  # JAX's own watch is the second: it ends processes less kindly
         )
     except RuntimeError as error:
-        raise UserError(
-            f"{_me()}: cannot start at {cluster.coordinator} ({_line(error)}); process 0 needs a free port there"
-        ) from error
+        print(f"error: {_me()}: cannot start at {cluster.coordinator} ({_line(error)})", file=sys.stderr, flush=True)
+        os._exit(2)  # leaving Python in the ordinary way, JAX takes down what was never there, and may crash
     _explain_aborts(
         "process 0 or the network to it is gone (JAX's report is above); the same command on all of them goes on"
     )
     _watch = _Watch(silence)
     _watch.start()
+
+
+def _check_port(port: int) -> None:
+    """Raise ConfigError where the port is taken.  JAX finds out too, but may crash then."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{_me()}: cannot listen on port {port} ({os.strerror(error.errno or 0)}); give another --coordinator port"
+        ) from error
 
 
 def active() -> bool:
@@ -326,18 +339,18 @@ class _Watch(threading.Thread):
         super().__init__(name="kpjax-watch", daemon=True)
         self.done = threading.Event()
         self._silence = silence
-        self._pause = min(1.0, silence / 10)
+        self._pause = min(1.0, silence / _LOOKS)
 
     def run(self) -> None:
         client = _client()
         assert _cluster is not None
         beats = itertools.count()
         due = 0.0
-        heard = {str(i): ("", time.monotonic()) for i in range(1, _cluster.processes)}
+        heard = {str(i): ("", 0) for i in range(1, _cluster.processes)}
         while not self.done.is_set():
             try:
                 if time.monotonic() >= due:
-                    due = time.monotonic() + self._silence / 10
+                    due = time.monotonic() + self._silence / _LOOKS
                     client.key_value_set(f"{_BEAT}{_cluster.process}", str(next(beats)), True)
                     if _cluster.process == 0:
                         self._look(heard, client.key_value_dir_get(_BEAT))
@@ -347,13 +360,16 @@ class _Watch(threading.Thread):
                     continue  # nothing was said
                 _end(f"error: {_me()}: process 0 or the network to it is gone; {_AGAIN}", LOST)
 
-    def _look(self, heard: dict[str, tuple[str, float]], beats: list[tuple[str, str]]) -> None:
-        now = time.monotonic()
-        for key, beat in beats:
-            process = key.rpartition("/")[2]
-            if process in heard and heard[process][0] != beat:
-                heard[process] = (beat, now)
-        silent = [process for process, (_, since) in heard.items() if now - since > self._silence]
+    def _look(self, heard: dict[str, tuple[str, int]], beats: list[tuple[str, str]]) -> None:
+        """heard: each process's last beat, and for how many looks it has been the same.
+
+        Looks are counted, not seconds: a machine that stood still, this one or all, has lost no heart.
+        """
+        now = {key.rpartition("/")[2]: beat for key, beat in beats}
+        for process, (beat, looks) in heard.items():
+            latest = now.get(process, "")
+            heard[process] = (latest, looks + 1 if latest == beat else 0)
+        silent = [process for process, (_, looks) in heard.items() if looks > _LOOKS]
         if silent:
             text = f"process {', '.join(silent)} has been silent for {self._silence:g} s and counts as gone; {_AGAIN}"
             _tell(text, LOST)

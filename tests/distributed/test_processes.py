@@ -94,12 +94,15 @@ def assert_same_training(workdir: pathlib.Path, reference: pathlib.Path) -> None
     """The same losses and final weights, but for the order of float32 sums.
 
     Gradients and BatchNorm's statistics are sums over the batch: each process adds up its images, then the
-    processes' sums are added.  Two orders differ by some 1e-7 of a sum, and each step passes the difference on.
+    processes' sums are added.  Two orders differ by some 1e-7 of a sum, and each step passes the difference on; where
+    it takes a ReLU's input past zero, a channel takes another step.  Seen: 2e-5 of a loss after 37 steps, weights
+    that move by 0.002 or more on average 1e-6 apart, 2 channels of 512 3e-4.
     """
-    np.testing.assert_allclose(losses(workdir), losses(reference), rtol=2e-5)
+    np.testing.assert_allclose(losses(workdir)[:5], losses(reference)[:5], rtol=1e-6)
+    np.testing.assert_allclose(losses(workdir), losses(reference), rtol=2e-4)
     a, b = (load_inference(str(w / "model")).variables for w in (workdir, reference))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        assert np.abs(x - y).mean() < 5e-6 and np.abs(x - y).max() < 2e-3
 
 
 def test_two_processes_train_as_one(one: pathlib.Path, two: tuple[pathlib.Path, list[Ended]]) -> None:
@@ -276,7 +279,8 @@ def test_a_mistake_in_one_process_stops_all(folder: pathlib.Path, own: str, code
 
 
 def test_a_bad_step_names_the_images_of_all(folder: pathlib.Path) -> None:
-    arguments = training(folder, "bad", "--config.optim.lr=1e3", "--config.optim.momentum=1.0")
+    # Each step makes every weight some thousand times as large.
+    arguments = training(folder, "bad", "--config.optim.lr=1e3", "--config.optim.weight_decay=1.0")
     with Processes(2, *arguments) as processes:
         ended = processes.wait()
     texts = [process.err[-1] for process in ended]
@@ -309,4 +313,4 @@ def test_processes_that_do_not_find_each_other(folder: pathlib.Path) -> None:
         ):
             (late,), (refused,) = a.wait(LIMIT), b.wait(LIMIT)
     assert late.code == 3 and late.err[-1].startswith("error: process 0 of 2: the 2 processes did not find each other")
-    assert refused.code == 2 and "cannot start at 127.0.0.1" in refused.err[-1]
+    assert refused.code == 2 and "cannot listen on port" in refused.err[-1]
