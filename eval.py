@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from kpjax import flags
-from kpjax.config import Config, ConfigError, flat
+from kpjax.config import Config, ConfigError, shared
 
 FAST_CANVASES = 4  # canvases a scale with --fast
 PICTURE_SCORE = 0.3  # least score of a box that --show-dir draws
@@ -87,8 +87,7 @@ def main(values: absl_flags.FlagValues) -> int:
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     canvases = FAST_CANVASES if chosen["fast"] else 0
     evaluator = ev.make_evaluator(loaded.detector, config, max_canvases=canvases, **options)
-    same = {key: chosen[key] for key in ("fast", "best", "oracle", "max-dets")} | flat(config)
-    same = {key: value for key, value in same.items() if not key.startswith("config.data.")}
+    same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:

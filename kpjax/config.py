@@ -250,6 +250,12 @@ def flat(config: Config) -> dict[str, Any]:
     return _flatten(dataclasses.asdict(config), "config")
 
 
+def shared(config: Config) -> dict[str, Any]:
+    """The settings that all processes of a run have to have alike: all but where this host's data are, and threads."""
+    own = ("train.images", "train.annotations", "val.images", "val.annotations", "tfds_dir", "threads", "prefetch")
+    return {key: value for key, value in flat(config).items() if key.removeprefix("config.data.") not in own}
+
+
 def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():

@@ -230,6 +230,11 @@ def active() -> bool:
     return _watch is not None
 
 
+def connected() -> bool:
+    """Whether this process is one of several, connected by `start` or by the caller's own jax.distributed."""
+    return _client() is not None
+
+
 def first() -> bool:
     """Whether this is the process that speaks and writes for all."""
     return _cluster is None or _cluster.process == 0

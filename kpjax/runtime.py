@@ -84,7 +84,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
-        self._many = distributed.active()
+        self._many = distributed.connected()
         self._calls = 0
         self._interrupted = False
         self.name = ""

@@ -247,10 +247,9 @@ class _Loop:
 
 def _agree_on_inputs(config: Config, source: Source, val: Source | None) -> None:
     """Raise ConfigError where another process has other settings or data.  Folders may differ from host to host."""
-    settings = {key: value for key, value in configs.flat(config).items() if not key.startswith(("config.data.",))}
     splits = {"the training split": source, "the validation split": val}
     data = {name: None if split is None else fingerprint(split) for name, split in splits.items()}
-    distributed.agree(settings | data)
+    distributed.agree(configs.shared(config) | data)
 
 
 def total_steps(config: Config, images: int) -> int:
