@@ -289,8 +289,10 @@ def finish() -> None:
 
     _client().wait_at_barrier(_END, _DAY_MS)
     _watch.done.set()
+    _watch.join()  # a thread that is inside JAX when Python ends takes the process down
     _watch = None
     jax.distributed.shutdown()
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def fail(text: str, code: int) -> NoReturn:
@@ -344,7 +346,7 @@ class _Watch(threading.Thread):
         super().__init__(name="kpjax-watch", daemon=True)
         self.done = threading.Event()
         self._silence = silence
-        self._pause = min(1.0, silence / _LOOKS)
+        self._pause = min(0.5, silence / _LOOKS)
 
     def run(self) -> None:
         client = _client()
