@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from kpjax import flags
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config, ConfigError, shared
 
 FAST_CANVASES = 4  # canvases a scale with --fast
 PICTURE_SCORE = 0.3  # least score of a box that --show-dir draws
@@ -62,9 +62,10 @@ def main(values: absl_flags.FlagValues) -> int:
 
     import jax  # after the flags: a typing mistake should not wait for the devices
 
+    from kpjax import distributed
     from kpjax import evaluate as ev
     from kpjax.checkpoint import load_inference
-    from kpjax.data.source import open_source
+    from kpjax.data.source import fingerprint, open_source
     from kpjax.predict import output_folder
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
@@ -86,6 +87,8 @@ def main(values: absl_flags.FlagValues) -> int:
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     canvases = FAST_CANVASES if chosen["fast"] else 0
     evaluator = ev.make_evaluator(loaded.detector, config, max_canvases=canvases, **options)
+    same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
+    distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:
         step = "" if loaded.step is None else f", step {loaded.step}"

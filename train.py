@@ -3,6 +3,7 @@
     python train.py --config configs/coco_r18.py --workdir runs/coco
     python train.py --config configs/coco_r18.py --workdir runs/coco64 --config.batch=64
 
+One process on each host of a TPU pod, or several anywhere, are one run (README.md, Many hosts).
 The same command again goes on where the work directory stands.  Any field of the
 configuration (kpjax/config.py) can be changed with --config.key=value.
 """
@@ -39,4 +40,4 @@ def main(values) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main, define)
+    flags.run(main, define, saves=True)

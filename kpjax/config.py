@@ -253,19 +253,30 @@ def from_json(text: str) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys whose values differ, as lines `config.optim.lr: 0.1 -> 0.2`, in the order of the fields."""
-    before, after = _flatten(dataclasses.asdict(old), "config"), _flatten(dataclasses.asdict(new), "config")
+    before, after = flat(old), flat(new)
     keys = list(dict.fromkeys([*before, *after]))
     return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys if before.get(k) != after.get(k)]
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its key, "config.optim.lr": 0.1, tuples as lists."""
+    return _flatten(dataclasses.asdict(config), "config")
+
+
+def shared(config: Config) -> dict[str, Any]:
+    """The settings that all processes of a run have to have alike: all but where this host's data are, and threads."""
+    own = ("train.images", "train.annotations", "val.images", "val.annotations", "tfds_dir", "threads", "prefetch")
+    return {key: value for key, value in flat(config).items() if key.removeprefix("config.data.") not in own}
+
+
 def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}.{key}")
+            found |= _flatten(value, f"{prefix}.{key}")
         else:  # JSON has no tuples
-            flat[f"{prefix}.{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[f"{prefix}.{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _build(kind: type, values: dict[str, Any], path: str) -> Any:

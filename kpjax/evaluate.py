@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -91,12 +91,19 @@ class Evaluator:
     max_dets: tuple[int, int, int] = MAX_DETS
 
     def __call__(
-        self, variables: Any, source: Source, *, views: Sequence[testtime.View] | None = None, progress: bool = True
+        self,
+        variables: Any,
+        source: Source,
+        *,
+        views: Sequence[testtime.View] | None = None,
+        progress: bool = True,
+        between: Callable[[], None] | None = None,
     ) -> Evaluation:
         """Evaluate `variables` on the first `config.eval.images` images of the source (0: all).
 
         variables: {"params", "batch_stats"}, as NumPy or as arrays on the mesh.  views: what `self.views(source)`
         returned, to be spared the work; None: they are made.  progress: a bar on process 0.
+        between: called before each batch, equally often on every process; may raise to end the evaluation there.
         Raises ConfigError where detector and source differ in their classes, DataError for an unreadable
         image or one of another size than annotated (unless config.data.bad_images is "skip").
         """
@@ -110,7 +117,7 @@ class Evaluator:
         skipped = 0
         variables = _on_mesh(variables, self.mesh)
         with _bar(len(views), progress) as bar:
-            for found, tags in self._results(variables, source, views):
+            for found, tags in self._results(variables, source, views, between):
                 for slot, (number, readable) in enumerate(tags.tolist()):
                     if number < 0:
                         continue
@@ -175,11 +182,17 @@ class Evaluator:
         return time.perf_counter() - started
 
     def _results(
-        self, variables: Any, source: Source, views: Sequence[testtime.View]
+        self,
+        variables: Any,
+        source: Source,
+        views: Sequence[testtime.View],
+        between: Callable[[], None] | None,
     ) -> Iterator[tuple[Any, np.ndarray]]:
         """NumPy rows and tags of each planned batch; the device works on one while the next is prepared."""
         running: collections.deque[tuple[Any, jax.Array]] = collections.deque()
         for inputs in self._batches(source, views):
+            if between:
+                between()
             inputs = (*inputs, *self._objects(source, views, inputs[2][:, 0]))
             running.append(self.infer(variables, *map(self._shard, inputs)))
             if len(running) > 1:

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from kpjax import distributed
 from kpjax.config import Config, ConfigError
 from kpjax.errors import UserError
 from kpjax.runtime import keep_compiled, quiet_tensorflow, skip_absent_tpu
@@ -29,6 +30,43 @@ def define_config(values: absl_flags.FlagValues) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values
     )
+
+
+def define_processes(values: absl_flags.FlagValues) -> None:
+    """Add --coordinator, --num-processes, --process-id and --peer-timeout."""
+    absl_flags.DEFINE_string(
+        "coordinator",
+        None,
+        "several processes: HOST:PORT on which process 0 listens (found by itself on TPU pods, Slurm, torchrun)",
+        flag_values=values,
+    )
+    absl_flags.DEFINE_integer("num-processes", None, "several processes: how many", flag_values=values)
+    absl_flags.DEFINE_integer("process-id", None, "several processes: this one's number, from 0", flag_values=values)
+    absl_flags.DEFINE_integer(
+        "peer-timeout",
+        distributed.SILENCE_SECONDS,
+        "several processes: seconds after which one that says nothing counts as gone",
+        10,
+        flag_values=values,
+    )
+
+
+def _join(argv: list[str], saves: bool) -> None:
+    """Connect to the other processes, if there are any, before the rest of the command line is looked at.
+
+    So that a mistake in one process's configuration is told to the others, which would wait for it.
+    """
+    values = absl_flags.FlagValues()
+    values.set_gnu_getopt()  # the values of flags unknown here look like arguments: go on after them
+    define_processes(values)
+    try:
+        values(argv, known_only=True)
+    except absl_flags.Error as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    given = values.flag_values_dict()
+    cluster = distributed.find(given["coordinator"], given["num-processes"], given["process-id"])
+    if cluster is not None:
+        distributed.start(cluster, given["peer-timeout"], saves=saves)
 
 
 def read_config(values: absl_flags.FlagValues) -> Config:
@@ -90,6 +128,7 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     """Parse argv[1:] with the flags that `define` adds.  Raises ConfigError with one line."""
     values = absl_flags.FlagValues()
     define(values)
+    define_processes(values)
     absl_flags.DEFINE_boolean("help", False, "show the flags and exit", flag_values=values, short_name="h")
     _check_config_arguments(argv[1:])
     try:
@@ -105,10 +144,20 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     return values
 
 
-def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[absl_flags.FlagValues], None]) -> None:
-    """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
+def run(
+    main: Callable[[absl_flags.FlagValues], int | None],
+    define: Callable[[absl_flags.FlagValues], None],
+    *,
+    saves: bool = False,
+) -> None:
+    """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2.
+
+    saves: with several processes, SIGTERM is main's to act on (see `kpjax.distributed.start`).
+    """
 
     def parsed() -> int | None:
+        if not {"--help", "-h"} & set(sys.argv):
+            _join(sys.argv, saves)
         values = parse(sys.argv, define)
         if values["help"].value:
             print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
@@ -120,28 +169,43 @@ def run(main: Callable[[absl_flags.FlagValues], int | None], define: Callable[[a
 
 
 def guarded(program: Callable[[], int | None]) -> int:
-    """Call the program and return its exit code.  What a user can put right prints one line and gives 2."""
+    """Call the program and return its exit code.  What a user can put right prints one line and gives 2.
+
+    One of several processes (kpjax.distributed) tells the others, and does not return.
+    """
     quiet_tensorflow()
     skip_absent_tpu()
     keep_compiled()
+    code = 2
     try:
-        return program() or 0
-    except UserError as error:
-        text = str(error)
-    except OSError as error:
+        ended = program() or 0
+        distributed.finish()
+        return ended
+    except KeyboardInterrupt:
+        text, code = "stopped", 130
+    except Exception as error:
+        found = _mistake(error)
+        if found is None:
+            if distributed.active():
+                distributed.fail_with(error)
+            raise
+        text = found
+    if distributed.active():
+        distributed.fail(text, code)
+    print("stopped" if code == 130 else f"error: {text}", file=sys.stderr)
+    return code
+
+
+def _mistake(error: Exception) -> str | None:
+    """What a user can put right, as one line; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
         # A full disk, a file that may not be read: the user's to put right.  Other OSErrors are bugs.
-        if error.errno not in _REFUSALS:
-            raise
-        text = f"{error.filename or 'writing'}: {os.strerror(error.errno)}"
-    except RuntimeError as error:  # JAX's JaxRuntimeError is one
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        text = (
+        return f"{error.filename or 'writing'}: {os.strerror(error.errno)}"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # JAX's JaxRuntimeError is one
+        return (
             f"the device's memory is too small ({str(error).splitlines()[0][:200]}); lower config.batch "
             "(in evaluation: --batch), raise config.optim.accumulate, or set config.model.remat=true"
         )
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(f"error: {text}", file=sys.stderr)
-    return 2
+    return None

@@ -13,6 +13,7 @@ import signal
 import threading
 from typing import Any
 
+from kpjax import distributed
 from kpjax.config import Config, ConfigError
 
 
@@ -127,11 +128,16 @@ class Stopped(BaseException):
 class StopSignal:
     """Within the block, SIGINT and SIGTERM set `asked` instead of ending the program; a second SIGINT ends it.
 
+    With several processes (kpjax.distributed) a signal to one is a signal to all: `reached` becomes true at the
+    same call on each of them.  JAX catches SIGTERM there and spreads it, without a synchronisation a call.
     name: the signal that came.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._many = distributed.connected()
+        self._calls = 0
+        self._interrupted = False
         self.name = ""
         self._interrupt = False
         self._old: dict[int, Any] = {}
@@ -140,7 +146,28 @@ class StopSignal:
         """A block of work that may be dropped: a signal raises `Stopped` out of it, at once."""
         return _Interrupting(self)
 
+    def reached(self) -> bool:
+        """Whether to stop here.  With several processes all have to ask, equally often."""
+        if self._many and not self.asked:
+            from jax.experimental import multihost_utils
+
+            self._calls += 1
+            self.asked = multihost_utils.reached_preemption_sync_point(self._calls)
+            self.name = "SIGTERM or Ctrl-C"
+        return self.asked
+
+    def check(self) -> None:
+        """Raise `Stopped` where `reached` is true."""
+        if self.reached():
+            raise Stopped
+
     def _handle(self, number: int, frame: Any) -> None:
+        if self._many:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            signal.raise_signal(signal.SIGTERM)  # JAX's handler
+            return
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked, self.name = True, signal.Signals(number).name
@@ -150,7 +177,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._handle)
         return self
 

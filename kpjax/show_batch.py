@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from kpjax import distributed
 from kpjax.config import Config, ConfigError
 from kpjax.data.source import Source, open_source
 from kpjax.detectors import from_config
@@ -34,6 +35,8 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     from kpjax.train_step import prepare
 
     config.check()
+    if not distributed.first():  # one picture; the other processes only wait
+        return
     if os.path.isdir(path):
         raise ConfigError(f"--show-batch {path} is a folder; name a PNG file")
     source = train_source or open_source(config.data, "train")

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from kpjax import detectors
+from kpjax import config as configs
+from kpjax import detectors, distributed
 from kpjax.checkpoint import (
     Checkpoints,
     check_same_model,
@@ -29,7 +30,7 @@ from kpjax.checkpoint import (
     save_inference,
 )
 from kpjax.config import Config, ConfigError
-from kpjax.data.source import DataError, Source, open_source
+from kpjax.data.source import DataError, Source, fingerprint, open_source
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
@@ -79,6 +80,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     check_batch(config.batch // config.optim.accumulate, mesh, "config.batch / config.optim.accumulate")
 
     evaluator = make_evaluator(detector, config, mesh) if val is not None else None
+    _agree_on_inputs(config, source, val)
 
     # The state: shapes first, then the real arrays, made where they will live.
     shapes = jax.eval_shape(lambda key: init_state(detector, config, steps, key), jax.random.key(config.seed))
@@ -94,6 +96,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     new = None if (root / "checkpoints").exists() else new_state()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
     latest = checkpoints.latest()
+    distributed.agree({f"the newest checkpoint of --workdir {workdir}": latest})
     if latest is None:
         state, start = new or new_state(), 0
     else:
@@ -121,7 +124,8 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
         assert evaluator is not None and val is not None
         with clock.aside(), stop.interrupting():
             params = state.params if state.ema is None else state.ema
-            found = evaluator({"params": params, "batch_stats": state.batch_stats}, val, progress=False)
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            found = evaluator(variables, val, progress=False, between=stop.check)
         log.numbers("eval", number, dict(found.stats))
         skipped = f", {found.skipped} unreadable" if found.skipped else ""
         log.say(
@@ -130,13 +134,15 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
         )
         return dict(found.stats)
 
+    # The first process answers, since it is the one that writes the log.
+    done = not _due(start, config.eval.every, steps) or distributed.gather(evaluated(workdir, start))[0]
     try:
         with stop:
             try:
-                if evaluator and start and _due(start, config.eval.every, steps) and not evaluated(workdir, start):
+                if evaluator and start and not done:
                     stats = evaluate()  # the signal that ended the last run had cut it short
                     checkpoints.score(start, stats.get("AP"))
-                while number < steps and not stop.asked:
+                while number < steps and not stop.reached():
                     with clock.waiting():
                         raw = next(feed)
                     bad_files = getattr(feed, "bad_files", [])
@@ -159,8 +165,10 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
                 pass
             except DataError:
                 # The steps so far are good: keep them, so that the same command goes on once the data are mended.
-                loop.save(state, number)
-                checkpoints.wait()
+                # With several processes only this one knows, and the others have given away the state in a step.
+                if jax.process_count() == 1:
+                    loop.save(state, number)
+                    checkpoints.wait()
                 raise
             loop.save(state, number)
             checkpoints.wait()
@@ -231,12 +239,22 @@ class _Loop:
 
     def _bad_step(self, number: int, values: dict[str, float], records: np.ndarray | None) -> str:
         parts = ", ".join(f"{k} {values[k]:g}" for k in in_order(values))
-        ids = "" if records is None else f"; image ids {self._source.image_ids[records].tolist()}"
+        # Each process knows its own images; all of them are here, at the same step.
+        mine = None if records is None else self._source.image_ids[records].tolist()
+        slices = distributed.gather(mine)
+        ids = "" if records is None else f"; image ids {[i for of_process in slices for i in of_process]}"
         return (
             f"step {number} was not finite ({parts}){ids}; nothing of it was kept. "
             "Look at these images, or lower config.optim.lr or set config.optim.clip in another --workdir, "
             f"e.g. with --config.init_from={self._checkpoints.workdir}"
         )
+
+
+def _agree_on_inputs(config: Config, source: Source, val: Source | None) -> None:
+    """Raise ConfigError where another process has other settings or data.  Folders may differ from host to host."""
+    splits = {"the training split": source, "the validation split": val}
+    data = {name: None if split is None else fingerprint(split) for name, split in splits.items()}
+    distributed.agree(configs.shared(config) | data)
 
 
 def total_steps(config: Config, images: int) -> int:
@@ -387,10 +405,11 @@ def _report(
             f"{arguments + temporaries:,.0f} MiB a device "
             f"({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), "
         )
+    several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     lines = [
         f"model    {detector.name}, {detector.num_classes} classes, {count:,} parameters, {config.model.dtype}",
         f"data     {source.name}: {len(source):,} images, {boxes:,} boxes; boxes dropped: {reasons}",
-        f"devices  {mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}",
+        f"devices  {mesh.size} x {jax.devices()[0].device_kind}{several}, mesh {dict(mesh.shape)}",
         f"step     {size}{cost.get('flops', 0) / 1e9:,.1f} GFLOP, compiled in {seconds:.1f} s",
         f"run      {steps:,} steps of {config.batch} images, {steps * config.batch / len(source):.1f} epochs",
     ]

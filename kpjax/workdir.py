@@ -10,11 +10,12 @@ from kpjax.config import Config, ConfigError
 from kpjax.log import read_metrics
 
 # Settings that may differ between the runs that share a work directory: they do not change
-# what is learnt.
+# what is learnt (the mesh only the order of sums, as the number of devices does).
 _FREE = (
     "config.log_every",
     "config.checkpoint.",
     "config.eval.",
+    "config.sharding.",
     "config.data.threads",
     "config.data.prefetch",
     "config.data.bad_images",

@@ -16,7 +16,7 @@ from kpjax.detectors.base import Detector
 from kpjax.optimizer import learning_rate, make_optimizer
 from kpjax.sharding import make_mesh, put_batch
 from kpjax.train_step import TrainState, init_state, jit_step, make_step, prepare, state_shardings
-from tests.tiny import random_batch, tiny_config, tiny_detector, two_layer_detector
+from tests.tiny import TwoLayers, random_batch, tiny_config, tiny_detector, two_layer_detector
 
 
 def trained(
@@ -64,6 +64,46 @@ def test_eight_devices_equal_one(sgd: Config, on_one_device: tuple[list[TrainSta
     assert largest_difference(alone[3].params, states[3].params) < 2e-5
     assert largest_difference(alone[3].batch_stats, states[3].batch_stats) < 2e-5
     for one, eight in zip(metrics, sharded_metrics, strict=True):
+        assert eight["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def wide_detector() -> Detector:
+    """Nearly all of its numbers lie in kernels that fsdp divides."""
+    return dataclasses.replace(two_layer_detector(), net=TwoLayers(width=1024))
+
+
+def test_fsdp_divides_state_and_memory() -> None:
+    """Parameters, Adam's two averages and the moving average: an eighth on each of eight devices."""
+    config = tiny_config()
+    config.optim.ema = 0.9
+    detector = wide_detector()
+    shapes = jax.eval_shape(lambda: init_state(detector, config, config.steps, jax.random.key(0)))
+    batch = jax.eval_shape(lambda: {k: jnp.asarray(v) for k, v in random_batch(8).items()})
+    sizes, alias = {}, {}
+    for fsdp in (1, 8):
+        mesh = make_mesh(fsdp)
+        memory = jit_step(make_step(detector, config, config.steps, mesh), mesh, shapes).lower(shapes, batch)
+        found = memory.compile().memory_analysis()
+        sizes[fsdp], alias[fsdp] = found.argument_size_in_bytes, found.alias_size_in_bytes
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    of_batch = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) / 8
+    assert sizes[1] == pytest.approx(state + of_batch, rel=0.01)
+    # Small arrays stay whole: BatchNorm's and biases.
+    small = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes) if x.size < 2**14)
+    assert sizes[8] == pytest.approx((state - small) / 8 + small + of_batch, rel=0.01)
+    assert sizes[8] < 0.3 * sizes[1]
+    assert alias[8] > 0.9 * (sizes[8] - of_batch)  # the old state's memory is the new one's
+
+
+def test_fsdp_over_all_devices_equals_one_device() -> None:
+    config = tiny_config()
+    config.optim.name, config.optim.lr, config.optim.ema = "sgd", 1e-3, 0.9
+    alone, metrics = trained(config, wide_detector())
+    states, divided = trained(config, wide_detector(), devices=8, fsdp=8)
+    assert largest_difference(alone[3].params, alone[0].params) > 1e-2
+    for part in ("params", "batch_stats", "opt_state", "ema"):
+        assert largest_difference(getattr(alone[3], part), getattr(states[3], part)) < 2e-5, part
+    for one, eight in zip(metrics, divided, strict=True):
         assert eight["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 

@@ -41,12 +41,15 @@ class TwoLayers(nn.Module):
     """Images -> heads at stride 4, through one convolution with BatchNorm."""
 
     bn_groups: int = 1
+    classes: int = CLASSES
+    width: int = 4
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
-        x = Conv(4, kernel=4, stride=4, padding=0, name="stem")(images)
+        x = Conv(self.width, kernel=4, stride=4, padding=0, name="stem")(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, name="bn")(x, train))
-        channels = {"heatmap": CLASSES, "wh": 2, "offset": 2}
+        x = x * (4 / self.width)  # heads of as many inputs would begin with huge outputs
+        channels = {"heatmap": self.classes, "wh": 2, "offset": 2}
         return [{head: Conv(c, bias=True, name=head)(x) for head, c in channels.items()}]
 
 

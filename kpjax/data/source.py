@@ -7,6 +7,7 @@ Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow D
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,6 +99,14 @@ def open_source(config: DataConfig, split: str) -> Source:
             config.tfds_name, config.tfds_train if split == "train" else config.tfds_val, config.tfds_dir or None
         )
     raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
+
+
+def fingerprint(source: Source) -> str:
+    """A short text that differs where two splits differ in classes, images or boxes; files and folders may differ."""
+    digest = hashlib.sha256(repr((source.classes, source.category_ids)).encode())
+    for array in (source.image_ids, source.heights, source.widths, *source.boxes, *source.labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{len(source)} images, {sum(map(len, source.labels))} boxes, {digest.hexdigest()[:12]}"
 
 
 def count_over(source: Source, max_boxes: int) -> int:
