@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from kpjax.errors import UserError
+from kpjax.runtime import quiet_tensorflow
 
 # name -> (module, what --help says); a module is imported only when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "check-data": ("kpjax.commands.check_data", "read a data set as training would, and report every oddity"),
     "convert": ("kpjax.commands.convert", "turn a released PyTorch checkpoint into an inference checkpoint"),
     "download": ("kpjax.commands.download", "fetch COCO, or list the released checkpoints"),
     "export": ("kpjax.commands.export", "write a detector as StableHLO with a loader that needs JAX alone"),
+    "records": ("kpjax.commands.records", "write a COCO folder as sharded records with random access"),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
     "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
     "yolo": ("kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),
@@ -29,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary)
         if name in argv[:1]:
             importlib.import_module(module).add_arguments(command)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    # Settings of a configuration belong to the command; anything else unknown is a mistake.
+    args.settings = rest if hasattr(args, "config") and all_settings(rest) else []
+    if rest != args.settings:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    quiet_tensorflow()
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except (UserError, OSError) as error:
@@ -38,6 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; nothing more was written", file=sys.stderr)
         return 130
+
+
+def all_settings(arguments: Sequence[str]) -> bool:
+    """Whether each is --config.key=value, or --config.key with its value behind it."""
+    waiting = False
+    for argument in arguments:
+        if argument.startswith("--config."):
+            waiting = "=" not in argument
+        elif waiting:
+            waiting = False
+        else:
+            return False
+    return True
 
 
 if __name__ == "__main__":

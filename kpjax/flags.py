@@ -11,7 +11,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -43,6 +43,19 @@ def read_config(values: absl_flags.FlagValues) -> Config:
     if not is_config:
         raise ConfigError("the --config file did not return a kpjax.config.Config from get_config()")
     return config.check()
+
+
+def config_of(path: str, settings: Sequence[str] = ()) -> Config:
+    """The checked configuration of a file, for programs that parse with argparse.  Raises ConfigError.
+
+    settings: "--config.key=value", or the two words "--config.key" and "value".
+    """
+    argv, before = [sys.argv[0], f"--config={path}", *settings], sys.argv
+    sys.argv = argv  # ml_collections looks there for the keys to define
+    try:
+        return read_config(parse(argv, define_config))
+    finally:
+        sys.argv = before
 
 
 def _check_config_arguments(argv: list[str]) -> None:

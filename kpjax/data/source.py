@@ -21,8 +21,31 @@ OUTSIDE = "outside the image"
 NO_AREA = "no area"
 
 
+# Kinds of mistakes, for those who count them.
+MALFORMED = "malformed entry"
+DUPLICATE = "id that occurs twice"
+UNKNOWN_IMAGE = "annotation of an image that is not listed"
+UNKNOWN_CATEGORY = "annotation of a category that is not listed"
+MISSING = "image not found"
+
+
 class DataError(UserError):
-    """Data that cannot be used.  Its text is one line that names the file or record and what to do."""
+    """Data that cannot be used.  Its text is one line that names the file or record and what to do.
+
+    kind: one of the kinds of mistakes above.
+    """
+
+    def __init__(self, text: str, kind: str = MALFORMED) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+Mistake = Callable[[DataError], None]
+
+
+def stop(error: DataError) -> None:
+    """What is done about a mistake unless somebody counts them: raise it."""
+    raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +99,10 @@ class Source:
         return len(self.image_ids)
 
 
-def open_source(config: DataConfig, split: str) -> Source:
+def open_source(config: DataConfig, split: str, mistake: Mistake = stop) -> Source:
     """Open the split "train" or "val" that `config` describes.
 
+    mistake: see `kpjax.data.coco.CocoFolder`.
     Raises ConfigError where a setting is missing and DataError where the data cannot be used.
     """
     if split not in ("train", "val"):
@@ -90,7 +114,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
             if not value:
                 raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
-        return CocoFolder(folder.images, folder.annotations, config.bad_images)
+        return CocoFolder(folder.images, folder.annotations, config.bad_images, mistake)
     if config.source == "tfds":
         from kpjax.data.tfds import Tfds
 
