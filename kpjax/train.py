@@ -29,7 +29,7 @@ from kpjax.checkpoint import (
     save_inference,
 )
 from kpjax.config import Config, ConfigError
-from kpjax.data.source import DataError, Source, open_source
+from kpjax.data.source import DataError, Source, open_source, require_boxes, require_same_classes
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
@@ -69,8 +69,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     root = epath.Path(workdir)
     check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
-    if not any(map(len, source.labels)):
-        raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
+    require_boxes(source)
     val = _validation(config, source)
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
@@ -310,12 +309,7 @@ def _validation(config: Config, source: Source) -> Source | None:
     if config.data.source == "coco" and not config.data.val.annotations:
         return None
     val = open_source(config.data, "val")
-    if val.classes != source.classes:
-        ours, theirs = set(source.classes), set(val.classes)
-        odd = ", ".join(sorted(ours ^ theirs)[:3]) or "in another order"
-        raise ConfigError(
-            f"{val.name} lists other classes than {source.name} ({odd}); both splits need the same categories"
-        )
+    require_same_classes(val, source)
     return val
 
 

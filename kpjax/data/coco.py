@@ -22,6 +22,7 @@ from kpjax.data.source import (
     MISSING,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
+    UNREADABLE,
     Annotations,
     DataError,
     Mistake,
@@ -60,7 +61,8 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
         try:
             return files.read_bytes(paths[i])
         except OSError as error:
-            raise DataError(f"{paths[i]}: cannot be read ({error.strerror})") from error
+            kind = MISSING if isinstance(error, FileNotFoundError) else UNREADABLE
+            raise DataError(f"{paths[i]}: cannot be read ({error.strerror})", kind) from error
 
     return make_source(
         name=annotations,

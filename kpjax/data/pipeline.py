@@ -22,7 +22,7 @@ import numpy as np
 
 from kpjax.config import ConfigError, DataConfig
 from kpjax.data.images import decode, fitted_size, shrink
-from kpjax.data.source import DataError, Source
+from kpjax.data.source import WRONG_SIZE, DataError, Source
 
 Batch = dict[str, np.ndarray]
 
@@ -81,11 +81,7 @@ class Batches(Iterator[Batch]):
         self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
-        self._routes = np.full(len(source), _FAST, np.int32)
-        # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way.
-        self._routes[[name.lower().endswith(_OTHER_FORMATS) for name in source.files]] = _PILLOW
-        # It would have to resize these itself, and not as OpenCV does.
-        self._routes[np.maximum(source.heights, source.widths) > data.canvas] = _PILLOW
+        self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
         self._iterator: Any = None
 
     def __next__(self) -> Batch:
@@ -210,6 +206,25 @@ class Batches(Iterator[Batch]):
         self._routes[fast] = _PILLOW
 
 
+def _first_route(source: Source, record: int, canvas: int) -> int:
+    if source.files[record].lower().endswith(_OTHER_FORMATS):
+        return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way
+    # It would have to resize a larger image itself, and not as OpenCV does.
+    return _PILLOW if max(source.heights[record], source.widths[record]) > canvas else _FAST
+
+
+def require_readable(source: Source, record: int, canvas: int) -> None:
+    """Raise the DataError that this record would raise in training with data.bad_images "stop"."""
+    if _first_route(source, record, canvas) == _FAST:
+        tf = import_tensorflow()
+        stated = int(source.heights[record]), int(source.widths[record])
+        with contextlib.suppress(tf.errors.OpError):
+            shape = tf.io.decode_jpeg(source.read(record), channels=0, dct_method="INTEGER_ACCURATE").shape
+            if tuple(shape[:2]) == stated and shape[2] in (1, 3):
+                return
+    decode_checked(source, record, canvas)
+
+
 def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
     """Raise one line where the source is empty or the batch cannot be dealt out."""
     if not len(source):
@@ -231,7 +246,8 @@ def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
     if image.shape[:2] != stated:
         raise DataError(
             f"{name}: decodes to {image.shape[1]} x {image.shape[0]} pixels, "
-            f"the annotations state {stated[1]} x {stated[0]}; correct one of them"
+            f"the annotations state {stated[1]} x {stated[0]}; correct one of them",
+            WRONG_SIZE,
         )
     return shrink(image, canvas)
 

@@ -199,14 +199,17 @@ def _examples(split: str, source: Source, skip_missing: bool) -> Iterator[tuple[
                 raise
             data = b""
         # Keys over the whole range, in order: TFDS sorts a part of them at a time, and each part has to fit in memory.
-        yield i * (_KEYS // len(source)), {
-            "image": io.BytesIO(data),
-            "image/filename": image["file_name"],
-            "image/id": image["id"],
-            "image/height": image["height"],
-            "image/width": image["width"],
-            "objects": [_object(a, image, labels) for a in of_image[image["id"]]],
-        }
+        yield (
+            i * (_KEYS // len(source)),
+            {
+                "image": io.BytesIO(data),
+                "image/filename": image["file_name"],
+                "image/id": image["id"],
+                "image/height": image["height"],
+                "image/width": image["width"],
+                "objects": [_object(a, image, labels) for a in of_image[image["id"]]],
+            },
+        )
 
 
 def _object(annotation: dict[str, Any], image: dict[str, Any], labels: dict[int, int]) -> dict[str, Any]:

@@ -27,6 +27,9 @@ DUPLICATE = "id that occurs twice"
 UNKNOWN_IMAGE = "annotation of an image that is not listed"
 UNKNOWN_CATEGORY = "annotation of a category that is not listed"
 MISSING = "image not found"
+UNREADABLE = "unreadable image"
+TRUNCATED = "truncated image"
+WRONG_SIZE = "image of another size than annotated"
 
 
 class DataError(UserError):
@@ -79,6 +82,7 @@ class Source:
     dropped: reason -> number of annotated boxes that training leaves out.
     read: index -> the encoded image file; raises DataError where it cannot be read.
     ground_truth: () -> a COCO instances dictionary of all annotations for pycocotools.
+    annotations: all annotated objects.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Source:
     dropped: dict[str, int]
     read: Callable[[int], bytes]
     ground_truth: Callable[[], dict[str, Any]]
+    annotations: Annotations
     on_disk: bool = False
 
     def __len__(self) -> int:
@@ -124,6 +129,21 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop) -> Sour
     raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
 
 
+def require_boxes(source: Source) -> None:
+    """Raise ConfigError where there is nothing to train on."""
+    if not any(map(len, source.labels)):
+        raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
+
+
+def require_same_classes(val: Source, train: Source) -> None:
+    """Raise ConfigError where the validation split has other classes than the training split."""
+    if val.classes != train.classes:
+        odd = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3]) or "in another order"
+        raise ConfigError(
+            f"{val.name} lists other classes than {train.name} ({odd}); both splits need the same categories"
+        )
+
+
 def count_over(source: Source, max_boxes: int) -> int:
     """How many boxes of the split training leaves out because their image has more than `max_boxes`."""
     return sum(max(0, len(labels) - max_boxes) for labels in source.labels)
@@ -147,7 +167,8 @@ def make_source(
 
     file_names: what the ground truth calls the images; `files` where None.
     """
-    keep, dropped = _trainable(annotations, heights, widths)
+    reasons = left_out(annotations, heights, widths)
+    keep = reasons == ""
     # A stable sort keeps the order of the annotation file within an image.
     order = np.flatnonzero(keep)[np.argsort(annotations.image[keep], kind="stable")]
     x, y, w, h = annotations.bbox[order].T
@@ -168,23 +189,22 @@ def make_source(
         files=tuple(files),
         boxes=tuple(np.split(corners, cuts)) if len(image_ids) else (),
         labels=tuple(np.split(annotations.label[order].astype(np.int32), cuts)) if len(image_ids) else (),
-        dropped=dropped,
+        dropped={str(k): n for k, n in sorted(Counter(reasons[~keep]).items())},
         read=read,
         ground_truth=ground_truth,
+        annotations=annotations,
         on_disk=on_disk,
     )
 
 
-def _trainable(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """Which annotations training uses, and why not the others (each counted once)."""
+def left_out(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Why training leaves each annotated box out, (A,) strings: CROWD, NO_AREA, OUTSIDE, or "" for one it uses."""
     x, y, w, h = annotations.bbox.T
     right, bottom = np.asarray(widths)[annotations.image], np.asarray(heights)[annotations.image]
     empty = (w <= 0) | (h <= 0)
     # The originals clip to the image and then drop what has no area left.
     outside = (x >= right) | (y >= bottom) | (x + w <= 0) | (y + h <= 0)
-    keep = ~(annotations.crowd | empty | outside)
-    reasons = np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
-    return keep, {str(k): n for k, n in sorted(Counter(reasons[~keep]).items())}
+    return np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
 
 
 def _instances(

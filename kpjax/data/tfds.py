@@ -22,7 +22,7 @@ import numpy as np
 
 from kpjax.data import files
 from kpjax.data.images import size_of
-from kpjax.data.source import Annotations, DataError, Source, make_source
+from kpjax.data.source import TRUNCATED, UNREADABLE, Annotations, DataError, Source, make_source
 
 _INDEX_VERSION = 2
 METADATA = "metadata.json"  # where TFDS keeps a set's own metadata, and `python -m kpjax records` the category ids
@@ -159,9 +159,7 @@ def _parse(builder: Any, record: bytes) -> tuple[dict[str, Any], bytes, int]:
     return example, image, record.find(image)
 
 
-def _scan_array_record(
-    builder: Any, records: Any
-) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
+def _scan_array_record(builder: Any, records: Any) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
     """Each example, its image bytes, and where they lie: (number of the record, offset in it, length)."""
     for n in range(len(records)):
         example, image, offset = _parse(builder, bytes(records[n]))
@@ -251,7 +249,7 @@ def _array_reader(records: Any, index: dict[str, Any]) -> Callable[[int], bytes]
         try:
             record = records[number]
         except Exception as error:
-            raise DataError(f"{names[i]}: cannot be read ({_one_line(error)})") from error
+            raise DataError(f"{names[i]}: cannot be read ({_one_line(error)})", UNREADABLE) from error
         return _whole(record[offset : offset + length], length, str(names[i]))
 
     return read
@@ -268,14 +266,14 @@ def _record_reader(index: dict[str, Any], instructions: list[Any]) -> Callable[[
                 file.seek(offset)
                 return _whole(file.read(length), length, paths[number])
         except OSError as error:
-            raise DataError(f"{paths[number]}: cannot be read ({error.strerror})") from error
+            raise DataError(f"{paths[number]}: cannot be read ({error.strerror})", UNREADABLE) from error
 
     return read
 
 
 def _whole(data: bytes, length: int, name: str) -> bytes:
     if len(data) != length:
-        raise DataError(f"{name}: ends {length - len(data)} bytes too early; prepare the set anew")
+        raise DataError(f"{name}: ends {length - len(data)} bytes too early; prepare the set anew", TRUNCATED)
     return data
 
 

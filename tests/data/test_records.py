@@ -75,9 +75,7 @@ def assert_same_batches(one: DataConfig, other: DataConfig, steps: int = 5, **mo
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-def test_batches_are_those_of_the_folder_bit_for_bit(
-    odd: DataConfig, tmp_path: pathlib.Path, file_format: str
-) -> None:
+def test_batches_are_those_of_the_folder_bit_for_bit(odd: DataConfig, tmp_path: pathlib.Path, file_format: str) -> None:
     records = prepared(odd, tmp_path / "out", file_format)
     names = sorted(p.name for p in (tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"))
     assert [n.rpartition("-train.")[2] for n in names] == [f"{file_format}-0000{i}-of-00003" for i in range(3)]
@@ -90,9 +88,7 @@ def test_batches_are_those_of_the_folder_bit_for_bit(
     assert_same_batches(odd, records, steps=2, start_step=9, process_index=1, process_count=2)
 
 
-def test_images_that_are_not_there_are_refused_or_become_empty_records(
-    odd: DataConfig, tmp_path: pathlib.Path
-) -> None:
+def test_images_that_are_not_there_are_refused_or_become_empty_records(odd: DataConfig, tmp_path: pathlib.Path) -> None:
     (pathlib.Path(odd.train.images) / "6.jpg").unlink()
     with pytest.raises(DataError, match=r"6\.jpg: image not found"):
         prepared(odd, tmp_path / "out", "tfrecord")
@@ -179,9 +175,7 @@ def _python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    folder: Callable[..., DataConfig], tmp_path: pathlib.Path
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder: Callable[..., DataConfig], tmp_path: pathlib.Path) -> None:
     split, out = folder().train, tmp_path / "out"
     command = ["records", "--images", split.images, "--annotations", split.annotations, "--out", str(out)]
     ended = subprocess.run(_python(LIMITED, *command), capture_output=True, text=True, cwd=ROOT, timeout=200)
@@ -196,7 +190,9 @@ def test_killed_while_writing_nothing_looks_complete_and_the_next_run_clears_up(
 ) -> None:
     config, out = folder(), tmp_path / "out"
     command = ["records", "--images", config.train.images, "--annotations", config.train.annotations]
-    process = subprocess.Popen(_python(KILLED, *command, "--out", str(out)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        _python(KILLED, *command, "--out", str(out)), stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -328,15 +324,16 @@ def test_an_image_folder_behind_a_url(odd: DataConfig, ram: str, tmp_path: pathl
     remote.bad_images = "skip"
     with pytest.raises(DataError, match=r"0\.jpg: cannot be read \(No such file"):
         open_source(remote, "train").read(0)
-    for split in (type(odd.train)(f"{ram}/none", f"{ram}/instances.json"), type(odd.train)(f"{ram}/images", f"{ram}/n")):
+    for split in (
+        type(odd.train)(f"{ram}/none", f"{ram}/instances.json"),
+        type(odd.train)(f"{ram}/images", f"{ram}/n"),
+    ):
         remote.train = split
         with pytest.raises(DataError, match=r"no such image folder|cannot be read"):
             open_source(remote, "train")
 
 
-def test_tfrecord_behind_a_url_and_array_record_refused(
-    pristine: Callable[[str], pathlib.Path], ram: str
-) -> None:
+def test_tfrecord_behind_a_url_and_array_record_refused(pristine: Callable[[str], pathlib.Path], ram: str) -> None:
     for file_format in ("tfrecord", "array_record"):
         upload(pristine(file_format), f"{ram}/{file_format}")
     local = Tfds("kpjax_records", "train", str(pristine("tfrecord")))
