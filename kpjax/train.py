@@ -83,17 +83,15 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     shardings = state_shardings(mesh, shapes)
     like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
-    latest = checkpoints.latest()
-    if latest is None:
+    restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), _say)
+    if restored is None:
         make = jax.jit(lambda key: init_state(detector, config, steps, key), out_shardings=shardings)
         state = make(jax.random.key(config.seed))
         if config.init_from:
             state = _init_from(config.init_from, detector, state, shardings)
         start = 0
     else:
-        stored = checkpoints.metadata(latest)
-        check_same_model(stored, detector, f"{root / 'checkpoints' / str(latest)}")
-        state, start = checkpoints.restore(latest, like), latest
+        state, start, stored = restored
         _warn_environment(stored.get("environment", {}))
 
     # The step, compiled before anything runs, so that its size is known.
@@ -106,7 +104,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     feed = batches(start) if batches else _pipeline(source, config, start)
     clock = StepClock(config.batch)
     log = RunLog(workdir, start, steps, silent=jax.process_index() != 0)
-    loop = _Loop(config, source, checkpoints, log, clock, saved=start if latest is not None else None)
+    loop = _Loop(config, source, checkpoints, log, clock, saved=start if restored is not None else None)
     stop = StopSignal()
     stats: dict[str, float] = {}
     number, told = start, 0
@@ -144,9 +142,10 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
                     if len(loop.pending) > 2:
                         loop.read_oldest()
                     if evaluator and _due(number, config.eval.every, steps):
-                        loop.drain()
+                        # Saved first: however long it evaluates, and however it is stopped there, no step is lost.
+                        loop.save(state, number)
                         stats = evaluate()
-                        loop.save(state, number, ap=stats.get("AP"))
+                        checkpoints.score(number, stats.get("AP"))
                     elif _due(number, config.checkpoint.every, steps):
                         loop.save(state, number)
             except Stopped:
@@ -214,13 +213,13 @@ class _Loop:
         while self.pending:
             self.read_oldest()
 
-    def save(self, state: TrainState, number: int, ap: float | None = None) -> None:
+    def save(self, state: TrainState, number: int) -> None:
         """Save the state after step `number`, once it is known to be good; not twice."""
         self.drain()
         if self._saved == number:
             return
         with self._clock.aside():
-            self._checkpoints.save(state, ap)
+            self._checkpoints.save(state)
         self._saved = number
 
     def _bad_step(self, number: int, values: dict[str, float], records: np.ndarray | None) -> str:

@@ -100,8 +100,8 @@ def say(report: SplitReport, config: Config, seconds: float) -> None:
     for name, c in report.collisions.items():
         share = f"{100 * (c.same_class + c.other_class) / max(c.objects, 1):.2f}%"
         print(
-            f"    {f'{name}: ' if name else ''}of {c.objects:,} objects {c.same_class:,} share one with another of their "
-            f"class, {c.other_class:,} with one of another class ({share})"
+            f"    {f'{name}: ' if name else ''}of {c.objects:,} objects {c.same_class:,} share one with another of "
+            f"their class, {c.other_class:,} with one of another class ({share})"
         )
     sys.stdout.flush()
 

@@ -230,7 +230,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathli
     from kpjax.data import shapes
 
     folder = tmp_path_factory.mktemp("set")
-    shapes.write(str(folder / "shapes"), train=7, val=1, size=32)
+    shapes.write(str(folder / "shapes"), train=7, val=1, size=64)
     config = DataConfig()
     config.train.images = str(folder / "shapes" / "train")
     config.train.annotations = str(folder / "shapes" / "annotations" / "instances_train.json")
@@ -292,7 +292,7 @@ def ram(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "ram", backend.tf_backend)
     monkeypatch.setitem(gpath._URI_MAP_ROOT, "ram://", "/ram/")
     monkeypatch.setattr(gpath, "_URI_SCHEMES", {*gpath._URI_SCHEMES, "ram"})
-    monkeypatch.setattr(gpath, "URI_PREFIXES", (*gpath.URI_PREFIXES, "ram://"), raising=False)
+    monkeypatch.setattr(gpath, "_URI_PREFIXES", (*gpath._URI_PREFIXES, "ram://"))
     monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "ram://", gpath.PosixGPath)
     root = f"ram://bucket{time.monotonic_ns()}"
     tf.io.gfile.makedirs(root)
