@@ -9,6 +9,7 @@ on the same machine (docs/architecture.md, Resuming).
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.evaluate import make_evaluator
 from kpjax.log import RunLog, StepClock, in_order, plain
-from kpjax.runtime import Stopped, StopSignal, make_deterministic, quiet_tensorflow
+from kpjax.runtime import Stopped, StopSignal, leaving_on_sigterm, make_deterministic, quiet_tensorflow
 from kpjax.sharding import check_batch, make_mesh, put_batch
 from kpjax.train_step import TrainState, init_state, jit_step, make_step, state_shardings
 from kpjax.workdir import check_workdir, claim, evaluated
@@ -63,6 +64,15 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     iterator of pipeline batches); by default both come from `config.data`.
     Raises UserError (ConfigError, DataError, CheckpointError, BadStep) for what a user can put right.
     """
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(leaving_on_sigterm())
+        return _run(config, workdir, train_source, batches, starting.close)
+
+
+def _run(
+    config: Config, workdir: str, train_source: Source | None, batches: Batches | None, begun: Callable[[], None]
+) -> Result:
+    """`run`; calls `begun` when a signal has to save."""
     config.check()
     make_deterministic(config)
     quiet_tensorflow()
@@ -96,9 +106,9 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
 
     # The step, compiled before anything runs, so that its size is known.
     lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, _batch_shapes(config))
-    begun = time.monotonic()
+    clock_before = time.monotonic()
     step = lowered.compile()
-    _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - begun, start))
+    _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))
     claim(root, config, first=jax.process_index() == 0)
 
     feed = batches(start) if batches else _pipeline(source, config, start)
@@ -123,6 +133,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
         return dict(found.stats)
 
     try:
+        begun()
         with stop:
             try:
                 if evaluator and start and _due(start, config.eval.every, steps) and not evaluated(workdir, start):
