@@ -36,6 +36,9 @@ from kpjax.errors import UserError
 from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 
+# Orbax times its writing by the wall clock: a clock put right in the meantime would end a save after 20 minutes that
+# nobody had waited.  (Its 10 minutes for making folders cannot be set; those are milliseconds.)
+_PATIENCE = 10**9
 INFO = "config.json"
 _OLD_INFO = "kpjax.json"  # what 0.1.0 called it before its first release; still read
 
@@ -146,7 +149,9 @@ class Checkpoints:
         if state.ema is not None:
             trees["average"] = {"params": state.ema, "batch_stats": state.batch_stats}
         metadata = self._info | {"environment": environment(), "digest": digest(state)}
-        with _plain_errors(self._directory):
+        ocp = _ocp()
+        patient = ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_PATIENCE))
+        with _plain_errors(self._directory), patient:
             self._checkpointer.save_checkpointables_async(
                 step,
                 trees,
@@ -245,8 +250,17 @@ class Checkpoints:
         _everywhere(True)  # nobody looks into the folder before it is moved
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What was stored beside a step: model, classes, configuration, environment."""
-        return _metadata(self._checkpointer, step, self._directory).custom_metadata or {}
+        """What was stored beside a step: model, classes, configuration, environment, digest.
+
+        Raises DamagedCheckpoint where it is not there any more.
+        """
+        stored = _metadata(self._checkpointer, step, self._directory).custom_metadata
+        if not stored:  # what Orbax makes of a damaged file
+            raise DamagedCheckpoint(
+                f"{self._directory / str(step)} cannot be read (nothing says what it holds); "
+                "remove that folder to go on from the checkpoint before it"
+            )
+        return stored
 
     def best(self) -> tuple[int, float] | None:
         """The kept step with the highest AP, and that AP."""
@@ -498,6 +512,11 @@ class _plain_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, CheckpointError):
             return
+        if isinstance(error, TimeoutError) and not error.errno:
+            raise CheckpointError(
+                f"{self.path} was not written in time (a slow disk, or a clock that was put forward); earlier "
+                "checkpoints are intact, the same command goes on from there"
+            ) from error
         # Orbax wraps the system's error, and TensorStore's errors are texts.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):

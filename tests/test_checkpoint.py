@@ -254,6 +254,8 @@ def test_refusals_of_the_system_are_one_line() -> None:
         text = "run/1 cannot be written: No space left on device"
         with pytest.raises(CheckpointError, match=text), _plain_errors("run/1"):
             raise error
+    with pytest.raises(CheckpointError, match="run/1 was not written in time"), _plain_errors("run/1"):
+        raise TimeoutError("Timed out while waiting for commit to complete.")
     with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):
         raise ValueError("a bug")
 

@@ -278,32 +278,26 @@ def test_a_clock_that_is_put_back_between_and_during_runs(
     config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(config, tmp_path / "whole")
-    real, calls = time.time, 0
-
-    def jumping() -> float:
-        nonlocal calls
-        calls += 1
-        return real() + (-86400.0 if calls % 2 else 86400.0)
-
-    monkeypatch.setattr(time, "time", jumping)
-    monkeypatch.setattr(time, "time_ns", lambda: int(jumping() * 1e9))
-    stopped = config.steps
-    taken = 0
+    real, ahead, taken = time.time, 0.0, 0
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + ahead) * 1e9))
 
     def feed(start: int) -> Any:
-        nonlocal taken
-        stream = memory_batches(source, config.data, batch=config.batch, seed=config.seed, start_step=start)
-        for batch in stream:
+        nonlocal ahead, taken
+        for batch in memory_batches(source, config.data, batch=config.batch, seed=0, start_step=start):
             taken += 1
+            if taken in (1, 4):  # the first of either run; put forward, then back behind its beginning
+                ahead += {1: 86400.0, 4: -3 * 86400.0}[taken]
             if taken == 3:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
     source = three_classes(config)
     first = run(config, str(tmp_path / "jumping"), train_source=source, batches=feed)
-    assert not first.finished and 0 < first.step < stopped
+    assert not first.finished and first.step == 3
+    ahead -= 86400.0
     assert run(config, str(tmp_path / "jumping"), train_source=source, batches=feed).finished
-    assert calls and weights(tmp_path / "jumping") == weights(tmp_path / "whole")
+    assert taken == 6 and weights(tmp_path / "jumping") == weights(tmp_path / "whole")
     rates = [line.get("images_per_s", 1.0) for line in read_metrics(str(tmp_path / "jumping"))]
     assert len(rates) == 6 and all(0 < rate < 1e6 for rate in rates)
 

@@ -153,7 +153,7 @@ def check_split(
     if unlisted:
         cases[UNLISTED] = unlisted
 
-    oddities = []
+    oddities: list[Oddity] = []
     for kind in (*_REFUSED, *_BAD_IMAGES, *ACTIONS):
         if kind in cases and kind not in {o.kind for o in oddities}:
             stops = kind in _REFUSED or (kind in _BAD_IMAGES and not skip)
@@ -240,7 +240,7 @@ def _look_at_boxes(source: Source, max_boxes: int) -> Iterator[tuple[str, list[s
     a = source.annotations
     reasons = left_out(a, source.heights, source.widths)
 
-    def line(n: int) -> str:
+    def line(n: Any) -> str:
         image, box = int(a.image[n]), [round(float(v), 2) for v in a.bbox[n]]
         return f"{source.files[image]}: annotation {a.ids[n]}, {source.classes[a.label[n]]}, bbox {box}"
 

@@ -137,7 +137,7 @@ def _builder_class(splits: dict[str, Source], name: str, skip_missing: bool) -> 
     first = next(iter(splits.values()))
     features = tfds.features
 
-    class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """COCO images and boxes as kpjax wrote them."""
 
         VERSION = tfds.core.Version(_VERSION)
