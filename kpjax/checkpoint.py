@@ -150,7 +150,8 @@ class Checkpoints:
             trees["average"] = {"params": state.ema, "batch_stats": state.batch_stats}
         metadata = self._info | {"environment": environment(), "digest": digest(state)}
         ocp = _ocp()
-        patient = ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_PATIENCE))
+        patient = ocp.Context()
+        patient.asynchronous.timeout_secs = _PATIENCE
         with _plain_errors(self._directory), patient:
             self._checkpointer.save_checkpointables_async(
                 step,
