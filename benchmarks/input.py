@@ -2,26 +2,32 @@
 
     python benchmarks/input.py --images DIR --annotations FILE.json [--json OUT.json]
 
-The baseline is `tf.io.decode_jpeg(dct_method="INTEGER_ACCURATE")` and nothing else: file bytes are read in
-the same parallel map, pixels are dropped.  Both sides use the same number of threads in deterministic
-order; rounds alternate, the figure is the median of the rounds' ratios.
+The baseline is `tf.io.decode_jpeg(dct_method="INTEGER_ACCURATE")` and nothing else: the folder's file bytes are read
+in the same parallel map, pixels are dropped.  Beside it the training pipeline from the folder and from records that
+are written of it first.  All use the same number of threads in deterministic order; rounds alternate, a figure is the
+median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from kpjax.config import DataConfig, SplitConfig
 from kpjax.data.pipeline import import_tensorflow, train_batches
+from kpjax.data.records import NAME, write_records
 from kpjax.data.source import Source, open_source
+
+FORMATS = ("folder", "tfrecord", "array_record")
 
 
 def bare_decode(source: Source, threads: int, batch: int) -> Iterator[int]:
@@ -57,11 +63,51 @@ def rate(stream: Iterator[int], images: int) -> float:
     return seen / (time.perf_counter() - start)
 
 
+def sources(data: DataConfig, formats: list[str], folder: str) -> dict[str, tuple[Source, DataConfig]]:
+    """The folder's split, and the same as records written below `folder`, each open with its configuration."""
+    found = {"folder": (open_source(data, "train"), data)}
+    for name in formats:
+        if name != "folder":
+            out = os.path.join(folder, name)
+            write_records({"train": found["folder"][0]}, out, shards=4, file_format=name)
+            records = dataclasses.replace(data, source="tfds", tfds_name=NAME, tfds_dir=out)
+            found[name] = (open_source(records, "train"), records)
+    return found
+
+
+def measure(args: argparse.Namespace, opened: dict[str, tuple[Source, DataConfig]]) -> list[dict[str, float]]:
+    """A dictionary a round: "decode" and each of args.formats -> images/s."""
+
+    def timed(side: str) -> float:
+        if side == "decode":
+            stream = bare_decode(opened["folder"][0], args.threads, args.batch)
+        else:
+            stream = pipeline(*opened[side], args.batch)
+        rate(stream, 4 * args.batch)  # files into the page cache, threads up
+        return rate(stream, args.count)
+
+    rounds = []
+    sides = ["decode", *args.formats]
+    print("round " + "".join(f"{side:>24s}" for side in sides))
+    for n in range(args.rounds):
+        # The side that goes first changes, so that a drift of the machine favours none.
+        turned = sides[n % len(sides) :] + sides[: n % len(sides)]
+        measured = {side: timed(side) for side in turned}
+        rounds.append(measured)
+        print(f"{n + 1:5d} " + _row(measured, {s: measured[s] / measured["decode"] for s in sides}, sides), flush=True)
+    return rounds
+
+
+def _row(rates: dict[str, float], ratios: dict[str, float], sides: list[str]) -> str:
+    return "".join(f"{rates[side]:16.1f} ({ratios[side]:.3f})" for side in sides)
+
+
 def main() -> int:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of JPEG files")
     parser.add_argument("--annotations", required=True, help="COCO instances JSON")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
     parser.add_argument("--canvas", type=int, default=640)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
@@ -72,44 +118,29 @@ def main() -> int:
     data = DataConfig(
         train=SplitConfig(args.images, args.annotations), canvas=args.canvas, threads=args.threads, prefetch=2
     )
-    try:
-        source = open_source(data, "train")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-    def decode_rate() -> float:
-        stream = bare_decode(source, args.threads, args.batch)
-        rate(stream, 4 * args.batch)  # files into the page cache, threads up
-        return rate(stream, args.count)
-
-    def pipeline_rate() -> float:
-        stream = pipeline(source, data, args.batch)
-        rate(stream, 4 * args.batch)
-        return rate(stream, args.count)
-
-    rounds = []
-    print(
-        f"{len(source)} files, canvas {args.canvas}, {args.threads} threads, batch {args.batch}, {os.cpu_count()} CPUs"
-    )
-    print("round   decode images/s   pipeline images/s   ratio")
-    for n in range(args.rounds):
-        # The side that goes first changes, so that a drift of the machine favours neither.
-        order = (decode_rate, pipeline_rate) if n % 2 == 0 else (pipeline_rate, decode_rate)
-        measured = {side: side() for side in order}
-        bare, whole = measured[decode_rate], measured[pipeline_rate]
-        rounds.append({"decode": bare, "pipeline": whole, "ratio": whole / bare})
-        print(f"{n + 1:5d} {bare:17.1f} {whole:19.1f} {whole / bare:7.3f}", flush=True)
-    median = {key: statistics.median(r[key] for r in rounds) for key in ("decode", "pipeline", "ratio")}
-    print(f"median{median['decode']:17.1f} {median['pipeline']:19.1f} {median['ratio']:7.3f}")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            opened = sources(data, args.formats, folder)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        files = len(opened["folder"][0])
+        print(f"{files} files, canvas {args.canvas}, {args.threads} threads, batch {args.batch}, {os.cpu_count()} CPUs")
+        print("images/s, and as a part of bare decoding")
+        rounds = measure(args, opened)
+    sides = ["decode", *args.formats]
+    median = {side: statistics.median(r[side] for r in rounds) for side in sides}
+    ratio = {side: statistics.median(r[side] / r["decode"] for r in rounds) for side in sides}
+    print("median" + _row(median, ratio, sides))
     if args.json:
         report = {
             "benchmark": "input",
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
             "settings": {key: getattr(args, key) for key in ("canvas", "threads", "batch", "rounds", "count")},
-            "files": len(source),
+            "files": files,
             "rounds": rounds,
             "median": median,
+            "ratio": ratio,
         }
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from kpjax.errors import UserError
-from kpjax.runtime import skip_absent_tpu
+from kpjax.runtime import quiet_tensorflow, skip_absent_tpu
 
 # name -> (module, what --help says); a module is imported only when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "check-data": ("kpjax.commands.check_data", "read a data set as training would, and report every oddity"),
     "convert": ("kpjax.commands.convert", "turn a released PyTorch checkpoint into an inference checkpoint"),
     "download": ("kpjax.commands.download", "fetch COCO, or list the released checkpoints"),
     "export": ("kpjax.commands.export", "write a detector as StableHLO with a loader that needs JAX alone"),
@@ -19,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "kpjax.commands.plan",
         "compile a step for a TPU slice without one: memory, collectives, roofline",
     ),
+    "records": ("kpjax.commands.records", "write a COCO folder as sharded records with random access"),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
     "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
     "yolo": ("kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.settings = rest if hasattr(args, "config") and all_settings(rest) else []
     if rest != args.settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    quiet_tensorflow()
     skip_absent_tpu()
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)

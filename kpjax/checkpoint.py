@@ -19,10 +19,12 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -34,12 +36,19 @@ from kpjax.errors import UserError
 from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 
+# Orbax times its writing by the wall clock: a clock put right in the meantime would end a save after 20 minutes that
+# nobody had waited.  (Its 10 minutes for making folders cannot be set; those are milliseconds.)
+_PATIENCE = 10**9
 INFO = "config.json"
 _OLD_INFO = "kpjax.json"  # what 0.1.0 called it before its first release; still read
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be read or written.  Its text is one line."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A step of a run that is on disk but not as it was written."""
 
 
 def _ocp() -> Any:
@@ -123,13 +132,18 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         with _plain_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-        self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            # Saving is decided by the training loop alone.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self._scores)]),
-            cleanup_tmp_directories=True,
-        )
+
+        def open_directory() -> Any:
+            return ocp.training.Checkpointer(
+                self._directory,
+                # Saving is decided by the training loop alone.
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self._scores)]),
+                cleanup_tmp_directories=True,
+            )
+
+        self._open = open_directory
+        self._checkpointer = open_directory()
         # Log lines of later steps are of a run that was killed before it saved: those steps come again.
         newest = self.latest() or 0
         self._scores |= {step: ap for step, ap in _logged_scores(workdir).items() if step <= newest}
@@ -148,8 +162,11 @@ class Checkpoints:
         }
         if state.ema is not None:
             trees["average"] = {"params": state.ema, "batch_stats": state.batch_stats}
-        metadata = self._info | {"environment": environment()}
-        with _plain_errors(self._directory):
+        metadata = self._info | {"environment": environment(), "digest": digest(state)}
+        ocp = _ocp()
+        patient = ocp.Context()
+        patient.asynchronous.timeout_secs = _PATIENCE
+        with _plain_errors(self._directory), patient:
             self._checkpointer.save_checkpointables_async(
                 step,
                 trees,
@@ -170,7 +187,10 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a step, laid out as `like` (arrays or ShapeDtypeStructs with shardings)."""
+        """The state of a step, laid out as `like` (arrays or ShapeDtypeStructs with shardings).
+
+        Raises DamagedCheckpoint where it cannot be read, or is not what was written.
+        """
         wanted = {
             "weights": {"params": like.params, "batch_stats": like.batch_stats},
             "train": {"step": like.step, "opt_state": like.opt_state, "first_bad_step": like.first_bad_step},
@@ -179,12 +199,12 @@ class Checkpoints:
             wanted["average"] = {"params": like.ema, "batch_stats": like.batch_stats}
         try:
             found = self._checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            raise CheckpointError(
+        except Exception as error:  # whatever a damaged file makes of Orbax's readers
+            raise DamagedCheckpoint(
                 f"{self._directory / str(step)} cannot be restored ({_first_line(error)}); "
                 "remove that folder to go on from the checkpoint before it"
             ) from error
-        return TrainState(
+        state = TrainState(
             step=found["train"]["step"],
             params=found["weights"]["params"],
             batch_stats=found["weights"]["batch_stats"],
@@ -192,10 +212,70 @@ class Checkpoints:
             ema=found["average"]["params"] if like.ema is not None else None,
             first_bad_step=found["train"]["first_bad_step"],
         )
+        stored = self.metadata(step).get("digest")
+        if (stored is not None and stored != digest(state)) or int(state.step) != step:
+            raise DamagedCheckpoint(
+                f"{self._directory / str(step)} cannot be restored (its values are not those that were written); "
+                "remove that folder to go on from the checkpoint before it"
+            )
+        return state
+
+    def restore_newest(
+        self, like: TrainState, check: Callable[[dict[str, Any], str], None], say: Callable[[str], None]
+    ) -> tuple[TrainState, int, dict[str, Any]] | None:
+        """(state, step, what was stored beside it) of the newest step that can be restored; None where there is none.
+
+        check: called with what is stored beside a step and its folder; what it raises ends the search.
+        Damaged newer steps are told (`say`) and moved to WORKDIR/damaged-STEP.  Where all steps are damaged nothing is
+        moved, and the newest one's DamagedCheckpoint is raised.
+        """
+        steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+        damaged: list[tuple[int, DamagedCheckpoint]] = []
+        for step in steps:
+            state = stored = error = None
+            try:
+                stored = self.metadata(step)
+                check(stored, str(self._directory / str(step)))
+                state = self.restore(step, like)
+            except DamagedCheckpoint as found:
+                error = found
+            if _everywhere(error is None):
+                assert state is not None and stored is not None
+                for number, reason in damaged:
+                    self._set_aside(number, reason, step, say)
+                if damaged:
+                    self._checkpointer.close()
+                    self._checkpointer = self._open()
+                    for scored in [s for s in self._scores if s > step]:
+                        del self._scores[scored]
+                return state, step, stored
+            damaged.append((step, error or DamagedCheckpoint(f"{step} could not be restored by another process")))
+        if damaged:
+            raise damaged[0][1]
+        return None
+
+    def _set_aside(self, step: int, reason: DamagedCheckpoint, good: int, say: Callable[[str], None]) -> None:
+        place = self._directory.parent / f"damaged-{step}"
+        say(f"{str(reason).partition('; remove')[0]}: going on from step {good}; the damaged one is now {place}")
+        with _plain_errors(place):
+            if jax.process_index() == 0:
+                if place.exists():
+                    place.rmtree()
+                (self._directory / str(step)).rename(place)
+        _everywhere(True)  # nobody looks into the folder before it is moved
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What was stored beside a step: model, classes, configuration, environment."""
-        return _metadata(self._checkpointer, step, self._directory).custom_metadata or {}
+        """What was stored beside a step: model, classes, configuration, environment, digest.
+
+        Raises DamagedCheckpoint where it is not there any more.
+        """
+        stored = _metadata(self._checkpointer, step, self._directory).custom_metadata
+        if not stored:  # what Orbax makes of a damaged file
+            raise DamagedCheckpoint(
+                f"{self._directory / str(step)} cannot be read (nothing says what it holds); "
+                "remove that folder to go on from the checkpoint before it"
+            )
+        return stored
 
     def best(self) -> tuple[int, float] | None:
         """The kept step with the highest AP, and that AP."""
@@ -205,6 +285,42 @@ class Checkpoints:
         """Wait for writing and release the directory."""
         with _plain_errors(self._directory):
             self._checkpointer.close()
+
+
+def digest(state: TrainState) -> int:
+    """32 bits that depend on every bit of a state and not on how it lies on the devices.
+
+    A change of any single number changes it: bits are summed with odd weights, modulo 2^32.
+    """
+    sums = [np.asarray(x) for x in _bit_sums(jax.tree.leaves(state))]
+    return zlib.crc32(np.array(sums, np.uint32).tobytes())
+
+
+@jax.jit
+def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    def one(x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.bool_ or x.dtype.itemsize > 4:
+            bits = x.astype(jnp.uint32) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, jnp.uint32)
+        else:
+            unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+            bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        # Not a reshape: that would gather a sharded array.
+        weight, stride = jnp.ones((), jnp.uint32), 2
+        for axis in reversed(range(bits.ndim)):
+            weight = weight + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+            stride *= bits.shape[axis]
+        return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+    return [one(x) for x in leaves]
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether `good` in every process; each process has to call it."""
+    if jax.process_count() == 1:
+        return good
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
 @dataclasses.dataclass
@@ -234,7 +350,7 @@ def _metadata(checkpointer: Any, step: int, folder: Any) -> Any:
     try:
         return checkpointer.checkpointables_metadata(step)
     except Exception as error:  # whatever a damaged file makes of Orbax's readers
-        raise CheckpointError(
+        raise DamagedCheckpoint(
             f"{folder / str(step)} cannot be read ({_first_line(error)}); "
             "remove that folder to go on from the checkpoint before it"
         ) from error
@@ -411,6 +527,11 @@ class _plain_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, CheckpointError):
             return
+        if isinstance(error, TimeoutError) and not error.errno:
+            raise CheckpointError(
+                f"{self.path} was not written in time (a slow disk, or a clock that was put forward); earlier "
+                "checkpoints are intact, the same command goes on from there"
+            ) from error
         # Orbax wraps the system's error, and TensorStore's errors are texts.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):

@@ -138,7 +138,9 @@ class _EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._proto = event_pb2
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
+        # Readers take the files in the order of these numbers, so a clock that was put back must not lower them.
+        number = max(time.time_ns() // 10**9, 1 + max(map(_event_number, epath.Path(workdir).iterdir()), default=0))
+        name = f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((epath.Path(workdir) / name).open("ab"))
         self._write(file_version="brain.Event:2")
         # Readers forget what an interrupted run had logged from this step on.
@@ -156,6 +158,11 @@ class _EventFile:
     def _write(self, **fields: Any) -> None:
         self._writer.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
         self._writer.flush()
+
+
+def _event_number(path: epath.Path) -> int:
+    number = path.name.removeprefix("events.out.tfevents.").partition(".")[0]
+    return int(number) if number.isdigit() and path.name.startswith("events.out.tfevents.") else 0
 
 
 def in_order(values: dict[str, float]) -> list[str]:

@@ -110,6 +110,36 @@ def draw_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> np.nd
     return np.array(picture)
 
 
+def draw_bars(counts: Sequence[int], names: Sequence[str], title: str, unit: str) -> np.ndarray:
+    """A histogram as an RGB picture: a bar for each name, from left to right, its count above it.
+
+    unit: what the names are, written below them.
+    """
+    font, small = ImageFont.load_default(14), ImageFont.load_default(11)
+    wide = max(14, int(max(small.getlength(text) for text in [*names, *map(_short_count, counts)])) + 6)
+    left, top, tall = 20, 70, 300
+    width = max(left + wide * len(names), left + int(font.getlength(title))) + 20
+    picture = Image.new("RGB", (width, top + tall + 60), _PAPER)
+    canvas = ImageDraw.Draw(picture)
+    canvas.text((left, 12), title, font=font, fill=_INK)
+    most = max(1, max(counts, default=1))
+    for i, (count, name) in enumerate(zip(counts, names, strict=True)):
+        x, y = left + wide * i, top + tall * (1 - count / most)
+        if count:
+            canvas.rectangle((x + 1, min(y, top + tall - 1), x + wide - 2, top + tall), fill=_BLUE)
+            canvas.text((x + wide / 2, y - 4), _short_count(count), font=small, fill=_INK, anchor="ms")
+        canvas.text((x + wide / 2, top + tall + 6), name, font=small, fill=_INK, anchor="ma")
+    canvas.line((left, top + tall, left + wide * len(names), top + tall), fill=_INK)
+    canvas.text((left, top + tall + 34), unit, font=font, fill=_INK)
+    return np.array(picture)
+
+
+def _short_count(count: int) -> str:
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1e3:.0f}k" if count < 1_000_000 else f"{count / 1e6:.1f}M"
+
+
 def _upright(picture: Image.Image, text: str, x: float, bottom: float, font: Any) -> None:
     """Text that runs upwards from `bottom`, around the column x."""
     label = Image.new("L", (int(font.getlength(text)) + 4, 20))

@@ -9,6 +9,7 @@ on the same machine (docs/architecture.md, Resuming).
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -30,14 +31,14 @@ from kpjax.checkpoint import (
     save_inference,
 )
 from kpjax.config import Config, ConfigError
-from kpjax.data.source import DataError, Source, fingerprint, open_source
+from kpjax.data.source import DataError, Source, fingerprint, open_source, require_boxes, require_same_classes
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.evaluate import make_evaluator
 from kpjax.log import RunLog, StepClock, in_order, plain
 from kpjax.optimizer import scaled
-from kpjax.runtime import Stopped, StopSignal, make_deterministic, quiet_tensorflow
+from kpjax.runtime import Stopped, StopSignal, leaving_on_sigterm, make_deterministic, quiet_tensorflow
 from kpjax.sharding import check_batch, make_mesh, put_batch
 from kpjax.train_step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 from kpjax.workdir import check_workdir, claim, evaluated
@@ -65,14 +66,22 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     iterator of pipeline batches); by default both come from `config.data`.
     Raises UserError (ConfigError, DataError, CheckpointError, BadStep) for what a user can put right.
     """
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(leaving_on_sigterm())
+        return _run(config, workdir, train_source, batches, starting.close)
+
+
+def _run(
+    config: Config, workdir: str, train_source: Source | None, batches: Batches | None, begun: Callable[[], None]
+) -> Result:
+    """`run`; calls `begun` when a signal has to save."""
     config.check()
     make_deterministic(config)
     quiet_tensorflow()
     root = epath.Path(workdir)
     check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
-    if not any(map(len, source.labels)):
-        raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
+    require_boxes(source)
     val = _validation(config, source)
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
@@ -95,27 +104,25 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     # Before the first file is written: weights to start from that cannot be used leave nothing behind.
     new = None if (root / "checkpoints").exists() else new_state()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
-    latest = checkpoints.latest()
-    distributed.agree({f"the newest checkpoint of --workdir {workdir}": latest})
-    if latest is None:
+    distributed.agree({f"the newest checkpoint of --workdir {workdir}": checkpoints.latest()})
+    restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), _say)
+    if restored is None:
         state, start = new or new_state(), 0
     else:
-        stored = checkpoints.metadata(latest)
-        check_same_model(stored, detector, f"{root / 'checkpoints' / str(latest)}")
-        state, start = checkpoints.restore(latest, like), latest
+        state, start, stored = restored
         _warn_environment(stored.get("environment", {}))
 
     # The step, compiled before anything runs, so that its size is known.
     lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, batch_shapes(config))
-    begun = time.monotonic()
+    clock_before = time.monotonic()
     step = lowered.compile()
-    _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - begun, start))
+    _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))
     claim(root, config, first=jax.process_index() == 0)
 
     feed = batches(start) if batches else _pipeline(source, config, start)
     clock = StepClock(config.batch)
     log = RunLog(workdir, start, steps, silent=jax.process_index() != 0)
-    loop = _Loop(config, source, checkpoints, log, clock, saved=start if latest is not None else None)
+    loop = _Loop(config, source, checkpoints, log, clock, saved=start if restored is not None else None)
     stop = StopSignal()
     stats: dict[str, float] = {}
     number, told = start, 0
@@ -137,6 +144,7 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     # The first process answers, since it is the one that writes the log.
     done = not _due(start, config.eval.every, steps) or distributed.gather(evaluated(workdir, start))[0]
     try:
+        begun()
         with stop:
             try:
                 if evaluator and start and not done:
@@ -156,9 +164,10 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
                     if len(loop.pending) > 2:
                         loop.read_oldest()
                     if evaluator and _due(number, config.eval.every, steps):
-                        loop.drain()
+                        # Saved first: however long it evaluates, and however it is stopped there, no step is lost.
+                        loop.save(state, number)
                         stats = evaluate()
-                        loop.save(state, number, ap=stats.get("AP"))
+                        checkpoints.score(number, stats.get("AP"))
                     elif _due(number, config.checkpoint.every, steps):
                         loop.save(state, number)
             except Stopped:
@@ -228,13 +237,13 @@ class _Loop:
         while self.pending:
             self.read_oldest()
 
-    def save(self, state: TrainState, number: int, ap: float | None = None) -> None:
+    def save(self, state: TrainState, number: int) -> None:
         """Save the state after step `number`, once it is known to be good; not twice."""
         self.drain()
         if self._saved == number:
             return
         with self._clock.aside():
-            self._checkpoints.save(state, ap)
+            self._checkpoints.save(state)
         self._saved = number
 
     def _bad_step(self, number: int, values: dict[str, float], records: np.ndarray | None) -> str:
@@ -321,12 +330,7 @@ def _validation(config: Config, source: Source) -> Source | None:
     if config.data.source == "coco" and not config.data.val.annotations:
         return None
     val = open_source(config.data, "val")
-    if val.classes != source.classes:
-        ours, theirs = set(source.classes), set(val.classes)
-        odd = ", ".join(sorted(ours ^ theirs)[:3]) or "in another order"
-        raise ConfigError(
-            f"{val.name} lists other classes than {source.name} ({odd}); both splits need the same categories"
-        )
+    require_same_classes(val, source)
     return val
 
 

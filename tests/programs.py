@@ -20,6 +20,8 @@ from kpjax.data import shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+GRACE = 30  # seconds between a preemption's SIGTERM and its SIGKILL, on the usual clouds
+
 CONFIG = """
 from kpjax.config import Config
 
@@ -81,7 +83,7 @@ def stop_at(
             time.sleep(when)
             process.send_signal(number)
             break
-    rest, errors = process.communicate(timeout=300)
+    rest, errors = process.communicate(timeout=GRACE if number == signal.SIGTERM else 300)
     return process.returncode, lines + rest.splitlines(), errors
 
 

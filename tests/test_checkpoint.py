@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -252,6 +254,8 @@ def test_refusals_of_the_system_are_one_line() -> None:
         text = "run/1 cannot be written: No space left on device"
         with pytest.raises(CheckpointError, match=text), _plain_errors("run/1"):
             raise error
+    with pytest.raises(CheckpointError, match="run/1 was not written in time"), _plain_errors("run/1"):
+        raise TimeoutError("Timed out while waiting for commit to complete.")
     with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):
         raise ValueError("a bug")
 
@@ -268,3 +272,134 @@ def test_what_is_an_inference_checkpoint(tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "state").mkdir()
     assert is_inference(folder)
+
+
+def save_steps(folder: pathlib.Path, *steps: int) -> None:
+    checkpoints = Checkpoints(str(folder), len(steps), {"model": "x"})
+    for step in steps:
+        checkpoints.save(small_state(step, ema=True))
+        checkpoints.wait()
+    checkpoints.close()
+
+
+def restore_newest(folder: pathlib.Path) -> tuple[Any, int, list[str]]:
+    said: list[str] = []
+    checkpoints = Checkpoints(str(folder), 2, {"model": "x"})
+    found = checkpoints.restore_newest(like(small_state(0, ema=True)), lambda *_: None, said.append)
+    checkpoints.close()
+    assert found is not None
+    return found[0], found[1], said
+
+
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: b"\0" * len(data),
+    "one bit": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :],
+    "gone": None,
+}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # what Orbax drops when it gives up on reading
+@pytest.mark.parametrize("turn", range(2))
+def test_every_damage_to_the_newest_falls_back_or_changes_nothing(tmp_path: pathlib.Path, turn: int) -> None:
+    """Each file of a checkpoint damaged in turn: either its exact state comes back, or that of the step before it."""
+    save_steps(tmp_path / "whole", 3, 5)
+    files = [p.relative_to(tmp_path) for p in (tmp_path / "whole" / "checkpoints" / "5").rglob("*") if p.is_file()]
+    fell_back = 0
+    for n, file in enumerate(files):
+        shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+        victim = tmp_path / "copy" / file.relative_to("whole")
+        how = list(DAMAGE)[(2 * n + turn) % len(DAMAGE)]
+        if DAMAGE[how] is None:
+            victim.unlink()
+        else:
+            victim.write_bytes(DAMAGE[how](victim.read_bytes()))
+        state, step, said = restore_newest(tmp_path / "copy")
+        assert step in (3, 5)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(small_state(step, ema=True)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        if step == 3:
+            fell_back += 1
+            assert (tmp_path / "copy" / "damaged-5").is_dir() and not (tmp_path / "copy" / "checkpoints" / "5").exists()
+            assert len(said) == 1 and "going on from step 3" in said[0] and "\n" not in said[0]
+            save_steps(tmp_path / "copy", 5)  # the step comes again, and stands
+            assert restore_newest(tmp_path / "copy")[1] == 5
+        shutil.rmtree(tmp_path / "copy")
+    assert fell_back >= 3, files
+
+
+def test_changed_values_are_not_restored(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that reads well but says something else than was written."""
+    save_steps(tmp_path, 3)
+    real = kpjax.checkpoint.digest
+    monkeypatch.setattr(kpjax.checkpoint, "digest", lambda state: real(state) ^ 1)
+    checkpoints = Checkpoints(str(tmp_path), 2, {"model": "x"})
+    checkpoints.save(small_state(5, ema=True))
+    checkpoints.close()
+    monkeypatch.setattr(kpjax.checkpoint, "digest", real)
+    state, step, said = restore_newest(tmp_path)
+    assert step == 3 and "not those that were written" in said[0]
+    assert int(state.step) == 3
+
+
+def test_where_all_are_damaged_the_newest_is_named_and_nothing_is_moved(tmp_path: pathlib.Path) -> None:
+    save_steps(tmp_path, 3, 5)
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file() and "commit" not in file.name:
+            file.write_bytes(b"")
+    checkpoints = Checkpoints(str(tmp_path), 2, {"model": "x"})
+    try:
+        with pytest.raises(CheckpointError, match=r"checkpoints/5 cannot be (read|restored)"):
+            checkpoints.restore_newest(like(small_state(0, ema=True)), lambda *_: None, print)
+    finally:
+        checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "5"]
+
+
+def test_the_digest_depends_on_every_number_and_not_on_the_layout() -> None:
+    import dataclasses
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from kpjax.checkpoint import digest
+
+    rng = np.random.default_rng(0)
+    leaves = {
+        "f": rng.normal(size=(4, 6, 8)).astype(np.float32),
+        "h": rng.normal(size=(5,)).astype(jnp.bfloat16),
+        "i": rng.integers(-9, 9, (3, 2), np.int32),
+        "b": np.array([True, False]),
+        "s": np.float32(2),
+    }
+    state = dataclasses.replace(small_state(1), params=leaves)
+    before = digest(state)
+    sharded = jax.device_put(leaves["f"], NamedSharding(make_mesh(), PartitionSpec(None, None, "data")))
+    assert digest(dataclasses.replace(state, params=leaves | {"f": sharded})) == before
+    swapped = leaves["f"].copy()
+    swapped[0, 0, 0], swapped[0, 0, 1] = leaves["f"][0, 0, 1], leaves["f"][0, 0, 0]
+    flipped = leaves["f"].view(np.uint32).copy()
+    flipped[3, 2, 1] ^= 1 << 31
+    for changed in (
+        {"f": swapped},
+        {"f": flipped.view(np.float32)},
+        {"b": np.array([True, True])},
+        {"h": leaves["h"] * 2},
+        {"s": np.float32(3)},
+    ):
+        assert digest(dataclasses.replace(state, params=leaves | changed)) != before
+
+
+def test_no_clock_decides_which_checkpoint_is_newest(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    for step, moved in ((1, 0), (2, -86400), (3, 86400 * 365), (4, -86400 * 365)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda moved=moved: now + moved)
+            patch.setattr(time, "time_ns", lambda moved=moved: int((now + moved) * 1e9))
+            checkpoints = Checkpoints(str(tmp_path), 2, {"model": "x"})
+            checkpoints.save(small_state(step, ema=True))
+            checkpoints.close()
+        for n, path in enumerate(sorted((tmp_path / "checkpoints").iterdir())):
+            os.utime(path, (now - 1000 * n, now - 1000 * n))  # the newest looks the oldest
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+    assert restore_newest(tmp_path)[1] == 4

@@ -2,6 +2,7 @@
 
 Classes are the JSON's categories in ascending order of their ids, whatever those are. Everything that
 would otherwise surface after hours of training is tested when the split is opened, in one line each.
+Both may be URLs (`gs://...`).
 """
 
 from __future__ import annotations
@@ -15,37 +16,53 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.data.source import Annotations, DataError, Source, make_source
+from kpjax.data import files
+from kpjax.data.source import (
+    DUPLICATE,
+    MISSING,
+    UNKNOWN_CATEGORY,
+    UNKNOWN_IMAGE,
+    UNREADABLE,
+    Annotations,
+    DataError,
+    Mistake,
+    Source,
+    make_source,
+    stop,
+)
 
 
-def CocoFolder(images: str, annotations: str, bad_images: str = "stop") -> Source:
+def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake: Mistake = stop) -> Source:
     """Open a split (a function: it reads like a constructor and gives a plain Source).
 
     images: folder that the JSON's `file_name`s are relative to.  annotations: path of the JSON.
     bad_images: "stop" or "skip" (`config.data.bad_images`); with "skip" an image that is not there is
         found out when it is read.
+    mistake: what to do about an entry that cannot be used; by default it raises. Where it returns, the entry is
+        left out (an image that is not there is not), so that all mistakes of a file can be counted.
     Raises DataError, one line: a file that is not COCO JSON, ids that repeat or are unknown, sizes and
     boxes that are no numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
     """
     data = _load(annotations)
-    folder = os.path.abspath(os.path.expanduser(images))
-    if not os.path.isdir(folder):
+    folder = files.absolute(images)
+    if not files.is_folder(folder):
         raise DataError(f"{images}: no such image folder; give the folder that holds the images of {annotations}")
 
-    category_ids, classes = _categories(data["categories"], annotations)
-    image_ids, heights, widths, names = _images(data["images"], annotations)
+    category_ids, classes = _categories(data["categories"], annotations, mistake)
+    image_ids, heights, widths, names = _images(data["images"], annotations, mistake)
     index = {image_id: i for i, image_id in enumerate(image_ids)}
-    objects = _annotations(data["annotations"], annotations, index, {c: k for k, c in enumerate(category_ids)})
-    _require_files(folder, names, annotations, bad_images)
-    files = [os.path.join(folder, name) for name in names]
+    numbers = {category_id: k for k, category_id in enumerate(category_ids)}
+    objects = _annotations(data["annotations"], annotations, index, numbers, mistake)
+    _require_files(folder, names, annotations, bad_images, mistake)
+    paths = [files.join(folder, name) for name in names]
 
     def read(i: int) -> bytes:
         try:
-            with open(files[i], "rb") as file:
-                return file.read()
+            return files.read_bytes(paths[i])
         except OSError as error:
-            raise DataError(f"{files[i]}: cannot be read ({error.strerror})") from error
+            kind = MISSING if isinstance(error, FileNotFoundError) else UNREADABLE
+            raise DataError(f"{paths[i]}: cannot be read ({error.strerror})", kind) from error
 
     return make_source(
         name=annotations,
@@ -54,7 +71,7 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop") -> Sourc
         image_ids=np.asarray(image_ids, np.int64),
         heights=np.asarray(heights, np.int32),
         widths=np.asarray(widths, np.int32),
-        files=files,
+        files=paths,
         annotations=objects,
         read=read,
         on_disk=True,
@@ -64,8 +81,7 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop") -> Sourc
 
 def _load(path: str) -> dict[str, Any]:
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            data = json.load(file)
+        data = json.loads(files.read_bytes(path).decode("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a COCO instances JSON") from error
     except (ValueError, RecursionError) as error:
@@ -84,15 +100,20 @@ def _load(path: str) -> dict[str, Any]:
     return data
 
 
-def _categories(entries: list[dict[str, Any]], path: str) -> tuple[list[int], list[str]]:
+def _categories(entries: list[dict[str, Any]], path: str, mistake: Mistake) -> tuple[list[int], list[str]]:
     names: dict[int, str] = {}
     for n, entry in enumerate(entries):
-        category_id = _whole(entry, "id", f"{path}: categories[{n}]")
-        name = entry.get("name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{path}: categories[{n}] (id {category_id}) has no name")
-        if category_id in names:
-            raise DataError(f"{path}: category id {category_id} is listed twice ({names[category_id]!r}, {name!r})")
+        try:
+            category_id = _whole(entry, "id", f"{path}: categories[{n}]")
+            name = entry.get("name")
+            if not isinstance(name, str) or not name:
+                raise DataError(f"{path}: categories[{n}] (id {category_id}) has no name")
+            if category_id in names:
+                both = f"({names[category_id]!r}, {name!r})"
+                raise DataError(f"{path}: category id {category_id} is listed twice {both}", DUPLICATE)
+        except DataError as error:
+            mistake(error)
+            continue
         names[category_id] = name
     if not names:
         raise DataError(f"{path}: 'categories' is empty; list at least one class")
@@ -100,7 +121,9 @@ def _categories(entries: list[dict[str, Any]], path: str) -> tuple[list[int], li
     return ids, [names[i] for i in ids]
 
 
-def _images(entries: list[dict[str, Any]], path: str) -> tuple[list[int], list[int], list[int], list[str]]:
+def _images(
+    entries: list[dict[str, Any]], path: str, mistake: Mistake
+) -> tuple[list[int], list[int], list[int], list[str]]:
     ids: list[int] = []
     heights: list[int] = []
     widths: list[int] = []
@@ -108,14 +131,21 @@ def _images(entries: list[dict[str, Any]], path: str) -> tuple[list[int], list[i
     first: dict[int, str] = {}
     for n, entry in enumerate(entries):
         where = f"{path}: images[{n}]"
-        image_id = _whole(entry, "id", where)
-        name = _inside(entry.get("file_name"), f"{where} (id {image_id})")
-        if image_id in first:
-            raise DataError(f"{path}: image id {image_id} is listed twice ({first[image_id]}, {name})")
+        try:
+            image_id = _whole(entry, "id", where)
+            name = _inside(entry.get("file_name"), f"{where} (id {image_id})")
+            if image_id in first:
+                both = f"({first[image_id]}, {name})"
+                raise DataError(f"{path}: image id {image_id} is listed twice {both}", DUPLICATE)
+            height, width = (_whole(entry, key, f"{where} ({name})") for key in ("height", "width"))
+            if not (0 < height < 2**16 and 0 < width < 2**16):
+                raise DataError(
+                    f"{where} ({name}) is {width} x {height} pixels; give the image's true width and height"
+                )
+        except DataError as error:
+            mistake(error)
+            continue
         first[image_id] = name
-        height, width = (_whole(entry, key, f"{where} ({name})") for key in ("height", "width"))
-        if not (0 < height < 2**16 and 0 < width < 2**16):
-            raise DataError(f"{where} ({name}) is {width} x {height} pixels; give the image's true width and height")
         ids.append(image_id)
         heights.append(height)
         widths.append(width)
@@ -126,40 +156,50 @@ def _images(entries: list[dict[str, Any]], path: str) -> tuple[list[int], list[i
 
 
 def _annotations(
-    entries: list[dict[str, Any]], path: str, index: dict[int, int], classes: dict[int, int]
+    entries: list[dict[str, Any]], path: str, index: dict[int, int], classes: dict[int, int], mistake: Mistake
 ) -> Annotations:
     count = len(entries)
     image, label, ids = np.zeros(count, np.int64), np.zeros(count, np.int32), np.zeros(count, np.int64)
     bbox, area, crowd = np.zeros((count, 4)), np.zeros(count), np.zeros(count, bool)
+    good = np.ones(count, bool)
     seen: set[int] = set()
     numbered = all("id" in entry for entry in entries)  # some exporters leave the ids out: number them in order
     for n, entry in enumerate(entries):
         where = f"{path}: annotations[{n}]"
-        if numbered:
-            ids[n] = _whole(entry, "id", where)
-            where = f"{path}: annotation {ids[n]}"
-            if int(ids[n]) in seen:
-                raise DataError(f"{path}: annotation id {ids[n]} is used twice; ids have to be unique")
-            seen.add(int(ids[n]))
-        else:
+        try:
             ids[n] = n + 1
-        image_id, category_id = _whole(entry, "image_id", where), _whole(entry, "category_id", where)
-        if image_id not in index:
-            raise DataError(f"{where} is of image id {image_id}, which 'images' does not list")
-        if category_id not in classes:
-            raise DataError(f"{where} has category id {category_id}, which 'categories' does not list")
-        image[n], label[n] = index[image_id], classes[category_id]
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_finite(v) for v in box):
-            raise DataError(f"{where} has the bbox {_short(box)}; give four finite numbers: x, y, width, height")
-        if box[2] < 0 or box[3] < 0:
-            raise DataError(f"{where} has the bbox {box} of negative size; COCO's bbox is x, y, width, height")
-        bbox[n] = box
-        size = entry.get("area", box[2] * box[3])
-        if not _finite(size) or size < 0:
-            raise DataError(f"{where} has the area {_short(size)}; give a number of square pixels")
-        area[n], crowd[n] = size, bool(entry.get("iscrowd", 0))
-    return Annotations(image, label, bbox, area, crowd, ids)
+            if numbered:
+                ids[n] = _whole(entry, "id", where)
+                where = f"{path}: annotation {ids[n]}"
+                if int(ids[n]) in seen:
+                    raise DataError(f"{path}: annotation id {ids[n]} is used twice; ids have to be unique", DUPLICATE)
+                seen.add(int(ids[n]))
+            image_id, category_id = _whole(entry, "image_id", where), _whole(entry, "category_id", where)
+            if image_id not in index:
+                raise DataError(f"{where} is of image id {image_id}, which 'images' does not list", UNKNOWN_IMAGE)
+            if category_id not in classes:
+                raise DataError(
+                    f"{where} has category id {category_id}, which 'categories' does not list", UNKNOWN_CATEGORY
+                )
+            image[n], label[n] = index[image_id], classes[category_id]
+            bbox[n], area[n] = _box_and_area(entry, where)
+            crowd[n] = bool(entry.get("iscrowd", 0))
+        except DataError as error:
+            mistake(error)
+            good[n] = False
+    return Annotations(image[good], label[good], bbox[good], area[good], crowd[good], ids[good])
+
+
+def _box_and_area(entry: dict[str, Any], where: str) -> tuple[list[float], float]:
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_finite(v) for v in box):
+        raise DataError(f"{where} has the bbox {_short(box)}; give four finite numbers: x, y, width, height")
+    if box[2] < 0 or box[3] < 0:
+        raise DataError(f"{where} has the bbox {box} of negative size; COCO's bbox is x, y, width, height")
+    size = entry.get("area", box[2] * box[3])
+    if not _finite(size) or size < 0:
+        raise DataError(f"{where} has the area {_short(size)}; give a number of square pixels")
+    return box, size
 
 
 def _inside(name: Any, where: str) -> str:
@@ -173,7 +213,7 @@ def _inside(name: Any, where: str) -> str:
     return path if os.sep == "\\" or "\\" not in name else posixpath.normpath(name)
 
 
-def _require_files(folder: str, names: list[str], path: str, bad_images: str) -> None:
+def _require_files(folder: str, names: list[str], path: str, bad_images: str, mistake: Mistake) -> None:
     """One listing a folder instead of one look-up an image: seconds less on a network disk."""
     there: dict[str, set[str]] = {}
     missing = []
@@ -181,7 +221,7 @@ def _require_files(folder: str, names: list[str], path: str, bad_images: str) ->
         parent, base = posixpath.split(name)
         if parent not in there:
             try:
-                there[parent] = set(os.listdir(os.path.join(folder, parent)))
+                there[parent] = set(files.names_in(files.join(folder, parent) if parent else folder))
             except OSError:
                 there[parent] = set()
         if base not in there[parent]:
@@ -190,7 +230,8 @@ def _require_files(folder: str, names: list[str], path: str, bad_images: str) ->
     if missing and (everything or bad_images == "stop"):
         more = f" and {len(missing) - 1} more of {len(names)}" if len(missing) > 1 else ""
         advice = "correct the folder" if everything else "or set config.data.bad_images='skip'"
-        raise DataError(f"{os.path.join(folder, missing[0])}: image not found{more}; {path} lists it; {advice}")
+        first = files.join(folder, missing[0])
+        mistake(DataError(f"{first}: image not found{more}; {path} lists it; {advice}", MISSING))
 
 
 def _whole(entry: dict[str, Any], key: str, where: str) -> int:

@@ -6,14 +6,15 @@ training and prediction see what the originals saw.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from kpjax.data.source import DataError
+from kpjax.data.source import TRUNCATED, UNREADABLE, DataError
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
@@ -34,19 +35,57 @@ def decode(data: bytes, name: str, exif: bool = False) -> np.ndarray:
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: the image is too large to decode ({error})") from error
+        raise DataError(f"{name}: the image is too large to decode ({error})", UNREADABLE) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise DataError(f"{name}: {_why(data, error)}") from error
+        raise _refusal(data, error, name) from error
 
 
 def size_of(data: bytes, name: str) -> tuple[int, int, int]:
     """(height, width, EXIF orientation 1..8) from the header alone.  Raises DataError where it has none."""
+    header = read_header(io.BytesIO(data), name)
+    return header.height, header.width, header.orientation
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What an image file says of itself.
+
+    kind, mode: Pillow's names, e.g. "JPEG" and "CMYK".  height, width: pixels as stored.  orientation: EXIF's, 1..8.
+    ended: the file ends as one of its kind does; of some kinds this is never known, and then False.
+    """
+
+    kind: str
+    mode: str
+    height: int
+    width: int
+    orientation: int
+    ended: bool
+
+
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+def read_header(file: IO[bytes], name: str) -> Header:
+    """Read the beginning of an image file, and its last bytes.  Raises DataError where it is no image."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(0x0112, 1)
-            return image.height, image.width, orientation if orientation in range(1, 9) else 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file)
+        orientation = image.getexif().get(0x0112, 1)
+        end = _ENDS.get(image.format or "", b"")
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - len(end)))
+        return Header(
+            kind=image.format or "",
+            mode=image.mode,
+            height=image.height,
+            width=image.width,
+            orientation=orientation if orientation in range(1, 9) else 1,
+            ended=bool(end) and file.read(len(end)) == end,
+        )
     except Exception as error:
-        raise DataError(f"{name}: {_why(data, error)}") from error
+        file.seek(0)
+        raise _refusal(file.read(1), error, name) from error
 
 
 def fitted_size(height: Any, width: Any, canvas: int) -> tuple[Any, Any]:
@@ -71,19 +110,19 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise DataError(f"{name}: a 32-bit image; convert it to 8 bits")
+            raise DataError(f"{name}: a 32-bit image; convert it to 8 bits", UNREADABLE)
         return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
-        raise DataError(f"{name}: a floating-point image; convert it to 8 bits")
+        raise DataError(f"{name}: a floating-point image; convert it to 8 bits", UNREADABLE)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _why(data: bytes, error: BaseException) -> str:
-    if not data:
-        return "the image file is empty"
+def _refusal(data: bytes, error: BaseException, name: str) -> DataError:
     text = " ".join(str(error).split())
+    if not data:
+        return DataError(f"{name}: the image file is empty", TRUNCATED)
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image in a format that can be read"
+        return DataError(f"{name}: not an image in a format that can be read", UNREADABLE)
     if "truncated" in text.lower():
-        return f"the image file is truncated ({text})"
-    return f"the image cannot be decoded ({text[:120] or type(error).__name__})"
+        return DataError(f"{name}: the image file is truncated ({text})", TRUNCATED)
+    return DataError(f"{name}: the image cannot be decoded ({text[:120] or type(error).__name__})", UNREADABLE)

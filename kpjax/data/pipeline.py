@@ -22,7 +22,7 @@ import numpy as np
 
 from kpjax.config import ConfigError, DataConfig
 from kpjax.data.images import decode, fitted_size, shrink
-from kpjax.data.source import DataError, Source
+from kpjax.data.source import WRONG_SIZE, DataError, Source
 
 Batch = dict[str, np.ndarray]
 
@@ -81,11 +81,7 @@ class Batches(Iterator[Batch]):
         self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
-        self._routes = np.full(len(source), _FAST, np.int32)
-        # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way.
-        self._routes[[name.lower().endswith(_OTHER_FORMATS) for name in source.files]] = _PILLOW
-        # It would have to resize these itself, and not as OpenCV does.
-        self._routes[np.maximum(source.heights, source.widths) > data.canvas] = _PILLOW
+        self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
         self._iterator: Any = None
 
     def __next__(self) -> Batch:
@@ -115,24 +111,25 @@ class Batches(Iterator[Batch]):
 
         def plan(step: Any) -> Any:
             records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))
-            return records, records if paths is None else tf.gather(paths, records)
-
-        def fast(record: Any, where: Any) -> Any:
             if paths is not None:
-                data = tf.io.read_file(where)
-            else:
-                data = tf.numpy_function(source.read, [record], tf.string, stateful=False)
+                return records, tf.gather(paths, records)
+            # One call of Python a batch: one an image costs a tenth of what decoding it does.
+            data = tf.numpy_function(self._read, [records], tf.string, stateful=False)
+            return records, tf.ensure_shape(data, (len(self._slots),))
+
+        def fast(found: Any) -> Any:
+            data = found if paths is None else tf.io.read_file(found)
             image = tf.io.decode_jpeg(data, channels=0, dct_method="INTEGER_ACCURATE")
             image.set_shape((None, None, None))
             return image
 
-        def load(record: Any, where: Any) -> Any:
+        def load(record: Any, found: Any) -> Any:
             if all_fast:
-                image = fast(record, where)
+                image = fast(found)
             else:
                 image = tf.cond(
                     tf.equal(tf.gather(routes, record), _FAST),
-                    lambda: fast(record, where),
+                    lambda: fast(found),
                     lambda: tf.ensure_shape(
                         tf.numpy_function(self._slow, [record], tf.uint8, stateful=False), (None, None, None)
                     ),
@@ -142,9 +139,10 @@ class Batches(Iterator[Batch]):
             return record, tf.reshape(image, tf.concat([shape[:1], [-1]], 0)), shape
 
         steps = tf.data.Dataset.range(self._step, np.iinfo(np.int64).max // self._batch)
+        planned = steps.map(plan, num_parallel_calls=threads, deterministic=True) if paths is None else steps.map(plan)
         # More calls in flight than threads (the pool below bounds those), so that decoding goes on while a batch
         # is being copied together.
-        dataset = steps.map(plan).unbatch().map(load, num_parallel_calls=4 * threads, deterministic=True)
+        dataset = planned.unbatch().map(load, num_parallel_calls=4 * threads, deterministic=True)
         dataset = dataset.padded_batch(len(self._slots), ([], [side, side * 3], [3]), drop_remainder=True)
         options = tf.data.Options()
         options.deterministic = True
@@ -182,6 +180,10 @@ class Batches(Iterator[Batch]):
         last = tf.constant(total - 1, tf.int64)
         return tf.raw_ops.RandomIndexShuffle(index=place, seed=seeds, max_index=last, rounds=4)
 
+    def _read(self, records: np.ndarray) -> np.ndarray:
+        fast = self._routes[records] == _FAST  # the others are read where they are decoded
+        return np.array([self._source.read(int(i)) if f else b"" for i, f in zip(records, fast, strict=True)], object)
+
     def _slow(self, record: int) -> np.ndarray:
         if self._routes[record] == _EMPTY:
             return np.zeros((1, 1, 3), np.uint8)
@@ -210,6 +212,25 @@ class Batches(Iterator[Batch]):
         self._routes[fast] = _PILLOW
 
 
+def _first_route(source: Source, record: int, canvas: int) -> int:
+    if source.files[record].lower().endswith(_OTHER_FORMATS):
+        return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way
+    # It would have to resize a larger image itself, and not as OpenCV does.
+    return _PILLOW if max(source.heights[record], source.widths[record]) > canvas else _FAST
+
+
+def require_readable(source: Source, record: int, canvas: int) -> None:
+    """Raise the DataError that this record would raise in training with data.bad_images "stop"."""
+    if _first_route(source, record, canvas) == _FAST:
+        tf = import_tensorflow()
+        stated = int(source.heights[record]), int(source.widths[record])
+        with contextlib.suppress(tf.errors.OpError):
+            shape = tf.io.decode_jpeg(source.read(record), channels=0, dct_method="INTEGER_ACCURATE").shape
+            if tuple(shape[:2]) == stated and shape[2] in (1, 3):
+                return
+    decode_checked(source, record, canvas)
+
+
 def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
     """Raise one line where the source is empty or the batch cannot be dealt out."""
     if not len(source):
@@ -231,7 +252,8 @@ def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
     if image.shape[:2] != stated:
         raise DataError(
             f"{name}: decodes to {image.shape[1]} x {image.shape[0]} pixels, "
-            f"the annotations state {stated[1]} x {stated[0]}; correct one of them"
+            f"the annotations state {stated[1]} x {stated[0]}; correct one of them",
+            WRONG_SIZE,
         )
     return shrink(image, canvas)
 

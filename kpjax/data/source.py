@@ -22,8 +22,34 @@ OUTSIDE = "outside the image"
 NO_AREA = "no area"
 
 
+# Kinds of mistakes, for those who count them.
+MALFORMED = "malformed entry"
+DUPLICATE = "id that occurs twice"
+UNKNOWN_IMAGE = "annotation of an image that is not listed"
+UNKNOWN_CATEGORY = "annotation of a category that is not listed"
+MISSING = "image not found"
+UNREADABLE = "unreadable image"
+TRUNCATED = "truncated image"
+WRONG_SIZE = "image of another size than annotated"
+
+
 class DataError(UserError):
-    """Data that cannot be used.  Its text is one line that names the file or record and what to do."""
+    """Data that cannot be used.  Its text is one line that names the file or record and what to do.
+
+    kind: one of the kinds of mistakes above.
+    """
+
+    def __init__(self, text: str, kind: str = MALFORMED) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+Mistake = Callable[[DataError], None]
+
+
+def stop(error: DataError) -> None:
+    """What is done about a mistake unless somebody counts them: raise it."""
+    raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +83,7 @@ class Source:
     dropped: reason -> number of annotated boxes that training leaves out.
     read: index -> the encoded image file; raises DataError where it cannot be read.
     ground_truth: () -> a COCO instances dictionary of all annotations for pycocotools.
+    annotations: all annotated objects.
     """
 
     name: str
@@ -71,15 +98,17 @@ class Source:
     dropped: dict[str, int]
     read: Callable[[int], bytes]
     ground_truth: Callable[[], dict[str, Any]]
+    annotations: Annotations
     on_disk: bool = False
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
 
-def open_source(config: DataConfig, split: str) -> Source:
+def open_source(config: DataConfig, split: str, mistake: Mistake = stop) -> Source:
     """Open the split "train" or "val" that `config` describes.
 
+    mistake: see `kpjax.data.coco.CocoFolder`.
     Raises ConfigError where a setting is missing and DataError where the data cannot be used.
     """
     if split not in ("train", "val"):
@@ -91,7 +120,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
             if not value:
                 raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
-        return CocoFolder(folder.images, folder.annotations, config.bad_images)
+        return CocoFolder(folder.images, folder.annotations, config.bad_images, mistake)
     if config.source == "tfds":
         from kpjax.data.tfds import Tfds
 
@@ -107,6 +136,21 @@ def fingerprint(source: Source) -> str:
     for array in (source.image_ids, source.heights, source.widths, *source.boxes, *source.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"{len(source)} images, {sum(map(len, source.labels))} boxes, {digest.hexdigest()[:12]}"
+
+
+def require_boxes(source: Source) -> None:
+    """Raise ConfigError where there is nothing to train on."""
+    if not any(map(len, source.labels)):
+        raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
+
+
+def require_same_classes(val: Source, train: Source) -> None:
+    """Raise ConfigError where the validation split has other classes than the training split."""
+    if val.classes != train.classes:
+        odd = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3]) or "in another order"
+        raise ConfigError(
+            f"{val.name} lists other classes than {train.name} ({odd}); both splits need the same categories"
+        )
 
 
 def count_over(source: Source, max_boxes: int) -> int:
@@ -132,7 +176,8 @@ def make_source(
 
     file_names: what the ground truth calls the images; `files` where None.
     """
-    keep, dropped = _trainable(annotations, heights, widths)
+    reasons = left_out(annotations, heights, widths)
+    keep = reasons == ""
     # A stable sort keeps the order of the annotation file within an image.
     order = np.flatnonzero(keep)[np.argsort(annotations.image[keep], kind="stable")]
     x, y, w, h = annotations.bbox[order].T
@@ -153,23 +198,22 @@ def make_source(
         files=tuple(files),
         boxes=tuple(np.split(corners, cuts)) if len(image_ids) else (),
         labels=tuple(np.split(annotations.label[order].astype(np.int32), cuts)) if len(image_ids) else (),
-        dropped=dropped,
+        dropped={str(k): n for k, n in sorted(Counter(reasons[~keep]).items())},
         read=read,
         ground_truth=ground_truth,
+        annotations=annotations,
         on_disk=on_disk,
     )
 
 
-def _trainable(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """Which annotations training uses, and why not the others (each counted once)."""
+def left_out(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Why training leaves each annotated box out, (A,) strings: CROWD, NO_AREA, OUTSIDE, or "" for one it uses."""
     x, y, w, h = annotations.bbox.T
     right, bottom = np.asarray(widths)[annotations.image], np.asarray(heights)[annotations.image]
     empty = (w <= 0) | (h <= 0)
     # The originals clip to the image and then drop what has no area left.
     outside = (x >= right) | (y >= bottom) | (x + w <= 0) | (y + h <= 0)
-    keep = ~(annotations.crowd | empty | outside)
-    reasons = np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
-    return keep, {str(k): n for k, n in sorted(Counter(reasons[~keep]).items())}
+    return np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
 
 
 def _instances(

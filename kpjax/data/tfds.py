@@ -1,25 +1,31 @@
 """`Tfds("coco/2017")`: a set prepared by TensorFlow Datasets, open for random access.
 
-Sets prepared as ArrayRecord are read through TFDS's own data source with image decoding skipped.  TFRECORD
-files cannot be entered in the middle: one pass over them notes where each image's bytes begin, and from then
-on an image is one read.  That pass, and the boxes it meets, are kept in an index file beside the set (or in
-the user's cache folder where that cannot be written), named after everything it depends on.
+A record is a serialised example with the encoded image somewhere in it. One pass over the set notes where each
+image's bytes lie; from then on an image is one read and a slice, and no example is parsed again. ArrayRecord gives
+records by number; TFRECORD files cannot be entered in the middle, so there it is the place in the file.
+That pass, and the boxes it meets, are kept in an index file beside the set (or in the user's cache folder where
+that cannot be written), named after everything it depends on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from kpjax.data import files
 from kpjax.data.images import size_of
-from kpjax.data.source import Annotations, DataError, Source, make_source
+from kpjax.data.source import TRUNCATED, UNREADABLE, Annotations, DataError, Source, make_source
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
+METADATA = "metadata.json"  # where TFDS keeps a set's own metadata, and `python -m kpjax records` the category ids
 
 # COCO's 80 detection classes have ids 1 to 90 without these; TFDS numbers them 0 to 79 in the same order.
 _NOT_COCO = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -30,10 +36,13 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
     """Open a split of a prepared set (a function: it reads like a constructor and gives a plain Source).
 
     name: e.g. "coco/2017"; any set with `image` and `objects` of `bbox` and `label` as TFDS's COCO has them
-        (`image/id`, `image/filename`, `objects/area`, `objects/is_crowd`, `objects/id` are used where present).
+        (`image/id`, `image/filename`, `objects/area`, `objects/is_crowd`, `objects/id` are used where present, and
+        what `kpjax.data.records` adds).
     split: e.g. "train" or "validation[:10%]".  data_dir: TFDS's folder; None: its default.
-    Areas are those TFDS kept, whole numbers; boxes are its fractions times the image's size.
-    Nothing is ever downloaded. Raises DataError, one line, where the set is not prepared or not of this form.
+    Areas are those TFDS kept, whole numbers; boxes are its fractions times the image's size, unless the exact
+    ones are there.
+    Nothing is ever downloaded. Raises DataError, one line, where the set is not prepared, not of this form, has no
+    records or fewer than it states, or is ArrayRecord behind a URL.
     """
     try:
         import tensorflow_datasets as tfds
@@ -53,10 +62,21 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
     except Exception as error:
         known = ", ".join(builder.info.splits)
         raise DataError(f"tfds set {name!r}: no split {split!r} ({_one_line(error)}); it has {known}") from error
-    array_record = builder.info.file_format.value == "array_record"
-    data_source = _array_record_source(builder, split, name) if array_record else None
-    index = _load_or_build(builder, name, split, instructions, data_source)
-    read = _array_reader(data_source, index) if array_record else _record_reader(index, instructions)
+    file_format = builder.info.file_format.value
+    if file_format not in ("array_record", "tfrecord"):
+        raise DataError(f"tfds set {name!r}: prepared as {file_format}; array_record or tfrecord is needed")
+    if not sum(instruction.take for instruction in instructions):
+        raise DataError(f"tfds set {name!r}: the split {split!r} has no records")
+    try:
+        if file_format == "array_record":
+            records = _array_records(instructions, name)
+            index = _load_or_build(builder, name, split, instructions, lambda: _scan_array_record(builder, records))
+            read = _array_reader(records, index)
+        else:
+            index = _load_or_build(builder, name, split, instructions, lambda: _scan_records(builder, instructions))
+            read = _record_reader(index, instructions)
+    except OSError as error:
+        raise DataError(f"{error.filename or name}: cannot be read ({error.strerror or _one_line(error)})") from error
     return _source(builder, name, split, index, read)
 
 
@@ -69,78 +89,105 @@ def _require_features(builder: Any, name: str) -> None:
         raise DataError(f"tfds set {name!r}: its objects have no 'bbox' and 'label'")
 
 
-def _array_record_source(builder: Any, split: str, name: str) -> Any:
-    import tensorflow_datasets as tfds
+def _array_records(instructions: list[Any], name: str) -> Any:
+    """The records of the split by number, as bytes.  Raises DataError where a file has not what TFDS's index states."""
+    from array_record.python import array_record_data_source, array_record_module
 
-    try:
-        return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except Exception as error:
-        raise DataError(f"tfds set {name!r}: cannot be read as ArrayRecord ({_one_line(error)})") from error
+    for instruction in instructions:
+        path = str(instruction.filename)
+        if files.is_url(path):
+            # Its reader finds 0 records behind a URL, and calls that no error.
+            raise DataError(
+                f"{path}: ArrayRecord is read from local or mounted folders only; copy the set, mount the bucket, or "
+                "prepare it as tfrecord"
+            )
+        if not os.path.exists(path):
+            raise DataError(f"{path}: not found; the set {name!r} lists it")
+        try:
+            reader = array_record_module.ArrayRecordReader(path)
+            count = reader.num_records()
+            reader.close()
+        except Exception as error:  # whatever its C++ makes of a damaged file
+            raise DataError(f"{path}: cannot be read as ArrayRecord ({_one_line(error)})") from error
+        _require_count(path, count, instruction.examples_in_shard)
+    return array_record_data_source.ArrayRecordDataSource(instructions)
 
 
-def _load_or_build(builder: Any, name: str, split: str, instructions: list[Any], data_source: Any) -> dict[str, Any]:
+def _require_count(path: str, count: int, stated: int) -> None:
+    if count != stated:
+        raise DataError(f"{path}: has {count} records, its index states {stated}; prepare the set anew")
+
+
+def _load_or_build(
+    builder: Any, name: str, split: str, instructions: list[Any], scan: Callable[[], Iterator[Any]]
+) -> dict[str, Any]:
     key = json.dumps(
         [_INDEX_VERSION, builder.info.full_name, split]
-        + [[os.path.basename(str(i.filename)), os.path.getsize(i.filename), i.skip, i.take] for i in instructions]
+        + [
+            [os.path.basename(str(i.filename)), files.size_in_bytes(str(i.filename)), i.skip, i.take]
+            for i in instructions
+        ]
     )
     file_name = f"kpjax_index_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     places = [str(builder.data_dir), os.path.join(cache, "kpjax")]
     for place in places:
-        path = os.path.join(place, file_name)
-        if os.path.exists(path):
-            try:
-                with np.load(path) as arrays:
-                    return dict(arrays)
-            except (OSError, ValueError, KeyError, EOFError):
-                continue  # half a file, e.g. after a full disk: build it again
-    examples = _scan_array_record(data_source) if data_source is not None else _scan_records(builder, instructions)
-    index = _collect(examples, name)
-    for place in places:
+        path = files.join(place, file_name)
         try:
-            os.makedirs(place, exist_ok=True)
-            partial = os.path.join(place, f"{file_name}.{os.getpid()}.npz")
-            try:
-                np.savez(partial, **index)
-                os.replace(partial, os.path.join(place, file_name))
-            finally:
-                if os.path.exists(partial):
-                    os.remove(partial)
+            with np.load(io.BytesIO(files.read_bytes(path))) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # not there, or half a file, e.g. after a full disk: build it again
+    index = _collect(scan(), name)
+    data = io.BytesIO()
+    np.savez(data, **index)
+    for place in places:
+        with contextlib.suppress(OSError):  # a read-only place; without any, the next start scans again
+            if not files.is_url(place):
+                os.makedirs(place, exist_ok=True)
+            files.write_bytes(files.join(place, file_name), data.getvalue())
             break
-        except OSError:
-            continue  # a read-only place; without any, the next start scans again
     return index
 
 
-def _scan_array_record(data_source: Any) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
-    for n in range(len(data_source)):
-        example = data_source[n]
-        yield example, _as_bytes(example["image"]), (n, 0, 0)
+def _parse(builder: Any, record: bytes) -> tuple[dict[str, Any], bytes, int]:
+    """A record -> its example with the image still encoded, the image's bytes, and where in the record they begin."""
+    import tensorflow_datasets as tfds
+
+    example = builder.info.features.deserialize_example_np(record, decoders={"image": tfds.decode.SkipDecoding()})
+    image = _as_bytes(example["image"])
+    return example, image, record.find(image)
+
+
+def _scan_array_record(builder: Any, records: Any) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
+    """Each example, its image bytes, and where they lie: (number of the record, offset in it, length)."""
+    for n in range(len(records)):
+        example, image, offset = _parse(builder, bytes(records[n]))
+        yield example, image, (n, offset, len(image))
 
 
 def _scan_records(
     builder: Any, instructions: list[Any]
 ) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
     """Each example, its image bytes, and where they lie: (number of the file, offset, length)."""
-    import tensorflow_datasets as tfds
-
     from kpjax.data.pipeline import import_tensorflow
 
     tf = import_tensorflow()
-    decoders = {"image": tfds.decode.SkipDecoding()}
     for number, instruction in enumerate(instructions):
         path = str(instruction.filename)
-        last = None if instruction.take in (-1, None) else instruction.skip + instruction.take
-        offset = 0
-        # Framing of a TFRECORD: 8 bytes of length, 4 of checksum, the record, 4 of checksum.
-        for n, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
-            if last is not None and n >= last:
-                break
-            if n >= instruction.skip:
-                example = builder.info.features.deserialize_example_np(record, decoders=decoders)
-                image = _as_bytes(example["image"])
-                yield example, image, (number, offset + 12 + record.find(image), len(image))
-            offset += 16 + len(record)
+        last = instruction.skip + instruction.take
+        begin = count = 0
+        try:
+            # Framing of a TFRECORD: 8 bytes of length, 4 of checksum, the record, 4 of checksum.
+            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+                if instruction.skip <= count < last:
+                    example, image, offset = _parse(builder, record)
+                    yield example, image, (number, begin + 12 + offset, len(image))
+                begin += 16 + len(record)
+                count += 1
+        except tf.errors.OpError as error:
+            raise DataError(f"{path}: damaged after {count} records ({_one_line(error)})") from error
+        _require_count(path, count, instruction.examples_in_shard)
 
 
 def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]], name: str) -> dict[str, Any]:
@@ -148,11 +195,20 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
     images, labels, boxes, areas, crowds, object_ids = [], [], [], [], [], []
     for n, (example, data, place) in enumerate(examples):
         file_name = _as_bytes(example.get("image/filename", b"")).decode("utf-8", "replace") or f"record {n}"
-        height, width, _ = size_of(data, f"tfds set {name!r}, {file_name}")
+        if "image/height" in example:  # as annotated, so that a file of another size is found when it is read
+            height, width = int(example["image/height"]), int(example["image/width"])
+        else:
+            height, width, _ = size_of(data, f"tfds set {name!r}, {file_name}")
         objects = example["objects"]
-        # (ymin, xmin, ymax, xmax) as fractions of the image.
-        box = np.asarray(objects["bbox"], np.float64).reshape(-1, 4) * (height, width, height, width)
-        size = box[:, 2:] - box[:, :2]
+        if "exact" in objects:
+            exact = np.asarray(objects["exact"], np.int64).reshape(-1, 5).view(np.float64)
+            box, area = exact[:, :4], exact[:, 4]
+        else:
+            # (ymin, xmin, ymax, xmax) as fractions of the image.
+            corners = np.asarray(objects["bbox"], np.float64).reshape(-1, 4) * (height, width, height, width)
+            size = corners[:, 2:] - corners[:, :2]
+            box = np.stack([corners[:, 1], corners[:, 0], size[:, 1], size[:, 0]], axis=1)
+            area = np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(-1)
         count = len(box)
         places.append(place)
         sizes.append((height, width))
@@ -160,12 +216,12 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
         names.append(file_name)
         images.append(np.full(count, n, np.int64))
         labels.append(np.asarray(objects["label"], np.int32).reshape(-1))
-        boxes.append(np.stack([box[:, 1], box[:, 0], size[:, 1], size[:, 0]], axis=1))
-        areas.append(np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(-1))
+        boxes.append(box)
+        areas.append(area)
         crowds.append(np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(-1))
         object_ids.append(np.asarray(objects.get("id", np.full(count, -1)), np.int64).reshape(-1))
     if not ids:
-        raise DataError(f"tfds set {name!r}: the split is empty")
+        raise DataError(f"tfds set {name!r}: the split has no records")
     if len(set(ids)) < len(ids):
         raise DataError(f"tfds set {name!r}: an image id occurs twice")
     numbers = np.concatenate(object_ids)
@@ -185,12 +241,16 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
     }
 
 
-def _array_reader(data_source: Any, index: dict[str, Any]) -> Callable[[int], bytes]:
+def _array_reader(records: Any, index: dict[str, Any]) -> Callable[[int], bytes]:
+    place, names = index["place"], index["file_name"]
+
     def read(i: int) -> bytes:
+        number, offset, length = (int(v) for v in place[i])
         try:
-            return _as_bytes(data_source[int(i)]["image"])
+            record = records[number]
         except Exception as error:
-            raise DataError(f"{index['file_name'][i]}: cannot be read ({_one_line(error)})") from error
+            raise DataError(f"{names[i]}: cannot be read ({_one_line(error)})", UNREADABLE) from error
+        return _whole(record[offset : offset + length], length, str(names[i]))
 
     return read
 
@@ -202,25 +262,41 @@ def _record_reader(index: dict[str, Any], instructions: list[Any]) -> Callable[[
     def read(i: int) -> bytes:
         number, offset, length = (int(v) for v in place[i])
         try:
-            with open(paths[number], "rb") as file:
+            with files.opened(paths[number]) as file:
                 file.seek(offset)
-                return file.read(length)
+                return _whole(file.read(length), length, paths[number])
         except OSError as error:
-            raise DataError(f"{paths[number]}: cannot be read ({error.strerror})") from error
+            raise DataError(f"{paths[number]}: cannot be read ({error.strerror})", UNREADABLE) from error
 
     return read
+
+
+def _whole(data: bytes, length: int, name: str) -> bytes:
+    if len(data) != length:
+        raise DataError(f"{name}: ends {length - len(data)} bytes too early; prepare the set anew", TRUNCATED)
+    return data
+
+
+def _category_ids(builder: Any, classes: int) -> tuple[int, ...]:
+    """What the set's metadata state, COCO's own, or 1, 2, 3, ..."""
+    path = files.join(str(builder.data_dir), METADATA)
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        stated = json.loads(files.read_bytes(path)).get("category_ids")
+        if stated and len(stated) == classes:
+            return tuple(int(i) for i in stated)
+    if builder.name == "coco" and classes == len(COCO_CATEGORY_IDS):
+        return COCO_CATEGORY_IDS
+    return tuple(range(1, classes + 1))
 
 
 def _source(builder: Any, name: str, split: str, index: dict[str, Any], read: Callable[[int], bytes]) -> Source:
     features = builder.info.features
     label = getattr(features["objects"], "feature", features["objects"])["label"]
     classes = tuple(label.names)
-    is_coco = builder.name == "coco" and len(classes) == len(COCO_CATEGORY_IDS)
-    category_ids = COCO_CATEGORY_IDS if is_coco else tuple(range(1, len(classes) + 1))
     return make_source(
         name=f"{name}:{split}",
         classes=classes,
-        category_ids=category_ids,
+        category_ids=_category_ids(builder, len(classes)),
         image_ids=index["image_id"],
         heights=index["size"][:, 0],
         widths=index["size"][:, 1],

@@ -1,6 +1,6 @@
 """Killed with SIGKILL at random moments, a run ends with the parameters of one that was never interrupted.
 
-`make soak` runs it.  KPJAX_SOAK_KILLS (12) and KPJAX_SOAK_SEED (0) change how often and when.
+`make soak` runs it.  KPJAX_SOAK_KILLS (32) and KPJAX_SOAK_SEED (0) change how often and when.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEPS = 60
 
 @pytest.mark.soak
 def test_killed_at_random_moments(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kills = int(os.environ.get("KPJAX_SOAK_KILLS", "12"))
+    kills = int(os.environ.get("KPJAX_SOAK_KILLS", "32"))
     config = str(config_file(tmp_path, shapes_set(tmp_path / "data"), STEPS))
     begun = time.monotonic()
     whole = run_program("train.py", "--config", config, "--workdir", str(tmp_path / "whole"))

@@ -1,0 +1,110 @@
+"""Files of a data set: of this machine through Python, of a URL (`gs://`, ...) through TensorFlow's file systems.
+
+What cannot be read is an OSError on both.  TensorFlow is imported for URLs only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+def is_url(path: str) -> bool:
+    """Whether TensorFlow has to open the path, e.g. gs://bucket/file."""
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """The path from the root on, `~` replaced; a URL without the slash at its end."""
+    return path.rstrip("/") if is_url(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def join(folder: str, name: str) -> str:
+    """A file in a folder."""
+    return f"{folder}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is such a folder."""
+    if not is_url(path):
+        return os.path.isdir(path)
+    with _system_errors(path) as tf:
+        return tf.io.gfile.isdir(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    if not is_url(path):
+        return os.path.exists(path)
+    with _system_errors(path) as tf:
+        return tf.io.gfile.exists(path)
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of what lies in a folder."""
+    if not is_url(folder):
+        return os.listdir(folder)
+    with _system_errors(folder) as tf:
+        return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
+
+
+def size_in_bytes(path: str) -> int:
+    """The length of a file."""
+    if not is_url(path):
+        return os.path.getsize(path)
+    with _system_errors(path) as tf:
+        return int(tf.io.gfile.stat(path).length)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file to read bytes from; it can be entered anywhere."""
+    if not is_url(path):
+        with open(os.path.expanduser(path), "rb") as file:
+            yield file
+        return
+    with _system_errors(path) as tf, tf.io.gfile.GFile(path, "rb") as remote:
+        yield remote
+
+
+def read_bytes(path: str) -> bytes:
+    """All of a file."""
+    with opened(path) as file:
+        return file.read()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing."""
+    partial = f"{path}.{os.getpid()}.partial"
+    if is_url(path):
+        with _system_errors(path) as tf:
+            with tf.io.gfile.GFile(partial, "wb") as remote:
+                remote.write(data)
+            tf.io.gfile.rename(partial, path, overwrite=True)
+        return
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+@contextlib.contextmanager
+def _system_errors(path: str) -> Iterator[Any]:
+    """TensorFlow, its errors turned into those of the system."""
+    from kpjax.data.pipeline import import_tensorflow
+
+    tf = import_tensorflow()
+    try:
+        yield tf
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    except (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError) as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, " ".join(error.message.split())[:160], path) from error

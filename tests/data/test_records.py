@@ -1,0 +1,358 @@
+"""Records written from a folder: the same batches, whole or not there at all, local or behind a URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kpjax.__main__ import main
+from kpjax.config import DataConfig
+from kpjax.data import files
+from kpjax.data.pipeline import import_tensorflow, train_batches
+from kpjax.data.records import write_records
+from kpjax.data.source import DataError, open_source
+from kpjax.data.tfds import Tfds
+from tests.data.conftest import picture
+
+pytest.importorskip("tensorflow_datasets")
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def odd_images(config: DataConfig) -> Callable[[dict], None]:
+    """Puts a PNG with transparency, a CMYK, a grey and a large JPEG, odd boxes, a crowd and an id beyond 32 bits in."""
+    folder = pathlib.Path(config.train.images)
+
+    def edit(d: dict) -> None:
+        picture(2, 30, 30).convert("RGBA").save(folder / "2.png")
+        picture(3, 57, 64).convert("CMYK").save(folder / "3.jpg")
+        picture(4, 20, 51).convert("L").save(folder / "4.jpg")
+        picture(5, 90, 170).save(folder / "5.jpg")
+        d["images"][2]["file_name"] = "2.png"
+        d["images"][5].update(height=90, width=170, id=2**40)
+        for a in d["annotations"]:
+            a["image_id"] = 2**40 if a["image_id"] == 45 else a["image_id"]
+            a["bbox"][0] += 1 / 3  # not representable in 32 bits
+            a["area"] = 59.9 + 1 / 7
+        d["annotations"][0]["bbox"] = [-3.3, 1.1, 20, 900]
+        d["annotations"][1]["iscrowd"] = 1
+        d["annotations"][2]["bbox"] = [500, 1, 3, 3]
+
+    return edit
+
+
+@pytest.fixture
+def odd(folder: Callable[..., DataConfig]) -> DataConfig:
+    config = folder()
+    return folder(odd_images(config))
+
+
+def prepared(config: DataConfig, out: pathlib.Path, file_format: str, **more) -> DataConfig:
+    """Write config's training split and return the configuration that reads it."""
+    source = open_source(config, "train")
+    write_records({"train": source}, str(out), file_format=file_format, **({"shards": 3} | more))
+    return dataclasses.replace(config, source="tfds", tfds_name="kpjax_records", tfds_dir=str(out))
+
+
+def assert_same_batches(one: DataConfig, other: DataConfig, steps: int = 5, **more) -> None:
+    streams = [train_batches(open_source(c, "train"), c, batch=4, seed=3, **more) for c in (one, other)]
+    for _ in range(steps):
+        a, b = (next(stream) for stream in streams)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key].dtype == b[key].dtype and a[key].tobytes() == b[key].tobytes(), key
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_batches_are_those_of_the_folder_bit_for_bit(odd: DataConfig, tmp_path: pathlib.Path, file_format: str) -> None:
+    records = prepared(odd, tmp_path / "out", file_format)
+    names = sorted(p.name for p in (tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"))
+    assert [n.rpartition("-train.")[2] for n in names] == [f"{file_format}-0000{i}-of-00003" for i in range(3)]
+    folder, written = open_source(odd, "train"), open_source(records, "train")
+    assert [written.read(i) for i in range(7)] == [folder.read(i) for i in range(7)]
+    assert written.classes == folder.classes and written.category_ids == (3, 7, 90)
+    assert written.ground_truth() == folder.ground_truth()
+    assert written.dropped == folder.dropped == {"crowd": 1, "outside the image": 1}
+    assert_same_batches(odd, records)
+    assert_same_batches(odd, records, steps=2, start_step=9, process_index=1, process_count=2)
+
+
+def test_images_that_are_not_there_are_refused_or_become_empty_records(odd: DataConfig, tmp_path: pathlib.Path) -> None:
+    (pathlib.Path(odd.train.images) / "6.jpg").unlink()
+    with pytest.raises(DataError, match=r"6\.jpg: image not found"):
+        prepared(odd, tmp_path / "out", "tfrecord")
+    skipping = dataclasses.replace(odd, bad_images="skip")
+    with pytest.raises(DataError, match=r"6\.jpg: cannot be read"):
+        prepared(skipping, tmp_path / "out", "tfrecord")
+    assert list((tmp_path / "out").iterdir()) == []
+    records = prepared(skipping, tmp_path / "out", "tfrecord", skip_missing=True)
+    assert_same_batches(skipping, records)
+
+
+def test_the_command_writes_both_splits_and_says_how_to_train(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = folder()
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from kpjax.config import Config, DataConfig, SplitConfig\n"
+        f"def get_config():\n    split = SplitConfig({config.train.images!r}, {config.train.annotations!r})\n"
+        "    return Config(steps=1, data=DataConfig(train=split, val=split))\n"
+    )
+    out = tmp_path / "out"
+    command = ["records", "--config", str(recipe), "--out", str(out), "--shards", "2"]
+    assert main([*command, "--config.data.max_boxes=5"]) == 0
+    said = capsys.readouterr().out
+    assert "7 images as train, 7 images as validation" in said and f"--config.data.tfds_dir={out}" in said
+    settings = DataConfig(source="tfds", tfds_name="kpjax_records", tfds_dir=str(out))
+    assert len(open_source(settings, "train")) == len(open_source(settings, "val")) == 7
+    assert main(command) == 2  # it is there
+    assert main([*command, "--config.data.max_bxes=5"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "already there" in errors[0] and "max_boxes" in errors[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--out", "gs://bucket/x"], "local or mounted"),
+        (["--out", "gs://bucket/x", "--format", "tfrecord"], "copy that"),
+        (["--shards", "8"], "only 7 images"),
+        (["--name", "My-Set"], "lower-case"),
+        (["--annotations", "no.json"], "no.json"),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Callable[..., DataConfig],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    text: str,
+) -> None:
+    split = folder().train
+    command = ["records", "--images", split.images, "--annotations", split.annotations, "--out", str(tmp_path / "out")]
+    assert main([*command, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow larger: a disk that is full
+from kpjax.__main__ import main
+sys.exit([main([*sys.argv[1:], "--format", f]) for f in ("array_record", "tfrecord")] != [2, 2])
+"""
+
+KILLED = """
+import sys, time
+import kpjax.data.records as records
+from kpjax.__main__ import main
+good = records._examples
+def slow(split, source, skip):
+    for n, example in enumerate(good(split, source, skip)):
+        if n == 5:
+            print("writing", file=sys.__stdout__, flush=True)
+            time.sleep(60)
+        yield example
+records._examples = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder: Callable[..., DataConfig], tmp_path: pathlib.Path) -> None:
+    split, out = folder().train, tmp_path / "out"
+    command = ["records", "--images", split.images, "--annotations", split.annotations, "--out", str(out)]
+    ended = subprocess.run(_python(LIMITED, *command), capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith("error: ") and os.strerror(27) in line for line in lines)
+    assert list(out.iterdir()) == []
+
+
+def test_killed_while_writing_nothing_looks_complete_and_the_next_run_clears_up(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path
+) -> None:
+    config, out = folder(), tmp_path / "out"
+    command = ["records", "--images", config.train.images, "--annotations", config.train.annotations]
+    process = subprocess.Popen(
+        _python(KILLED, *command, "--out", str(out)), stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert len(list(out.iterdir())) == 1  # what it had begun
+    with pytest.raises(DataError, match="kpjax_records"):
+        Tfds("kpjax_records", "train", str(out))
+    other = out / f"kpjax_records.partial-another.host-{process.pid}"  # perhaps still at work
+    other.mkdir()
+    prepared(config, out, "array_record")
+    assert sorted(p.name for p in out.iterdir()) == ["kpjax_records", other.name]
+
+
+def damage(path: pathlib.Path, how: str, records: int = 7) -> None:
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif how == "gone":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "fewer":  # a whole file, with fewer records than the set's index states
+        if "array_record" in path.name:
+            from array_record.python import array_record_module
+
+            writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+            writer.write(b"one")
+            writer.close()
+        else:
+            with import_tensorflow().io.TFRecordWriter(str(path)):
+                pass
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathlib.Path]:
+    from kpjax.data import shapes
+
+    folder = tmp_path_factory.mktemp("set")
+    shapes.write(str(folder / "shapes"), train=7, val=1, size=64)
+    config = DataConfig()
+    config.train.images = str(folder / "shapes" / "train")
+    config.train.annotations = str(folder / "shapes" / "annotations" / "instances_train.json")
+    made: dict[str, pathlib.Path] = {}
+
+    def make(file_format: str) -> pathlib.Path:
+        if file_format not in made:
+            made[file_format] = folder / file_format
+            prepared(config, made[file_format], file_format, shards=2)
+        return made[file_format]
+
+    return make
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("how", ["cut", "gone", "empty", "fewer"])
+def test_a_damaged_set_is_one_line_that_names_the_file(
+    pristine: Callable[[str], pathlib.Path], tmp_path: pathlib.Path, file_format: str, how: str
+) -> None:
+    shutil.copytree(pristine(file_format), tmp_path / "set")
+    victim = next((tmp_path / "set").rglob("*-00001-of-00002"))
+    damage(victim, how)
+    with pytest.raises(DataError) as caught:
+        Tfds("kpjax_records", "train", str(tmp_path / "set"))
+    assert str(victim) in str(caught.value) and "\n" not in str(caught.value)
+    if how == "fewer":
+        assert "its index states 3" in str(caught.value)
+
+
+def test_a_set_without_records_is_refused(pristine: Callable[[str], pathlib.Path], tmp_path: pathlib.Path) -> None:
+    shutil.copytree(pristine("array_record"), tmp_path / "set")
+    with pytest.raises(DataError, match="no records"):
+        Tfds("kpjax_records", "train[3:3]", str(tmp_path / "set"))
+    info = next((tmp_path / "set").rglob("dataset_info.json"))
+    text = json.loads(info.read_text())
+    text["splits"][0]["shardLengths"] = ["0", "0"]
+    info.write_text(json.dumps(text))
+    with pytest.raises(DataError, match="no records"):
+        Tfds("kpjax_records", "train", str(tmp_path / "set"))
+
+
+def test_a_shard_that_shrinks_after_opening_is_found_when_it_is_read(
+    pristine: Callable[[str], pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(pristine("tfrecord"), tmp_path / "set")
+    source = Tfds("kpjax_records", "train", str(tmp_path / "set"))
+    for victim in (tmp_path / "set").rglob("*-of-00002"):
+        damage(victim, "empty")
+    with pytest.raises(DataError, match="bytes too early"):
+        source.read(0)
+
+
+@pytest.fixture
+def ram(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder of TensorFlow's file system in memory, which TFDS's paths know as they know gs://."""
+    from etils.epath import backend, gpath, register
+
+    tf = import_tensorflow()
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "ram", backend.tf_backend)
+    monkeypatch.setitem(gpath._URI_MAP_ROOT, "ram://", "/ram/")
+    monkeypatch.setattr(gpath, "_URI_SCHEMES", {*gpath._URI_SCHEMES, "ram"})
+    monkeypatch.setattr(gpath, "_URI_PREFIXES", (*gpath._URI_PREFIXES, "ram://"))
+    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "ram://", gpath.PosixGPath)
+    root = f"ram://bucket{time.monotonic_ns()}"
+    tf.io.gfile.makedirs(root)
+    yield root
+
+
+def upload(folder: pathlib.Path, url: str) -> None:
+    tf = import_tensorflow()
+    for path in sorted(folder.rglob("*")):
+        target = f"{url}/{path.relative_to(folder).as_posix()}"
+        if path.is_dir():
+            tf.io.gfile.makedirs(target)
+        else:
+            with tf.io.gfile.GFile(target, "wb") as file:
+                file.write(path.read_bytes())
+
+
+def test_an_image_folder_behind_a_url(odd: DataConfig, ram: str, tmp_path: pathlib.Path) -> None:
+    upload(pathlib.Path(odd.train.images), f"{ram}/images")
+    files.write_bytes(f"{ram}/instances.json", pathlib.Path(odd.train.annotations).read_bytes())
+    remote = dataclasses.replace(odd)
+    remote.train = type(odd.train)(f"{ram}/images/", f"{ram}/instances.json")
+    assert_same_batches(odd, remote)
+    assert open_source(remote, "train").files[1] == f"{ram}/images/sub/1.jpg"
+    tf = import_tensorflow()
+    tf.io.gfile.remove(f"{ram}/images/0.jpg")
+    with pytest.raises(DataError, match=r"ram://.*/images/0\.jpg: image not found"):
+        open_source(remote, "train")
+    remote.bad_images = "skip"
+    with pytest.raises(DataError, match=r"0\.jpg: cannot be read \(No such file"):
+        open_source(remote, "train").read(0)
+    for split in (
+        type(odd.train)(f"{ram}/none", f"{ram}/instances.json"),
+        type(odd.train)(f"{ram}/images", f"{ram}/n"),
+    ):
+        remote.train = split
+        with pytest.raises(DataError, match=r"no such image folder|cannot be read"):
+            open_source(remote, "train")
+
+
+def test_tfrecord_behind_a_url_and_array_record_refused(pristine: Callable[[str], pathlib.Path], ram: str) -> None:
+    for file_format in ("tfrecord", "array_record"):
+        upload(pristine(file_format), f"{ram}/{file_format}")
+    local = Tfds("kpjax_records", "train", str(pristine("tfrecord")))
+    index = next(pristine("tfrecord").rglob("kpjax_index_*")).name
+    tf = import_tensorflow()
+    tf.io.gfile.remove(f"{ram}/tfrecord/kpjax_records/1.0.0/{index}")
+    remote = Tfds("kpjax_records", "train", f"{ram}/tfrecord")
+    assert tf.io.gfile.exists(f"{ram}/tfrecord/kpjax_records/1.0.0/{index}")  # made anew, beside the set
+    assert [remote.read(i) for i in range(7)] == [local.read(i) for i in range(7)]
+    assert remote.ground_truth() == local.ground_truth() and remote.category_ids == local.category_ids
+    with pytest.raises(DataError, match=r"ram://.*local or mounted") as caught:
+        Tfds("kpjax_records", "train", f"{ram}/array_record")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_copied_not_encoded(odd: DataConfig, tmp_path: pathlib.Path) -> None:
+    records = prepared(odd, tmp_path / "out", "array_record")
+    written = open_source(records, "train")
+    for i, name in enumerate(open_source(odd, "train").files):
+        assert written.read(i) == pathlib.Path(name).read_bytes()
+        with Image.open(name) as image:
+            assert np.asarray(image).size
