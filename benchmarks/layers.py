@@ -119,6 +119,13 @@ def comparisons(scale: float) -> list[Comparison]:
             False,
         ),
         Comparison(
+            f"best 100 peaks of logits 8x128x128x{c80}: together, image after image",
+            lambda x: peaks.top_k(peaks.keep_peaks(jax.nn.sigmoid(x)), 100),
+            lambda x: peaks.best_peaks(x, 100, logits=True),
+            (array(8, 128, 128, c80),),
+            False,
+        ),
+        Comparison(
             "resampling, 8x640x640 -> 512x512: matrix products, gathers",
             resampling(augment._resample_matmul, 640, 512),
             resampling(augment._resample_gather, 640, 512),

@@ -1,11 +1,15 @@
 """Time of soft-NMS on the device: rows of all classes in one loop.
 
-python benchmarks/nms.py [--rows 2000] [--classes 80] [--json FILE]
+python benchmarks/nms.py [--rows 2000] [--classes 80] [--most 100] [--json FILE]
+
+Each method to the threshold, and until the `most` best rows are certain.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import pathlib
 import statistics
@@ -32,21 +36,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--most", type=int, default=100)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json")
     args = parser.parse_args()
     boxes, scores, labels = rows(args.rows, args.classes)
     weights = np.stack([scores, scores], axis=1)
     results = {}
-    for method in nms.METHODS:
-        rules = nms.SoftNms(method)
-        plain = jax.jit(lambda b, s, k, rules=rules: nms.soft_nms(b, s, k, rules=rules, stale_rows=True))
-        merge = jax.jit(
-            lambda b, s, k, w, rules=rules: nms.soft_nms_merge(b, s, k, w, rules=rules, exponent=10.0, stale_rows=True)
-        )
+    for method, most in itertools.product(nms.METHODS, (0, args.most)):
+        options = {"rules": nms.SoftNms(method), "stale_rows": True, "most": most}
+        plain = jax.jit(functools.partial(nms.soft_nms, **options))
+        merge = jax.jit(functools.partial(nms.soft_nms_merge, exponent=10.0, **options))
+        best = f", the best {most}" if most else ""
         for name, run in (
-            (method, lambda plain=plain: plain(boxes, scores, labels)),
-            (f"{method}, merging", lambda merge=merge: merge(boxes, scores, labels, weights)),
+            (f"{method}{best}", lambda plain=plain: plain(boxes, scores, labels)),
+            (f"{method}, merging{best}", lambda merge=merge: merge(boxes, scores, labels, weights)),
         ):
             jax.block_until_ready(run())
             times = []
@@ -55,7 +59,7 @@ def main() -> None:
                 jax.block_until_ready(run())
                 times.append(1000 * (time.perf_counter() - started))
             results[name] = statistics.median(times)
-            print(f"{name:20s} {results[name]:8.1f} ms  ({args.rows} rows, {args.classes} classes)", flush=True)
+            print(f"{name:34s} {results[name]:8.1f} ms  ({args.rows} rows, {args.classes} classes)", flush=True)
     if args.json:
         pathlib.Path(args.json).write_text(
             json.dumps({"device": jax.devices()[0].device_kind, "ms": results}, indent=1)
