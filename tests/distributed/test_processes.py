@@ -129,7 +129,7 @@ def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Pa
         assert other.code == 3, other
         assert len(other.errors) == 1 and other.errors[0] == other.err[-1]
         assert re.match(rf"error: process {1 - victim} of 2: .*(is gone|as gone).*goes on", other.errors[0])
-    with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.1") as processes:
+    with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.4") as processes:
         processes.until(rf"^step {2 * SAVED + 4}/")
         processes.send(signal.SIGTERM, 1)
         first, second = processes.wait()
