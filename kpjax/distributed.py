@@ -402,7 +402,10 @@ def _explain_aborts(text: str) -> None:
     line = f"error: {_me()}: {text}\n".encode()
 
     def last_words(_: int) -> None:
-        os.write(2, line)
+        if _ending.acquire(blocking=False):
+            os.write(2, line)
+        else:
+            time.sleep(5)  # the thread that is ending the process has a line and a code of its own
         os._exit(LOST)
 
     _ABORT_HANDLERS.append(kind(last_words))
