@@ -61,7 +61,7 @@ def draw_detections(
     canvas = ImageDraw.Draw(picture)
     for i in order:
         _draw_box(canvas, boxes[i], class_color(labels[i]), line, width, height)
-    size = max(_LEGIBLE + 1, round(max(height, width) / 40))
+    size = max(_LEGIBLE + 1, round(max(height, width) / 52))
     if size * 2 <= min(height, width):
         font = ImageFont.load_default(size)
         taken: list[_Rect] = []

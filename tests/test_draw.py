@@ -19,6 +19,7 @@ def test_colors_are_stable_and_distinct() -> None:
     colors = [class_color(k) for k in range(80)]
     assert colors == [class_color(k) for k in range(80)]
     assert len(set(colors)) == 80
+    assert colors[0] == (255, 64, 38)  # those of every run
     near = [np.abs(np.subtract(a, b)).sum() for k, a in enumerate(colors[:10]) for b in colors[:k]]
     assert min(near) > 60
     ratios = []
@@ -77,6 +78,19 @@ def test_labels_stay_inside_and_apart() -> None:
         drawn = draw_detections(image, [box, box], [0, 1], [0.9, 0.8], NAMES)
         fields = [(drawn == class_color(k)).all(-1).sum() for k in (0, 1)]
         assert min(fields) > 150  # both labels are there, neither hidden behind the other
+
+
+def test_lines_and_letters_grow_with_the_picture() -> None:
+    widths, heights = [], []
+    for side in (320, 1280, 2560):
+        drawn = draw_detections(
+            np.zeros((side, side, 3), np.uint8), np.array([[0.2, 0.2, 0.8, 0.8]]) * side, [0], [0.9], NAMES
+        )
+        own = (drawn == class_color(0)).all(-1)
+        widths.append(int(own[side // 2, : side // 2].sum()))  # the left edge
+        heights.append(int(own[: side // 5, round(0.2 * side) + widths[-1]].sum()))  # the label's field above the box
+    assert widths == [2, 4, 9] and 1.5 * heights[0] < heights[1] < heights[2] / 1.5
+    assert heights[0] >= 12
 
 
 def test_wrong_arrays_are_refused() -> None:
