@@ -123,9 +123,8 @@ def detect_images(
             unreadable.append(complain(found.name, found.error))
             continue
         out = images[found.index][1]
-        Image.fromarray(shown.picture(found.image, found.detections)).save(
-            out, quality=92, subsampling=0
-        )  # full colour: lines are thin
+        drawn = Image.fromarray(shown.picture(found.image, found.detections))
+        drawn.save(out, quality=92, subsampling=0)  # colour at every pixel: lines are thin
         rows[found.index] = {
             "file": found.name,
             "picture": os.path.basename(out),

@@ -403,7 +403,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
         scores = np.array([row["score"] for row in rows], np.float32)
         drawn = draw_detections(*enlarge(image, boxes), labels, scores, source.classes, score_thr)
-        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92)
+        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
         written += 1
     return written
 
