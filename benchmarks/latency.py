@@ -12,9 +12,11 @@ The steps are `Predictor`'s own, each waited for:
     merge     MS (and F of mmdetection's models): the rows of all views by soft-NMS, a compiled program, and the fetch
 Post-processing is decode + host + merge.  How long it takes depends on what the head maps hold, so it is timed on two
 kinds of them:
-    random    what the network says with random weights: scores level with each other, hundreds of peaks, corners whose
-              embeddings all agree.  The worst case.
+    random    what the network says with random weights.  The hourglasses' embeddings are then so far apart that hardly
+              any two corners make a pair
     planted   --objects objects, the same in all views, over noise: as a trained network's maps are
+    crowd     the worst case: all peaks of one class, scores level with each other, and embeddings that all agree, so
+              that every pair of corners counts and soft-NMS has thousands of rows of one class
 With several views (scales) figures are sums over them.  Rounds alternate between presets; the table has their
 medians, of one image.  --image 511x511 gives the canvas of training (512x512 for CenterNet, 511x511 for the corners).
 """
@@ -48,7 +50,7 @@ from kpjax.errors import UserError
 from kpjax.infer import make_merge, make_parts, protocol_of, true_heads
 from kpjax.predict import finished, rows_in_image
 
-HEADS = ("random", "planted")
+HEADS = ("random", "planted", "crowd")
 POST = ("decode", "host", "merge")
 BACKGROUND, SURE = -5.0, 3.0  # mean logits where no object is, and of an object
 
@@ -90,6 +92,20 @@ def planted_heads(
     return heads
 
 
+def crowded_heads(like: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Head maps shaped as `like` that make as much work as there can be."""
+    rng = np.random.default_rng(seed)
+    heads = {}
+    for name, shape in {name: x.shape for name, x in like.items()}.items():
+        if name.endswith(("heat", "heatmap")):  # probabilities or logits: both have their order
+            maps = np.full(shape, 1e-3)
+            maps[..., 0] = rng.uniform(0.5, 0.6, shape[:-1])
+        else:
+            maps = np.full(shape, 10.0 if name == "wh" else 0.5 if name.endswith(("off", "offset")) else 0.0)
+        heads[name] = maps.astype(np.float32)
+    return heads
+
+
 class Case:
     """A model with a preset: its compiled programs, its inputs, and the seconds that its steps took."""
 
@@ -106,14 +122,14 @@ class Case:
         self.network = jax.jit(heads_of)
         self.decode = jax.jit(rows_of, static_argnums=2, out_shardings=self.everywhere)
         self.merge = make_merge(detector, preset, 100)
-        self.planted: list[Any] = []
+        self.made: list[list[Any]] = []  # of each view, the head maps that are not the network's
         self.seconds: dict[str, list[float]] = collections.defaultdict(list)
         self.cpu: dict[str, list[float]] = collections.defaultdict(list)
         boxes, labels = random_objects(objects, detector.num_classes, size)
         for view in self.views:
             like = jax.eval_shape(heads_of, variables, *self.place(view))
-            heads = planted_heads(detector, like, testtime.to_canvas(boxes, view), labels, view.canvas, seed=batch)
-            self.planted.append(jax.device_put(heads, self.everywhere))
+            planted = planted_heads(detector, like, testtime.to_canvas(boxes, view), labels, view.canvas, seed=batch)
+            self.made.append(jax.device_put([planted, crowded_heads(like, seed=batch)], self.everywhere))
         start = time.perf_counter()
         self.rows = {kind: int(found.scores.size) for kind, found in self.round()}
         self.first_s = time.perf_counter() - start
@@ -137,10 +153,10 @@ class Case:
             return result
 
         rows: dict[str, list[list[Any]]] = {kind: [[] for _ in range(self.batch)] for kind in HEADS}
-        for view, planted in zip(self.views, self.planted, strict=True):
+        for view, made in zip(self.views, self.made, strict=True):
             inputs = timed("place", functools.partial(self.place, view))
             heads = timed("network", functools.partial(self.network, self.variables, *inputs))
-            for kind, maps in zip(HEADS, (heads, planted), strict=True):
+            for kind, maps in zip(HEADS, (heads, *made), strict=True):
                 run = functools.partial(self.decode, maps, inputs[1], view.canvas)
                 found = timed(f"{kind} decode", run)
                 run_host = functools.partial(self.in_image, found, view)
@@ -187,7 +203,7 @@ class Case:
 
 
 def report(row: dict[str, Any]) -> None:
-    """Two lines of the table."""
+    """A line of the table for each kind of head maps."""
     for kind in HEADS:
         of_kind = row[kind]
         figures = [row["place"], row["network"], *(of_kind[part] for part in POST), of_kind["post"]]
