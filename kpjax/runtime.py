@@ -129,8 +129,9 @@ def leaving_on_sigterm() -> Iterator[None]:
     """A block with nothing to save: SIGTERM ends the program with 0, at once.
 
     Python's own handlers would wait for the compiler, which can take longer than the grace time; a thread does not.
+    With several processes JAX keeps the signal for `StopSignal`, and all of them leave together once training begins.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if distributed.connected() or threading.current_thread() is not threading.main_thread():
         yield
         return
     reader, writer = socket.socketpair()
