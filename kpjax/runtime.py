@@ -129,9 +129,9 @@ def leaving_on_sigterm() -> Iterator[None]:
     """A block with nothing to save: SIGTERM ends the program with 0, at once.
 
     Python's own handlers would wait for the compiler, which can take longer than the grace time; a thread does not.
-    With several processes SIGTERM is JAX's, whose handler Python could not put back: all stop at the first step.
+    With several processes JAX keeps the signal for `StopSignal`, and all of them leave together once training begins.
     """
-    if threading.current_thread() is not threading.main_thread() or distributed.connected():
+    if distributed.connected() or threading.current_thread() is not threading.main_thread():
         yield
         return
     reader, writer = socket.socketpair()

@@ -102,7 +102,8 @@ def _run(
         return _init_from(config.init_from, detector, state, shardings) if config.init_from else state
 
     # Before the first file is written: weights to start from that cannot be used leave nothing behind.
-    new = None if (root / "checkpoints").exists() else new_state()
+    # The first process answers: all have to make the state, or none.
+    new = None if distributed.gather((root / "checkpoints").exists())[0] else new_state()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
     distributed.agree({f"the newest checkpoint of --workdir {workdir}": checkpoints.latest()})
     restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), _say)
