@@ -27,6 +27,7 @@ MMDET = ("pipe_mmdet_cornernet_hg104", "pipe_synth_mmdet_cornernet_hg104")
 METHODS = {"nms": "hard", "linear_soft_nms": "linear", "exp_soft_nms": "gaussian"}
 STABLE = (1e-3, 0.1)  # score, box in pixels: of rows that the case calls stable
 BEFORE_NMS, AFTER_NMS = (5e-5, 2e-3), (1e-3, 2e-3)
+NEIGHBOURS = 1e-5  # two rows whose scores differ by less "may swap places" (CASES_centernet.md, pipeline conditioning)
 
 
 def inputs_of(name: str) -> dict[str, Any]:
@@ -144,6 +145,23 @@ def mmdetection(name: str, bias: float, nms: str) -> tuple[Any, Any]:
     return det, kpjax.import_torch(det, params)
 
 
+def swapped_back(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """`found` with the scores of two rows exchanged where soft-NMS took two neighbours in the other order.
+
+    The first of them keeps its score and lowers the other's, so that each then has the other's.  One such pair at
+    most, of one class, whose better score agrees to NEIGHBOURS; boxes and all else are left to the comparison.
+    """
+    distance = np.abs(found[None, :, :4] - expected[:, None, :4]).max(-1) + (found[None, :, 5] != expected[:, None, 5])
+    partner = distance.argmin(1)
+    off = np.flatnonzero(np.abs(found[partner, 4] - expected[:, 4]) > AFTER_NMS[0])
+    pair = partner[off]
+    if len(off) != 2 or abs(found[pair, 4].max() - expected[off, 4].max()) > NEIGHBOURS:
+        return found
+    found = found.copy()
+    found[pair, 4] = found[pair[::-1], 4]
+    return found
+
+
 @each(*MMDET, full=True, runs=True)
 def test_mmdetection(name: str, item: str) -> None:
     """Plain, before and after soft-NMS, and with the mirror image through the configuration's tta_pipeline."""
@@ -155,4 +173,7 @@ def test_mmdetection(name: str, item: str) -> None:
     top_k = len(expected) if before else case.info["test_cfg"]["max_per_img"]
     found: Any = kpjax.Predictor(det, variables, "flip" if preset == "flip" else "na", top_k=top_k)(picture(info))
     rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=-1)
-    assert_matched(rows, expected, BEFORE_NMS if before else AFTER_NMS)
+    if before:
+        assert_matched(rows, expected, BEFORE_NMS)
+    else:
+        assert_matched(swapped_back(rows, expected), expected, AFTER_NMS)
