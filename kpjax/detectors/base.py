@@ -87,7 +87,7 @@ class Preprocess:
         if images.dtype != jnp.uint8:
             return divide(images)
         # XLA divides by a constant as a product with its reciprocal: two values in three then differ from the
-        # originals' in the last bit, and of two cells level on a heatmap the other one wins.  A TPU would gather slowly.
+        # originals' in the last bit, and of two level cells of a heatmap the other one wins.  A TPU gathers slowly.
         return jax.lax.platform_dependent(images, cpu=look_up, cuda=look_up, default=divide)
 
     def border_rgb(self) -> tuple[float, float, float]:
