@@ -307,9 +307,7 @@ def loss(
 
 
 def score_map(maps: dict[str, Array], rules: Rules) -> Array:
-    """The heatmap as scores, (B, h, w, K) float32: what `merge_flip` left, or from the head."""
-    if "scores" in maps:
-        return maps["scores"]
+    """The heatmap head as scores, (B, h, w, K) float32."""
     heat = maps["heatmap"].astype(jnp.float32)
     return heat if rules.probabilities else jax.nn.sigmoid(heat)
 
@@ -322,11 +320,9 @@ def decode(
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them; without an
     "offset" a centre lies in the middle of its cell.  Returns (B, top_k, ...), best first.
     """
-    if "scores" in maps:
-        heat, logits = maps["scores"], False
-    else:
-        heat, logits = maps["heatmap"].astype(jnp.float32), not rules.probabilities
-    scores, labels, ys, xs = peaks.best_peaks(heat, top_k, logits=logits)
+    merged = "scores" in maps
+    heat = maps["scores" if merged else "heatmap"].astype(jnp.float32)
+    scores, labels, ys, xs = peaks.best_peaks(heat, top_k, logits=not (merged or rules.probabilities))
     index = ys * heat.shape[2] + xs
     wh = peaks.gather_cells(maps["wh"].astype(jnp.float32), index)
     if wh.shape[-1] > 2:  # one pair a class
