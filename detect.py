@@ -158,7 +158,8 @@ def detect_video(predictor: Predictor, path: str, out: str, shown: Shown) -> tup
             waiting[found.index] = found
             while len(frames) in waiting:
                 ready = waiting.pop(len(frames))
-                writer.write(shown.picture(ready.image, ready.detections))
+                seconds = None if clip.steady else times[ready.index]
+                writer.write(shown.picture(ready.image, ready.detections), seconds)
                 row = {"frame": ready.index, "time": round(times[ready.index], 3)}
                 frames.append(row | {"detections": shown.rows(ready.detections)})
                 bar.update()

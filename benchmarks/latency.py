@@ -10,7 +10,7 @@ The steps are `Predictor`'s own, each waited for:
     decode    head maps -> rows: peaks, selection, pairs of corners, and the soft-NMS of protocols with one scale
     host      rows fetched and brought into the image's pixels
     merge     MS (and F of mmdetection's models): the rows of all views by soft-NMS, a compiled program, and the fetch
-Post-processing is decode + host + merge.  How long it takes depends on what the head maps hold, so it is timed on two
+Post-processing is decode + host + merge.  How long it takes depends on what the head maps hold, so it is timed on three
 kinds of them:
     random    what the network says with random weights.  The hourglasses' embeddings are then so far apart that hardly
               any two corners make a pair

@@ -29,6 +29,7 @@ import numpy as np
 from etils import epath
 
 from kpjax import config as configs
+from kpjax import distributed
 from kpjax.config import Config, ConfigError
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
@@ -134,13 +135,17 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
 
         def open_directory() -> Any:
-            return ocp.training.Checkpointer(
+            checkpointer = ocp.training.Checkpointer(
                 self._directory,
                 # Saving is decided by the training loop alone.
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self._scores)]),
                 cleanup_tmp_directories=True,
             )
+            # With every save Orbax asks JAX whether a preemption was announced, by the step's number.  JAX keeps one
+            # number a process, which is `StopSignal`'s: all have to ask for the same ones.
+            checkpointer._manager.reached_preemption = lambda step: False
+            return checkpointer
 
         self._open = open_directory
         self._checkpointer = open_directory()
@@ -200,6 +205,7 @@ class Checkpoints:
         try:
             found = self._checkpointer.load_checkpointables(step, wanted)
         except Exception as error:  # whatever a damaged file makes of Orbax's readers
+            _refuse_passing(error, self._directory / str(step))
             raise DamagedCheckpoint(
                 f"{self._directory / str(step)} cannot be restored ({_first_line(error)}); "
                 "remove that folder to go on from the checkpoint before it"
@@ -230,16 +236,17 @@ class Checkpoints:
         moved, and the newest one's DamagedCheckpoint is raised.
         """
         steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
-        damaged: list[tuple[int, DamagedCheckpoint]] = []
+        damaged: list[tuple[int, str]] = []  # texts: an exception would hold its frames' arrays on the device
         for step in steps:
-            state = stored = error = None
+            state = stored = None
+            error = ""
             try:
                 stored = self.metadata(step)
                 check(stored, str(self._directory / str(step)))
                 state = self.restore(step, like)
             except DamagedCheckpoint as found:
-                error = found
-            if _everywhere(error is None):
+                error = str(found)
+            if all(distributed.gather(not error)):
                 assert state is not None and stored is not None
                 for number, reason in damaged:
                     self._set_aside(number, reason, step, say)
@@ -249,20 +256,22 @@ class Checkpoints:
                     for scored in [s for s in self._scores if s > step]:
                         del self._scores[scored]
                 return state, step, stored
-            damaged.append((step, error or DamagedCheckpoint(f"{step} could not be restored by another process")))
+            state = None  # what another process could not restore makes room
+            damaged.append((step, error or f"{self._directory / str(step)} could not be restored by another process"))
         if damaged:
-            raise damaged[0][1]
+            raise DamagedCheckpoint(damaged[0][1])
         return None
 
-    def _set_aside(self, step: int, reason: DamagedCheckpoint, good: int, say: Callable[[str], None]) -> None:
-        place = self._directory.parent / f"damaged-{step}"
-        say(f"{str(reason).partition('; remove')[0]}: going on from step {good}; the damaged one is now {place}")
+    def _set_aside(self, step: int, reason: str, good: int, say: Callable[[str], None]) -> None:
+        place, again = self._directory.parent / f"damaged-{step}", 1
+        while place.exists():
+            again += 1
+            place = self._directory.parent / f"damaged-{step}-{again}"
+        say(f"{reason.partition('; remove')[0]}: going on from step {good}; the damaged one is now {place}")
         with _plain_errors(place):
             if jax.process_index() == 0:
-                if place.exists():
-                    place.rmtree()
                 (self._directory / str(step)).rename(place)
-        _everywhere(True)  # nobody looks into the folder before it is moved
+        distributed.gather(None)  # nobody looks into the folder before it is moved
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was stored beside a step: model, classes, configuration, environment, digest.
@@ -314,13 +323,22 @@ def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
     return [one(x) for x in leaves]
 
 
-def _everywhere(good: bool) -> bool:
-    """Whether `good` in every process; each process has to call it."""
-    if jax.process_count() == 1:
-        return good
-    from jax.experimental import multihost_utils
+def _refuse_passing(error: Exception, path: epath.Path) -> None:
+    """Raise where reading failed for want of memory (`error` itself), permission or connection (CheckpointError).
 
-    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+    The checkpoint may be whole then, and must not count as damaged.
+    """
+    chain: BaseException | None = error
+    numbers = set()
+    while chain is not None:
+        if isinstance(chain, MemoryError) or "RESOURCE_EXHAUSTED" in str(chain):
+            raise error
+        numbers.add(getattr(chain, "errno", None))
+        chain = chain.__cause__ or chain.__context__
+    if numbers & _PASSING_NUMBERS or any(word in str(error) for word in _PASSING_WORDS):
+        raise CheckpointError(
+            f"{path} cannot be read now ({_first_line(error)}); it was left as it is, and the same command tries again"
+        ) from error
 
 
 @dataclasses.dataclass
@@ -350,6 +368,7 @@ def _metadata(checkpointer: Any, step: int, folder: Any) -> Any:
     try:
         return checkpointer.checkpointables_metadata(step)
     except Exception as error:  # whatever a damaged file makes of Orbax's readers
+        _refuse_passing(error, folder / str(step))
         raise DamagedCheckpoint(
             f"{folder / str(step)} cannot be read ({_first_line(error)}); "
             "remove that folder to go on from the checkpoint before it"
@@ -544,6 +563,8 @@ class _plain_errors:
             raise CheckpointError(f"{self.path} cannot be written: {reason}; earlier checkpoints are intact") from error
 
 
+_PASSING_NUMBERS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM}
+_PASSING_WORDS = ("PERMISSION_DENIED", "Permission denied", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 _REFUSALS = tuple(
     os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 )

@@ -209,7 +209,8 @@ def start(cluster: Cluster, silence: int = SILENCE_SECONDS, *, saves: bool = Fal
         print(f"error: {_me()}: cannot start at {cluster.coordinator} ({_line(error)})", file=sys.stderr, flush=True)
         os._exit(2)  # leaving Python in the ordinary way, JAX takes down what was never there, and may crash
     _explain_aborts(
-        "process 0 or the network to it is gone (JAX's report is above); the same command on all of them goes on"
+        "JAX ended this process (its report is above), as it does where process 0 or the network to it is gone; "
+        "the same command on all of them goes on"
     )
     _watch = _Watch(silence)
     _watch.start()
@@ -304,8 +305,10 @@ def fail(text: str, code: int) -> NoReturn:
 
 def fail_with(error: BaseException) -> NoReturn:
     """`fail` for an exception that is no user's mistake: another process's end, or a bug with its traceback."""
+    import jax
+
     time.sleep(3)  # the process that failed first has said why: then the watch ends this one
-    if any(part in str(error) for part in _OF_PEERS):
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(part in str(error) for part in _OF_PEERS):
         fail(f"another process is gone ({_line(error)}); the same command on all of them goes on", LOST)
     traceback.print_exception(error)
     fail(f"{type(error).__name__}: {_line(error)}", 1)
@@ -327,8 +330,9 @@ def _end(line: str, code: int) -> NoReturn:
     assert _cluster is not None
     if not _ending.acquire(blocking=False):
         time.sleep(60)  # another thread is at it
-    sys.stdout.flush()
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # the launcher may be gone, and its pipes with it
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
     client = _client()
     with contextlib.suppress(Exception):  # the service is gone
         client.key_value_set(f"{_LEFT}{_cluster.process}", "1", True)

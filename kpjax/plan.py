@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from kpjax.program import (
     Collective,
     Memory,
     Roofline,
+    counts_loops_once,
     largest_fitting,
     memory_of,
     memory_refused,
@@ -38,11 +38,15 @@ _TRIES = 6  # compilations that `largest_batch` may use, the first included
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one chip does in a step: arithmetic, bytes from and to its memory, and collectives by purpose."""
+    """What one chip does in a step: arithmetic, bytes from and to its memory, and collectives by purpose.
+
+    at_least: the program has loops (deformable convolution's slabs, a decoder's), whose bodies XLA counts once.
+    """
 
     flops: float
     moved: float
     collectives: dict[str, list[Collective]]
+    at_least: bool = False
 
     def roofline(self, topology: Topology) -> Roofline:
         """Its time on `topology` at the published peaks."""
@@ -55,7 +59,7 @@ class Plan:
 
     batch: images a step over all chips.  canvas: the input's height and width.  seconds: of compiling.
     work: None where the compiler refused the program, which then needs more memory than a chip has: `memory` is
-    what it said.
+    what it said.  text: the compiled program's.
     """
 
     topology: Topology
@@ -67,6 +71,7 @@ class Plan:
     memory: Memory
     seconds: float
     work: Work | None = None
+    text: str = ""
 
     @property
     def fits(self) -> bool:
@@ -74,10 +79,8 @@ class Plan:
         return self.work is not None and self.memory.total <= self.topology.chip.memory
 
 
-def make_plan(
-    topology: Topology, config: Config, evaluation: bool, canvas: tuple[int, int], classes: int, hlo: str | None = None
-) -> Plan:
-    """Compile the step of `config` for `topology`.  hlo: a file for the compiled program's text."""
+def make_plan(topology: Topology, config: Config, evaluation: bool, canvas: tuple[int, int], classes: int) -> Plan:
+    """Compile the step of `config` for `topology`."""
     mesh = make_mesh(config.sharding.fsdp, topology.devices())
     detector = from_config(config, config.model.num_classes or classes)
     accumulate = 1 if evaluation else config.optim.accumulate
@@ -90,9 +93,9 @@ def make_plan(
         inputs: tuple[Any, ...] = (state, batch_shapes(config))
     else:
         check_batch(batch, mesh, "config.eval.batch")
-        variables, *inputs_ = test_shapes(detector, mesh, batch, canvas)
+        inputs = test_shapes(detector, mesh, batch, canvas)
+        variables = inputs[0]
         step = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
-        inputs = (variables, *inputs_)
     what = "test" if evaluation else "training"
     print(f"compiling the {what} step of batch {batch} for {topology.name}: seconds to many minutes", flush=True)
     started = time.perf_counter()
@@ -106,8 +109,6 @@ def make_plan(
         return dataclasses.replace(plan, memory=Memory(0, needed), seconds=time.perf_counter() - started)
     seconds = time.perf_counter() - started
     text, cost = compiled.as_text(), compiled.cost_analysis() or {}
-    if hlo:
-        pathlib.Path(hlo).write_text(text, encoding="utf-8")
     work = Work(
         # The compiler counts the body of a loop over micro-batches once; nearly all of a step is in there.
         flops=accumulate * cost.get("flops", 0.0),
@@ -119,8 +120,9 @@ def make_plan(
             fsdp=config.sharding.fsdp,
             evaluation=evaluation,
         ),
+        at_least=counts_loops_once(text, int(accumulate > 1)),
     )
-    return dataclasses.replace(plan, memory=memory_of(compiled), seconds=seconds, work=work)
+    return dataclasses.replace(plan, memory=memory_of(compiled), seconds=seconds, work=work, text=text)
 
 
 def test_shapes(detector: Detector, mesh: Any, batch: int, canvas: tuple[int, int]) -> tuple[Any, ...]:
@@ -165,9 +167,10 @@ def smallest_step(chips: int, config: Config, evaluation: bool) -> int:
 def largest_batch(measure: Callable[[int], int], unit: int, batch: int, size: int, available: int) -> int:
     """The largest multiple of `unit` whose memory is at most `available`; 0: none.
 
-    measure: batch -> bytes, by compiling.  batch, size: a first measurement.  Memory grows nearly in a straight
-    line, so that two measurements predict the batch and the others verify: the one returned was compiled, and either
-    the next larger did not fit when it was compiled, or would not by the line through the nearest two.
+    measure: batch -> bytes, by compiling.  batch, size: a first measurement, of a multiple of `unit`.  Memory grows
+    nearly in a straight line, so that two measurements predict the batch and the others verify: the one returned was
+    compiled, and either the next larger did not fit when it was compiled, or would not by the line through the
+    nearest two.
     """
     points = {batch: size}
 
@@ -177,14 +180,11 @@ def largest_batch(measure: Callable[[int], int], unit: int, batch: int, size: in
         return points[count * unit] <= available
 
     start = max(batch // unit, 1)
-    if batch % unit:
-        fits(start)
-    if len(points) == 1:
-        fits(max(start // 2, 1) if size > available and start > 1 else 2 * start)
+    fits(max(start // 2, 1) if size > available and start > 1 else 2 * start)
     below, above = 0, math.inf  # of units: known to fit, known not to
     while len(points) < _TRIES:
-        below = max((b // unit for b, m in points.items() if m <= available and b % unit == 0), default=0)
-        above = min((-(-b // unit) for b, m in points.items() if m > available), default=math.inf)
+        below = max((b // unit for b, m in points.items() if m <= available), default=0)
+        above = min((b // unit for b, m in points.items() if m > available), default=math.inf)
         if above - below <= 1:
             break
         # The line through the two measurements nearest to the limit.
@@ -196,4 +196,4 @@ def largest_batch(measure: Callable[[int], int], unit: int, batch: int, size: in
         if guess == below and below:
             break
         fits(int(min(max(guess, below + 1), above - 1)))
-    return max((b for b, m in points.items() if m <= available and b % unit == 0), default=0)
+    return max((b for b, m in points.items() if m <= available), default=0)

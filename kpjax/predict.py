@@ -111,7 +111,10 @@ class Predictor:
         unreadable input; `stream` goes on instead.
         """
         if video.is_video(inputs) and os.path.isfile(inputs):
-            frames = {found.index: found.detections for found in self.stream(image for _, image in video.Video(inputs))}
+            clip = video.Video(inputs)
+            frames = {found.index: found.detections for found in self.stream(image for _, image in clip)}
+            if clip.cut_off():
+                raise DataError(clip.cut_off())
             return [frames[index] for index in sorted(frames)]  # type: ignore[misc]
         items, single = list_inputs(inputs)
         results: list[Detections] = [None] * len(items)  # type: ignore[list-item]

@@ -91,6 +91,18 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
     return list(found.values())
 
 
+def counts_loops_once(text: str, loops: int) -> bool:
+    """Whether more than `loops` computations of the program run several times a step.
+
+    XLA's cost analysis counts the body of a loop once, so that FLOPs and bytes are then less than what is done.
+    """
+    computations, entry = _computations(text)
+    times = _times(computations, entry)
+    lines = [line for of_one in computations.values() for line in of_one]
+    bodies = {body for line in lines for body in re.findall(r"body=%?([\w.\-]+)", line)}
+    return sum(times.get(body, 1) > 1 for body in bodies) > loops
+
+
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation by name, and the entry's name."""
     computations: dict[str, list[str]] = {}

@@ -82,10 +82,17 @@ class Topology:
         return self.chip.link * sum(min(side - 1, 2) for side in self.shape)
 
     def devices(self) -> list[Any]:
-        """JAX's devices to compile for; `prepare` has to come before.  None of them can run anything."""
+        """JAX's devices to compile for; `prepare` has to come before.  None of them can run anything.
+
+        Raises UserError where libtpu cannot be used.
+        """
+        import jax
         from jax.experimental import topologies
 
-        return list(topologies.get_topology_desc(self.name, "tpu", **self.chip.options).devices)
+        try:
+            return list(topologies.get_topology_desc(self.name, "tpu", **self.chip.options).devices)
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(f"libtpu cannot be used for {self.name}: {str(error).splitlines()[0][:300]}") from error
 
 
 def parse_topology(text: str) -> Topology:

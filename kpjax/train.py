@@ -31,7 +31,15 @@ from kpjax.checkpoint import (
     save_inference,
 )
 from kpjax.config import Config, ConfigError
-from kpjax.data.source import DataError, Source, fingerprint, open_source, require_boxes, require_same_classes
+from kpjax.data.source import (
+    DataError,
+    Source,
+    fingerprint,
+    has_validation,
+    open_source,
+    require_boxes,
+    require_same_classes,
+)
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
@@ -182,15 +190,15 @@ def _run(
                 raise
             loop.save(state, number)
             checkpoints.wait()
-        finished = number >= steps
-        if finished:
-            if start < steps or not is_inference(root / "model"):
-                _export(workdir, detector, source, config, state, checkpoints, log)
+            finished = number >= steps
+            if finished:
+                if start < steps or not is_inference(root / "model"):
+                    _export(workdir, detector, source, config, state, checkpoints, log)
+                else:
+                    log.say(f"step {start} of {steps}: this run has finished; nothing to do")
             else:
-                log.say(f"step {start} of {steps}: this run has finished; nothing to do")
-        else:
-            log.say(f"stopped by {stop.name} at step {number} of {steps}; the same command goes on from here")
-        return Result(number, finished, stats)
+                log.say(f"stopped by {stop.name} at step {number} of {steps}; the same command goes on from here")
+            return Result(number, finished, stats)
     finally:
         try:
             log.close()
@@ -328,7 +336,7 @@ def _say(text: str) -> None:
 
 
 def _validation(config: Config, source: Source) -> Source | None:
-    if config.data.source == "coco" and not config.data.val.annotations:
+    if not has_validation(config.data):
         return None
     val = open_source(config.data, "val")
     require_same_classes(val, source)

@@ -16,6 +16,7 @@ from kpjax.data.source import DataError
 from kpjax.errors import UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts")
+_FASTEST = 240  # frames a second; what claims more counts in milliseconds
 WHOLE = 0.9  # share of the announced frames below which a file is called cut off; many headers only estimate
 
 
@@ -30,7 +31,8 @@ class Video:
         video = Video("clip.mp4")
         for found in predictor.stream(image for _, image in video): ...
 
-    height, width: of the first frame, turned as the file says.  fps: frames a second, on average.
+    height, width: of the first frame, turned as the file says.  fps: frames a second, on average; 25 where the file
+    has no one rate, and then `steady` is false: screen and browser recordings come as 1,000 a second.
     count: frames that the header announces; 0 where it does not.  read: frames read so far.
     Raises DataError, one line, where the file is missing or has no frame that can be read.
     """
@@ -52,18 +54,21 @@ class Video:
             raise DataError(f"{self.path}: no frame of it can be read; it is no video, or damaged")
         self.height, self.width = self._first.shape[:2]
         fps, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-        self.fps = float(fps) if 0 < fps <= 1000 else 25.0
+        self.steady = 0 < fps <= _FASTEST
+        self.fps = float(fps) if self.steady else 25.0
         self.count = int(count) if 0 < count < 1 << 40 else 0
         self._time = max(0.0, self._seconds())
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (seconds from the beginning, HWC uint8 RGB) of each frame.  What is damaged ends it: see `cut_off`."""
+        import cv2
+
         image, time = self._first, self._time
         self._first = None
         try:
             while image is not None:
                 self.read += 1
-                yield time, np.ascontiguousarray(image[..., ::-1])  # OpenCV's order is BGR
+                yield time, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                 image = self._next()
                 # Some containers have no times, or damaged ones.
                 now = self._seconds()
@@ -106,8 +111,11 @@ class VideoWriter:
         self._size = (0, 0)
         self._writer: Any = None
 
-    def write(self, image: np.ndarray) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB."""
+    def write(self, image: np.ndarray, seconds: float | None = None) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB.
+
+        seconds: when it is shown; it is repeated up to there, and left out where a frame of then has been written.
+        """
         cv2 = _quiet_cv2()
         if self._writer is None:
             self._size = (image.shape[1], image.shape[0])
@@ -119,9 +127,13 @@ class VideoWriter:
         if (image.shape[1], image.shape[0]) != self._size:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
         odd = (self._size[1] % 2, self._size[0] % 2)
-        image = np.pad(image, ((0, odd[0]), (0, odd[1]), (0, 0)), "edge")
-        self._writer.write(np.ascontiguousarray(image[..., ::-1]))
-        self.written += 1
+        if any(odd):
+            image = np.pad(image, ((0, odd[0]), (0, odd[1]), (0, 0)), "edge")
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        until = self.written + 1 if seconds is None else round(seconds * self.fps) + 1
+        while self.written < until:
+            self._writer.write(image)
+            self.written += 1
 
     def __enter__(self) -> VideoWriter:
         return self

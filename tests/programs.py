@@ -115,8 +115,12 @@ def same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
     def tree(workdir: pathlib.Path) -> tuple[int, object]:
         with ocp.training.Checkpointer(workdir / "checkpoints") as checkpointer:
             step = checkpointer.latest.step
-            found = checkpointer.load_checkpointables(step)
-            return step, {k: found[k] for k in ("weights", "average", "train")}
+            kept = checkpointer.checkpointables_metadata(step).metadata
+            # NumPy arrays: the devices of the run that wrote it, perhaps of several processes, are not here.
+            parts = {
+                k: jax.tree.map(lambda m: np.empty(m.shape, m.dtype), kept[k]) for k in ("weights", "average", "train")
+            }
+            return step, checkpointer.load_checkpointables(step, parts)
 
     (step, a), (other_step, b) = tree(one), tree(other)
     assert step == other_step

@@ -403,3 +403,32 @@ def test_no_clock_decides_which_checkpoint_is_newest(tmp_path: pathlib.Path, mon
             os.utime(path, (now - 1000 * n, now - 1000 * n))  # the newest looks the oldest
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
     assert restore_newest(tmp_path)[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError(13, "Permission denied"), CheckpointError),
+        (ValueError("UNAVAILABLE: 503"), CheckpointError),
+        (MemoryError(), MemoryError),
+        (ValueError("RESOURCE_EXHAUSTED: out of memory"), ValueError),
+    ],
+)
+def test_what_passes_is_no_damage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
+) -> None:
+    """Want of permission, connection or memory ends the run and leaves the newest checkpoint where it is."""
+    save_steps(tmp_path, 3, 5)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    checkpoints = Checkpoints(str(tmp_path), 2, {"model": "x"})
+    monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", fails)
+    try:
+        with pytest.raises(kind) as raised:
+            checkpoints.restore_newest(like(small_state(0, ema=True)), lambda *_: None, print)
+    finally:
+        checkpoints.close()
+    assert not isinstance(raised.value, kpjax.checkpoint.DamagedCheckpoint)
+    assert sorted(p.name for p in tmp_path.glob("checkpoints/*")) == ["3", "5"] and not list(tmp_path.glob("damaged*"))

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kpjax.program import (
     Collective,
     Memory,
+    counts_loops_once,
     largest_fitting,
     memory_of,
     memory_refused,
@@ -226,3 +227,17 @@ def test_a_v5e_holds_less_than_its_16_gib() -> None:
         assert 0.95 * gib <= CHIPS[name].memory / 2**30 < gib
     assert Memory(1, 2, 3, 4).total == 10
     assert np.isfinite([chip.flops / chip.bandwidth for chip in CHIPS.values()]).all()
+
+
+def test_loops_are_told() -> None:
+    """Whose bodies XLA's cost analysis counts once: the figures are then a lower bound."""
+
+    def text(steps: int) -> str:
+        def many(x: jax.Array) -> jax.Array:
+            return jax.lax.scan(lambda c, k: (c @ k, None), x, jnp.ones((steps, 8, 8)))[0]
+
+        return jax.jit(many).lower(jnp.ones((8, 8))).compile().as_text()
+
+    assert counts_loops_once(text(16), 0)
+    assert not counts_loops_once(text(16), 1)
+    assert not counts_loops_once(text(1), 0)

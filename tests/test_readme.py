@@ -108,7 +108,7 @@ def test_models_are_listed() -> None:
 def test_links_and_configs_exist(page: pathlib.Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    missing = [link for link in links if not (page.parent / link).exists() and not link.endswith(".jpg")]
+    missing = [link for link in links if not (page.parent / link).exists()]
     # the code that a page names, too
     missing += [name for name in re.findall(r"configs/\w+\.py", text) if not (REPOSITORY / name).exists()]
     missing += [

@@ -203,3 +203,14 @@ def test_a_rotated_video_is_upright(tmp_path: pathlib.Path) -> None:
     path.write_bytes(content[:at] + turned + content[at + len(one) :])
     video = Video(path)
     assert (video.height, video.width) == (64, 32) and next(iter(video))[1].shape == (64, 32, 3)
+
+
+def test_frames_are_shown_when_they_were(tmp_path: pathlib.Path) -> None:
+    """Without one rate, a frame is repeated up to the next one's time, and left out where that has passed."""
+    path = str(tmp_path / "out.mp4")
+    image = np.zeros((32, 48, 3), np.uint8)
+    with VideoWriter(path, 10) as writer:
+        for seconds, written in ((0.0, 1), (0.1, 2), (0.5, 6), (0.51, 6), (0.62, 7)):
+            writer.write(image, seconds)
+            assert writer.written == written
+    assert len(list(Video(path))) == 7

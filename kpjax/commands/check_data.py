@@ -15,7 +15,7 @@ import numpy as np
 
 from kpjax.config import Config
 from kpjax.data.check import SplitReport, check_split
-from kpjax.data.source import DataError, Source, require_boxes, require_same_classes
+from kpjax.data.source import DataError, Source, has_validation, require_boxes, require_same_classes
 from kpjax.errors import UserError
 from kpjax.flags import config_of
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     config = config_of(args.config, args.settings)
     os.makedirs(args.out, exist_ok=True)
     splits = ["train"]
-    if config.data.source == "tfds" or config.data.val.annotations:
+    if has_validation(config.data):
         splits.append("val")
     stops: list[str] = []
     reports: list[dict[str, Any]] = []

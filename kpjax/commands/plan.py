@@ -68,11 +68,17 @@ def run(args: argparse.Namespace) -> int:
     if args.eval:
         check_size(detector, canvas, "--canvas HEIGHT", "--canvas WIDTH")
 
-    def compiled(config: Config, hlo: str | None = None) -> Plan:
-        return make_plan(topology, config, args.eval, canvas, args.classes, hlo)
+    for option, path in (("--json", args.json), ("--hlo", args.hlo)):  # before minutes of compiling
+        if path and not pathlib.Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"{option} {path}: its folder does not exist")
 
-    plan = compiled(config, args.hlo)
+    def compiled(config: Config) -> Plan:
+        return make_plan(topology, config, args.eval, canvas, args.classes)
+
+    plan = compiled(config)
     print("\n".join(report(plan)), flush=True)
+    if args.hlo:
+        pathlib.Path(args.hlo).write_text(plan.text, encoding="utf-8")
     result = {"config": pathlib.Path(args.config).stem, "settings": args.settings, **as_json(plan)}
     if args.largest:
         unit = smallest_step(topology.size, config, args.eval)
@@ -124,7 +130,8 @@ def report(plan: Plan) -> list[str]:
     lines += [
         f"         arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, outputs beside them "
         f"{gib(memory.outputs)}, program {gib(memory.code)}; compiled in {plan.seconds:.0f} s",
-        f"work     {work.flops / 1e12:.3g} TFLOP and {gib(work.moved)} GiB moved, a chip and step",
+        f"work     {work.flops / 1e12:.3g} TFLOP and {gib(work.moved)} GiB moved, a chip and step"
+        + (", or more: bodies of loops are counted once" if work.at_least else ""),
         *collective_lines(work.collectives),
         f"roofline compute {1e3 * low.compute:.1f} ms, memory {1e3 * low.memory:.1f}, interconnect "
         f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step, bound by {low.bound}; "
@@ -185,6 +192,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         result |= {
             "flops": work.flops,
             "bytes_moved": work.moved,
+            "loops_counted_once": work.at_least,
             "roofline_s": {**dataclasses.asdict(low), "step": low.seconds},
             "collectives": {
                 purpose: [

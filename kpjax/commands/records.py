@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     print("train with it:")
     print(f"  --config.data.source=tfds --config.data.tfds_name={args.name}")
     print(f"  --config.data.tfds_dir={os.path.abspath(args.out)}")
+    if SPLITS["val"] not in splits:
+        print("  --config.data.tfds_val=    (no validation: none was written)")
     return 0
 
 

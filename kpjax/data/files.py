@@ -35,14 +35,6 @@ def is_folder(path: str) -> bool:
         return tf.io.gfile.isdir(path)
 
 
-def exists(path: str) -> bool:
-    """Whether there is such a file."""
-    if not is_url(path):
-        return os.path.exists(path)
-    with _system_errors(path) as tf:
-        return tf.io.gfile.exists(path)
-
-
 def names_in(folder: str) -> list[str]:
     """The names of what lies in a folder."""
     if not is_url(folder):

@@ -71,7 +71,8 @@ def read_header(file: IO[bytes], name: str) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file)
-        orientation = image.getexif().get(0x0112, 1)
+        # Image's own method: a PNG's decodes all pixels first, in case EXIF stands behind them.
+        orientation = Image.Image.getexif(image).get(0x0112, 1)
         end = _ENDS.get(image.format or "", b"")
         file.seek(0, 2)
         file.seek(max(0, file.tell() - len(end)))

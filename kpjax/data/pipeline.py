@@ -139,7 +139,9 @@ class Batches(Iterator[Batch]):
             return record, tf.reshape(image, tf.concat([shape[:1], [-1]], 0)), shape
 
         steps = tf.data.Dataset.range(self._step, np.iinfo(np.int64).max // self._batch)
-        planned = steps.map(plan, num_parallel_calls=threads, deterministic=True) if paths is None else steps.map(plan)
+        # Of records the encoded files travel: as many batches at a time as hold the images in flight below.
+        ahead = min(threads, max(2, -(-4 * threads // len(self._slots))))
+        planned = steps.map(plan, num_parallel_calls=ahead, deterministic=True) if paths is None else steps.map(plan)
         # More calls in flight than threads (the pool below bounds those), so that decoding goes on while a batch
         # is being copied together.
         dataset = planned.unbatch().map(load, num_parallel_calls=4 * threads, deterministic=True)

@@ -138,6 +138,11 @@ def fingerprint(source: Source) -> str:
     return f"{len(source)} images, {sum(map(len, source.labels))} boxes, {digest.hexdigest()[:12]}"
 
 
+def has_validation(config: DataConfig) -> bool:
+    """Whether the settings name a validation split."""
+    return bool(config.val.annotations if config.source == "coco" else config.tfds_val)
+
+
 def require_boxes(source: Source) -> None:
     """Raise ConfigError where there is nothing to train on."""
     if not any(map(len, source.labels)):

@@ -13,16 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from kpjax import train
 from kpjax.__main__ import main
-from kpjax.config import DataConfig
+from kpjax.config import Config, DataConfig
 from kpjax.data import files
 from kpjax.data.pipeline import import_tensorflow, train_batches
 from kpjax.data.records import write_records
-from kpjax.data.source import DataError, open_source
+from kpjax.data.source import DataError, has_validation, open_source
 from kpjax.data.tfds import Tfds
 from tests.data.conftest import picture
 
@@ -121,6 +120,19 @@ def test_the_command_writes_both_splits_and_says_how_to_train(
     assert main([*command, "--config.data.max_bxes=5"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "already there" in errors[0] and "max_boxes" in errors[1]
+
+
+def test_a_set_without_validation_trains(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings that the command prints are those of a run that evaluates nothing."""
+    split, out = folder().train, tmp_path / "out"
+    assert main(["records", "--images", split.images, "--annotations", split.annotations, "--out", str(out)]) == 0
+    assert "--config.data.tfds_val= " in capsys.readouterr().out
+    settings = DataConfig(source="tfds", tfds_name="kpjax_records", tfds_dir=str(out), tfds_val="")
+    assert not has_validation(settings) and has_validation(dataclasses.replace(settings, tfds_val="validation"))
+    source = open_source(settings, "train")
+    assert train._validation(Config(steps=1, data=settings), source) is None
 
 
 @pytest.mark.parametrize(
@@ -347,12 +359,3 @@ def test_tfrecord_behind_a_url_and_array_record_refused(pristine: Callable[[str]
     with pytest.raises(DataError, match=r"ram://.*local or mounted") as caught:
         Tfds("kpjax_records", "train", f"{ram}/array_record")
     assert "\n" not in str(caught.value)
-
-
-def test_files_are_copied_not_encoded(odd: DataConfig, tmp_path: pathlib.Path) -> None:
-    records = prepared(odd, tmp_path / "out", "array_record")
-    written = open_source(records, "train")
-    for i, name in enumerate(open_source(odd, "train").files):
-        assert written.read(i) == pathlib.Path(name).read_bytes()
-        with Image.open(name) as image:
-            assert np.asarray(image).size

@@ -120,14 +120,14 @@ def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Pa
     """SIGKILL to either process ends both, SIGTERM to one stops both at one step; in the end nothing is lost."""
     arguments = training(folder, "parts")
     for victim, at in ((1, SAVED + 2), (0, 2 * SAVED + 2)):
-        with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.1") as processes:
+        with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.4") as processes:
             processes.until(rf"^step {at}/")
             processes.send(signal.SIGKILL, victim)
             ended = processes.wait(SILENCE + 45)
         other = ended[1 - victim]
         assert ended[victim].code == -signal.SIGKILL
         assert other.code == 3, other
-        assert len(other.errors) == 1 and other.errors[0] == other.err[-1]
+        assert len(other.errors) == 1 and other.errors[0] in other.err
         assert re.match(rf"error: process {1 - victim} of 2: .*(is gone|as gone).*goes on", other.errors[0])
     with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.4") as processes:
         processes.until(rf"^step {2 * SAVED + 4}/")

@@ -29,7 +29,7 @@ def test_either_process_killed_at_random_moments(tmp_path: pathlib.Path, capsys:
     run(2, *whole, program=())
     lost = 0
     for _ in range(int(os.environ.get("KPJAX_SOAK_KILLS", "12"))):
-        victim, when = draw.randrange(2), draw.uniform(0, 2.0)
+        victim, when = draw.randrange(2), draw.uniform(0, 1.0)
         with Processes(2, *killed, program=()) as processes:
             processes.until(r"^step \d+")
             time.sleep(when)
