@@ -60,6 +60,20 @@ def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def gathered(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside a program: parameters whole on every device, where fsdp splits them."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def split_over_fsdp(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside a program: gradients laid out as `parameter_sharding` lays out parameters, where fsdp splits them."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, parameter_sharding(mesh, tree))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Make global arrays of this process's slice of a batch."""
     sharding = batch_sharding(mesh)

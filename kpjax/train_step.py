@@ -20,7 +20,7 @@ from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.optimizer import learning_rate, make_optimizer, scaled
-from kpjax.sharding import BATCH, batch_sharding, parameter_sharding, replicated
+from kpjax.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -90,7 +90,7 @@ def make_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step as a pure function (state, batch) -> (state, metrics).
 
-    mesh: with accumulation over several devices, the mesh whose devices share each micro-batch.
+    mesh: the mesh that `jit_step` gets.  Without it, accumulation and fsdp are laid out as the compiler likes.
     metrics: float32 scalars "loss", the loss's parts, "grad_norm", "lr"; "ok" bool.
     """
     optimizer = make_optimizer(scaled(config), steps)
@@ -106,12 +106,13 @@ def make_step(
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
-    def gradients(state: TrainState, batch: Batch, counts: dict[str, Array] | None = None) -> Any:
+    def gradients(params: Any, stats: Any, batch: Batch, counts: dict[str, Array] | None = None) -> Any:
         images, targets = prepare(detector, config, batch)
         counts = detector.normaliser(targets) if counts is None else counts
-        return value_and_grad(state.params, state.batch_stats, images, targets, counts)
+        results, grads = value_and_grad(params, stats, images, targets, counts)
+        return results, split_over_fsdp(grads, mesh)
 
-    def accumulated(state: TrainState, batch: Batch) -> Any:
+    def accumulated(params: Any, stats: Any, batch: Batch) -> Any:
         split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
         if mesh is not None:
             # The whole batch lies device after device; without this each micro-batch would lie on a few of them.
@@ -123,17 +124,21 @@ def make_step(
         counts = jax.tree.map(lambda x: x.sum(0), each)
 
         def add(total: Any, micro: Batch) -> Any:
-            return jax.tree.map(jnp.add, total, gradients(state, micro, counts)), None
+            return jax.tree.map(jnp.add, total, gradients(params, stats, micro, counts)), None
 
-        shapes = jax.eval_shape(lambda b: gradients(state, jax.tree.map(lambda x: x[0], b), counts), split)
+        shapes = jax.eval_shape(lambda b: gradients(params, stats, jax.tree.map(lambda x: x[0], b), counts), split)
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        ((loss, (stats, parts)), grads), _ = jax.lax.scan(add, start, split)
+        ((loss, (moved, parts)), grads), _ = jax.lax.scan(add, start, split)
         # Every micro-batch moved the same old statistics; their mean is one move by the groups' mean.
-        return (loss, (jax.tree.map(lambda s: s / micro_batches, stats), parts)), grads
+        return (loss, (jax.tree.map(lambda s: s / micro_batches, moved), parts)), grads
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, (stats, parts)), grads = (accumulated if micro_batches > 1 else gradients)(state, batch)
-        norm = optax.global_norm(grads)
+        # Where devices share the parameters, each first gathers them whole.  Left to itself the compiler computes some
+        # layers with a part of them, and sends activations, which are larger.
+        whole = gathered(state.params, mesh)
+        passes = accumulated if micro_batches > 1 else gradients
+        (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((loss, norm, updates, stats))]

@@ -12,6 +12,8 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+import kpjax
+from kpjax.detectors.base import Detector
 from kpjax.program import (
     Collective,
     Memory,
@@ -83,10 +85,10 @@ def without_the_cache() -> Iterator[None]:
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-def training(fsdp: int, **model: Any) -> tuple[Any, dict[str, list[Collective]]]:
-    """The two-layer detector's step, compiled for the eight devices, and its collectives."""
+def training(fsdp: int, detector: Detector | None = None, **model: Any) -> tuple[Any, dict[str, list[Collective]]]:
+    """A step, by default the two-layer detector's, compiled for the eight devices, and its collectives."""
     config = tiny_config(batch=16)
-    detector = two_layer_detector(**model)
+    detector = detector or two_layer_detector(**model)
     mesh = make_mesh(fsdp)
     state = jax.eval_shape(lambda key: init_state(detector, config, 10, key), jax.random.key(0))
     step = jit_step(make_step(detector, config, 10, mesh), mesh, state)
@@ -106,6 +108,15 @@ def test_a_training_step_exchanges_gradients_and_statistics() -> None:
     assert not found["other"] and not found["parameters"]
     memory = memory_of(compiled)
     assert memory.total >= memory.arguments + memory.temporaries > 0
+
+
+def test_fsdp_gathers_parameters_and_sends_no_activations() -> None:
+    """Left to itself, the compiler joins the parts of the heads' kernels with all-to-alls and computes with parts."""
+    detector = kpjax.build("centernet_r18", num_classes=3, width=8, deconv=(32,), head_channels=64)
+    _, found = training(fsdp=2, detector=detector)
+    assert len(found["parameters"]) == 3  # the deconvolution's kernel and two of the three heads'; others are small
+    # Convolutions that go image after image, as they do on a CPU alone, send edges of the batch.
+    assert not {one.op for one in found["other"]} & {"all-gather", "all-to-all"}
 
 
 def test_groups_of_batchnorm_on_their_device_exchange_nothing() -> None:

@@ -144,7 +144,10 @@ def report(plan: Plan) -> list[str]:
             "images), a divisor of it among few chips"
         )
     if work.collectives["other"]:
-        lines.append('hint     "other" are activations sent between chips; plain data parallelism (fsdp 1) sends none')
+        lines.append(
+            'hint     "other" are activations or images of micro-batches, sent between chips; '
+            "with fsdp 1 and accumulate 1 there are none"
+        )
     return lines
 
 
