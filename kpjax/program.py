@@ -73,7 +73,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
             if match[2] and op != "all-reduce":  # (what goes in, what comes out[, counters])
                 arrays = arrays[1:2] if len(arrays) < 4 or op == "collective-permute" else arrays[len(arrays) // 2 :]
             groups = _groups_text(line)
-            group = _group_size(groups, devices)
+            group = _ring_size(groups) if op == "collective-permute" else _group_size(groups, devices)
             if op == "reduce-scatter":
                 arrays = [(d, (group, *s)) for d, s in arrays]
             elif op == "all-reduce" and "all-reduce-scatter" in name:  # a TPU's reduce-scatter: a fusion of both
@@ -173,6 +173,16 @@ def _group_size(groups: str, devices: int) -> int:
     return devices
 
 
+def _ring_size(pairs: str) -> int:
+    """Devices among which a collective-permute's arrays wander: {{0,1},{1,2},{2,0},{3,4},{4,5},{5,3}} -> 3."""
+    to: dict[str, str] = dict(re.findall(r"\{(\d+),(\d+)\}", pairs))
+    start = next(iter(set(to) - set(to.values())), min(to, default=""))  # a chain has a first device
+    ring = {start}
+    while (start := to.get(start, start)) not in ring:
+        ring.add(start)
+    return len(ring)
+
+
 def _dims(text: str) -> tuple[int, ...]:
     return tuple(map(int, filter(None, text.split(","))))
 
@@ -206,6 +216,7 @@ def sort_by_purpose(
     activations, which plain data parallelism never exchanges.
     """
     names = frozenset(norms)
+    kernels = {shape[:2] for shape in parameters if len(shape) == 4}
     known = {_axes(shape) for shape in parameters}
     known |= {
         _axes((*shape[:i], shape[i] // fsdp, *shape[i + 1 :]))
@@ -243,6 +254,9 @@ def sort_by_purpose(
             purpose = "parameters" if "params" in one.scope or ours else "other"
         elif one.op in ("all-reduce", "reduce-scatter"):
             purpose = "gradients" if ours else "other"
+        elif one.op == "collective-permute" and all(shape[:2] in kernels for _, shape in one.arrays):
+            # a sum or a gathering whose parts go around a ring while others are computed
+            purpose = "gradients" if backward(one) else "parameters"
         else:
             purpose = "other"
         sorted_[purpose].append(one)

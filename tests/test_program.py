@@ -167,6 +167,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %all-reduce-start.1 = f32[3,3,64,64]{3,2,1,0} all-reduce-start(%k), channel_id=1, replica_groups={}, to_apply=%add, metadata={op_name="jit(step)/transpose(jvp(Net))/conv/dot"}
   %all-reduce-done.1 = f32[3,3,64,64]{3,2,1,0} all-reduce-done(%all-reduce-start.1)
   %all-gather-start.1 = (f32[2,16]{1,0}, f32[4,16]{1,0}) all-gather-start(%z), channel_id=2, replica_groups={{0,1},{2,3}}, dimensions={0}, metadata={op_name="jit(step)/jvp(Net)/relu/max"}
+  %collective-permute-start.4 = (f32[3,3,32,64]{3,2,1,0:T(8,128)}, f32[3,3,32,64]{3,2,1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%b), channel_id=90, source_target_pairs={{0,3},{1,0},{2,1},{3,2}}, metadata={op_name="jit(step)/transpose(jvp(Net))/conv/conv_general_dilated"}
+  %collective-permute.5 = f32[1,32,32,8]{3,2,1,0} collective-permute(%b), channel_id=91, source_target_pairs={{0,1},{2,3}}, metadata={op_name="jit(step)/transpose(jvp(Net))/conv/conv_general_dilated"}
 }
 """  # noqa: E501
 
@@ -179,13 +181,15 @@ def test_the_text_of_a_tpu() -> None:
         ("all-reduce", 2, 5, 64),
         ("all-reduce", 4, 1, 4 * 9 * 64 * 64),
         ("all-gather", 2, 1, 4 * 64),
+        ("collective-permute", 4, 1, 4 * 9 * 32 * 64),
+        ("collective-permute", 2, 1, 4 * 32 * 32 * 8),
     ]
     sorted_ = sort_by_purpose(found, parameters=[(3, 3, 64, 64), (8,)], norms=["bn1"], fsdp=2)
     assert {purpose: [found.index(one) for one in ones] for purpose, ones in sorted_.items() if ones} == {
-        "gradients": [0, 3],
+        "gradients": [0, 3, 5],
         "parameters": [1],
         "BatchNorm": [2],
-        "other": [4],
+        "other": [4, 6],
     }
 
 

@@ -48,9 +48,11 @@ def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3,
         if re.search(r"(^|_)(heats?|hm|heatmap_head)\.", key) and value.shape[0] == classes:
             value *= np.float32(1e-3)
             value -= np.float32(5) * (np.arange(classes) > 2) if value.ndim == 1 else np.float32(0)
+        elif key.endswith("bn2.weight"):
+            value *= np.float32(0.2)  # else the sums of an hourglass's hundred residual blocks grow without bound
         elif re.search(r"_cnvs\.\d\.p_conv1|_pool\.\d\.aftpool_conv.conv", key):
             value *= np.float32(0.1)
-        elif re.search(r"_(tags|emb|regrs|off)\.|^(bbox_head\.)?wh", key) and value.shape[0] <= 2:
+        elif re.search(r"_(tags|emb|regrs|off)\.|^(bbox_head\.)?(wh|reg|offset)", key) and value.shape[0] <= 2:
             value *= np.float32(1e-4)
             value += np.float32(8 if "wh" in key and value.shape == (2,) else 0)
     princeton = model in ("cornernet_hg104", "triplet_hg52", "triplet_hg104")
