@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{folder}: {counts}, {size / 2**20:,.1f} MiB in {time.monotonic() - begun:.1f} s")
     print("train with it:")
     print(f"  --config.data.source=tfds --config.data.tfds_name={args.name}")
-    print(f"  --config.data.tfds_dir={os.path.abspath(args.out)}")
+    print(f"  --config.data.tfds_dir={os.path.dirname(folder)}")
     if SPLITS["val"] not in splits:
         print("  --config.data.tfds_val=    (no validation: none was written)")
     return 0

@@ -44,6 +44,7 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
     boxes that are no numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
     """
+    images, annotations = os.path.expanduser(images), os.path.expanduser(annotations)
     data = _load(annotations)
     folder = files.absolute(images)
     if not files.is_folder(folder):

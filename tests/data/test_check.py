@@ -59,6 +59,16 @@ def test_a_clean_set_has_its_images_without_boxes_only(folder: Callable[..., Dat
     assert report.class_counts.tolist() == [3, 6, 0] and report.classes == ("three", "seven", "none")
 
 
+def test_the_home_folder_may_be_a_tilde(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder()
+    plain, _ = found(settings(data))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data.train.images, data.train.annotations = "~/images", "~/instances.json"
+    assert found(settings(data))[0] == plain
+
+
 def test_odd_boxes_are_counted_by_what_is_done_with_them(folder: Callable[..., DataConfig]) -> None:
     def edit(d: dict) -> None:
         a = d["annotations"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -12,16 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from kpjax import train
 from kpjax.__main__ import main
 from kpjax.config import Config, DataConfig
-from kpjax.data import files
+from kpjax.data import files, records
 from kpjax.data.pipeline import import_tensorflow, train_batches
 from kpjax.data.records import write_records
-from kpjax.data.source import DataError, has_validation, open_source
+from kpjax.data.source import DataError, Source, has_validation, open_source
 from kpjax.data.tfds import Tfds
 from tests.data.conftest import picture
 
@@ -97,6 +99,32 @@ def test_images_that_are_not_there_are_refused_or_become_empty_records(odd: Data
     assert list((tmp_path / "out").iterdir()) == []
     records = prepared(skipping, tmp_path / "out", "tfrecord", skip_missing=True)
     assert_same_batches(skipping, records)
+
+
+@pytest.mark.parametrize("damaged", ["crowd", "area", "id", "pixels"])
+def test_what_was_written_is_compared_with_the_folder(
+    odd: DataConfig, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """Of a crowd, which training never sees, as well as of what it does."""
+    good = records._examples
+
+    def wrong(split: str, source: Source, skip: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        for n, (key, example) in enumerate(good(split, source, skip)):
+            if n == 6 and damaged == "pixels":
+                example["image"] = io.BytesIO(example["image"].read()[:-3] + b"\0\xff\xd9")
+            for thing in (t for t in example["objects"] if t["is_crowd"]):
+                if damaged == "crowd":
+                    thing["exact"] = thing["exact"] + [0, 0, 1, 0, 0]
+                elif damaged == "area":
+                    thing["exact"] = thing["exact"] + [0, 0, 0, 0, 1]
+                elif damaged == "id":
+                    thing["id"] += 1000
+            yield key, example
+
+    monkeypatch.setattr(records, "_examples", wrong)
+    with pytest.raises(DataError, match="do not say what it says"):
+        prepared(odd, tmp_path / "out", "array_record")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_command_writes_both_splits_and_says_how_to_train(
