@@ -68,6 +68,8 @@ def _data(args: argparse.Namespace) -> DataConfig:
         if data.source != "coco":
             raise ConfigError(f"config.data.source is {data.source!r}; records are written from 'coco' folders")
         return data
+    if args.settings:
+        raise ConfigError(f"{args.settings[0]} changes a configuration; give --config FILE instead of --images")
     if not (args.images and args.annotations):
         raise ConfigError("give --config FILE, or --images DIR and --annotations FILE.json")
     args.split = args.split or "train"

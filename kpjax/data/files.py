@@ -51,6 +51,14 @@ def size_in_bytes(path: str) -> int:
         return int(tf.io.gfile.stat(path).length)
 
 
+def modified(path: str) -> int:
+    """When a file was last written, in nanoseconds."""
+    if not is_url(path):
+        return os.stat(path).st_mtime_ns
+    with _system_errors(path) as tf:
+        return int(tf.io.gfile.stat(path).mtime_nsec)
+
+
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """A file to read bytes from; it can be entered anywhere."""

@@ -106,7 +106,8 @@ class Batches(Iterator[Batch]):
         threads = self._data.threads or os.cpu_count() or 1
         all_fast = bool((self._routes == _FAST).all())
         routes = tf.constant(self._routes)
-        paths = tf.constant(source.files) if source.on_disk else None
+        # As bytes: a name need not be UTF-8.
+        paths = tf.constant([os.fsencode(name) for name in source.files]) if source.on_disk else None
 
         def plan(step: Any) -> Any:
             records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))

@@ -12,6 +12,7 @@ import errno
 import glob
 import io
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def _check(splits: dict[str, Source], out: str, name: str, shards: int, file_for
     if files.is_url(out):
         advice = "write to a local folder and copy that" if file_format == "tfrecord" else "ArrayRecord is local only"
         raise ConfigError(f"--out {out}: sets are written to local or mounted folders; {advice}")
-    if not name.isidentifier() or name != name.lower():
+    if not re.fullmatch("[a-z_][a-z0-9_]*", name):
         raise ConfigError(f"--name is {name!r}; TFDS takes lower-case letters, digits and _")
     if os.path.exists(os.path.join(out, name)):
         raise ConfigError(f"{os.path.join(out, name)} is already there; remove it, or name another --out")
@@ -200,7 +201,7 @@ def _examples(split: str, source: Source, skip_missing: bool) -> Iterator[tuple[
             i * (_KEYS // len(source)),
             {
                 "image": io.BytesIO(data),
-                "image/filename": image["file_name"],
+                "image/filename": os.fsencode(image["file_name"]),
                 "image/id": image["id"],
                 "image/height": image["height"],
                 "image/width": image["width"],

@@ -77,6 +77,9 @@ def assert_same_batches(one: DataConfig, other: DataConfig, steps: int = 5, **mo
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
 def test_batches_are_those_of_the_folder_bit_for_bit(odd: DataConfig, tmp_path: pathlib.Path, file_format: str) -> None:
+    images, path = pathlib.Path(odd.train.images), pathlib.Path(odd.train.annotations)
+    (images / "4.jpg").rename(images / "gr\udcfcn.jpg")  # the byte fc: not UTF-8
+    path.write_text(path.read_text().replace('"4.jpg"', '"gr\\udcfcn.jpg"'))
     records = prepared(odd, tmp_path / "out", file_format)
     names = sorted(p.name for p in (tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"))
     assert [n.rpartition("-train.")[2] for n in names] == [f"{file_format}-0000{i}-of-00003" for i in range(3)]
@@ -170,6 +173,8 @@ def test_a_set_without_validation_trains(
         (["--out", "gs://bucket/x", "--format", "tfrecord"], "copy that"),
         (["--shards", "8"], "only 7 images"),
         (["--name", "My-Set"], "lower-case"),
+        (["--name", "\u00e9t\u00e9"], "lower-case"),
+        (["--config.data.bad_images=skip"], "give --config FILE instead"),
         (["--annotations", "no.json"], "no.json"),
     ],
 )
@@ -321,6 +326,36 @@ def test_a_shard_that_shrinks_after_opening_is_found_when_it_is_read(
         damage(victim, "empty")
     with pytest.raises(DataError, match="bytes too early"):
         source.read(0)
+
+
+def test_the_index_of_an_earlier_set_is_not_taken_for_that_of_a_later_one(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be written to, and the sets differ in a box alone, not in any size."""
+
+    def boxes() -> list[float]:
+        return Tfds("kpjax_records", "train", str(tmp_path / "set")).boxes[1][0].tolist()
+
+    for n, left in enumerate((2.0, 4.0)):
+        prepared(
+            folder(lambda d, x=left: d["annotations"][0].update(bbox=[x, 2, 10, 7])), tmp_path / str(n), "tfrecord"
+        )
+    sizes = [sorted(p.stat().st_size for p in (tmp_path / n).rglob("*-of-*")) for n in "01"]
+    assert sizes[0] == sizes[1]
+    write = files.write_bytes
+
+    def write_outside(path: str, data: bytes) -> None:
+        if path.startswith(str(tmp_path / "set")):
+            raise PermissionError
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_bytes", write_outside)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for n, left in enumerate((2.0, 4.0)):
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        shutil.copytree(tmp_path / str(n), tmp_path / "set", ignore=shutil.ignore_patterns("kpjax_index_*"))
+        assert boxes() == boxes() == [left, 2, left + 10, 9]
+    assert len(list((tmp_path / "cache" / "kpjax").iterdir())) == 2
 
 
 @pytest.fixture
