@@ -18,6 +18,7 @@ import numpy as np
 from kpjax.data import files
 from kpjax.data.source import (
     DUPLICATE,
+    LARGEST,
     MISSING,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
@@ -29,8 +30,6 @@ from kpjax.data.source import (
     make_source,
     stop,
 )
-
-_MOST = 1e9  # of a box's numbers: what is computed from them has to fit in float32
 
 
 def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake: Mistake = stop) -> Source:
@@ -198,12 +197,12 @@ def _annotations(
 
 def _box_and_area(entry: dict[str, Any], where: str) -> tuple[list[float], float]:
     box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_number(v, _MOST) for v in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(_number(v, LARGEST) for v in box):
         raise DataError(f"{where} has the bbox {_short(box)}; give four numbers of pixels: x, y, width, height")
     if box[2] < 0 or box[3] < 0:
         raise DataError(f"{where} has the bbox {box} of negative size; COCO's bbox is x, y, width, height")
     size = entry.get("area", box[2] * box[3])
-    if not _number(size, _MOST**2) or size < 0:
+    if not _number(size, LARGEST**2) or size < 0:
         raise DataError(f"{where} has the area {_short(size)}; give a number of square pixels")
     return box, size
 

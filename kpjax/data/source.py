@@ -20,7 +20,7 @@ from kpjax.errors import UserError
 CROWD = "crowd"
 OUTSIDE = "outside the image"
 NO_AREA = "no area"
-
+LARGEST = 1e9  # number in a box: what is computed from them has to fit in float32
 
 # Kinds of mistakes, for those who count them.
 MALFORMED = "malformed entry"

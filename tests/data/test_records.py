@@ -133,7 +133,11 @@ def test_what_was_written_is_compared_with_the_folder(
 def test_the_command_writes_both_splits_and_says_how_to_train(
     folder: Callable[..., DataConfig], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = folder()
+    def edit(d: dict) -> None:
+        d["annotations"].reverse()  # not image by image, and with the id 0, which pycocotools cannot match
+        d["annotations"][2]["id"] = 0
+
+    config = folder(edit)
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "from kpjax.config import Config, DataConfig, SplitConfig\n"
