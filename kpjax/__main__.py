@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from kpjax.errors import UserError
-from kpjax.runtime import quiet_tensorflow, skip_absent_tpu
+from kpjax.runtime import escape_unprintable, quiet_tensorflow, skip_absent_tpu
 
 # name -> (module, what --help says); a module is imported only when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -41,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.settings = rest if hasattr(args, "config") and all_settings(rest) else []
     if rest != args.settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    escape_unprintable()
     quiet_tensorflow()
     skip_absent_tpu()
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing more was written", file=sys.stderr)

@@ -31,6 +31,7 @@ from etils import epath
 from kpjax import config as configs
 from kpjax import distributed
 from kpjax.config import Config, ConfigError
+from kpjax.data import files
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
@@ -506,16 +507,14 @@ def check_shapes(detector: Detector, variables: Any, path: str) -> None:
 
 
 def absolute(path: str) -> epath.Path:
-    """Orbax refuses relative paths; a URL (gs://...) is absolute as it is."""
-    return epath.Path(path if "://" in path else os.path.abspath(path))
+    """Orbax refuses relative paths."""
+    return epath.Path(files.absolute(path))
 
 
 def write_text(path: epath.Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, never a part."""
-    part = path.parent / (path.name + ".part")
     with _plain_errors(path):
-        part.write_text(text)
-        part.replace(path)
+        files.write_bytes(os.fspath(path), text.encode())
 
 
 def _on_host(tree: Any) -> Any:

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from kpjax import distributed
 from kpjax.config import Config, ConfigError
 from kpjax.errors import UserError
-from kpjax.runtime import keep_compiled, quiet_tensorflow, skip_absent_tpu
+from kpjax.runtime import escape_unprintable, keep_compiled, quiet_tensorflow, skip_absent_tpu
 
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -173,6 +173,7 @@ def guarded(program: Callable[[], int | None]) -> int:
 
     One of several processes (kpjax.distributed) tells the others, and does not return.
     """
+    escape_unprintable()
     quiet_tensorflow()
     skip_absent_tpu()
     keep_compiled()

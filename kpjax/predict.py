@@ -18,12 +18,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax import testtime, video
 from kpjax.config import ConfigError
-from kpjax.data.images import decode
+from kpjax.data.images import SUFFIXES, decode
 from kpjax.data.source import DataError
 from kpjax.detectors.base import Detections, Detector, check_size
 from kpjax.infer import Merge, make_infer, make_merge, protocol_of
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_WAITING = 64  # decoded images that may wait for others of their canvas (or four batches, where that is more)
 
 

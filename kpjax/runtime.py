@@ -7,11 +7,13 @@ import glob
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import pkgutil
 import platform
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,12 @@ def quiet_tensorflow() -> None:
     """Keep TensorFlow's start-up lines off the terminal.  It only decodes images here: oneDNN changes nothing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def escape_unprintable() -> None:
+    """Print what the terminal's encoding lacks, such as a file's name that is not UTF-8, as an escape: no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr does so by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def keep_compiled() -> None:

@@ -27,7 +27,7 @@ from kpjax.data.pipeline import train_batches
 from kpjax.data.source import DataError, Source, open_source
 from kpjax.log import RunLog, read_metrics
 from kpjax.train import Result, run
-from tests.programs import ROOT, config_file, environment, shapes_set
+from tests.programs import ROOT, config_file, environment, same_arrays, shapes_set, stored
 from tests.tiny import tiny_config, two_layer_detector
 
 
@@ -66,17 +66,6 @@ def train(config: Config, workdir: pathlib.Path) -> Result:
     return run(config, str(workdir), train_source=source, batches=feed)
 
 
-def weights(workdir: pathlib.Path) -> dict[str, bytes]:
-    """The newest checkpoint's arrays."""
-    import jax
-    from orbax.checkpoint import v1 as ocp
-
-    with ocp.training.Checkpointer(workdir / "checkpoints") as checkpointer:
-        found = checkpointer.load_checkpointables(checkpointer.latest.step)
-    tree = {k: found[k] for k in ("weights", "train")}
-    return {jax.tree_util.keystr(k): np.asarray(v).tobytes() for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_the_whole_one(
     config: Config, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +81,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_the_whole_one(
     assert train(half, tmp_path / "damaged").finished
     said = capsys.readouterr().out
     assert "checkpoints/6 cannot be re" in said and "going on from step 4" in said and "resuming at step 4" in said
-    assert weights(tmp_path / "damaged") == weights(tmp_path / "whole")
+    assert same_arrays(stored(tmp_path / "damaged"), stored(tmp_path / "whole"))
     assert (tmp_path / "damaged" / "damaged-6").is_dir()
     steps = [line["step"] for line in read_metrics(str(tmp_path / "damaged"))]
     assert steps == list(range(1, 7))
@@ -297,7 +286,7 @@ def test_a_clock_that_is_put_back_between_and_during_runs(
     assert not first.finished and first.step == 3
     ahead -= 86400.0
     assert run(config, str(tmp_path / "jumping"), train_source=source, batches=feed).finished
-    assert taken == 6 and weights(tmp_path / "jumping") == weights(tmp_path / "whole")
+    assert taken == 6 and same_arrays(stored(tmp_path / "jumping"), stored(tmp_path / "whole"))
     rates = [line.get("images_per_s", 1.0) for line in read_metrics(str(tmp_path / "jumping"))]
     assert len(rates) == 6 and all(0 < rate < 1e6 for rate in rates)
 

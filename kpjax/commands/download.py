@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
 def _is_address(server: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(server)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        whole = server.split() == [server]
+        return whole and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, half an IPv6 address
         return False
 
@@ -207,7 +208,10 @@ def fetch(url: str, path: str, archive: Archive) -> None:
     found = _md5(part)
     if found != archive.md5:
         os.remove(part)
-        raise UserError(f"{url}: damaged on the way (MD5 {found}, expected {archive.md5}); it was removed, try again")
+        raise UserError(
+            f"{url}: damaged on the way, or another file by now (MD5 {found}, expected {archive.md5}); it was removed, "
+            "try again"
+        )
     os.replace(part, path)
 
 
@@ -233,6 +237,10 @@ def _receive(url: str, part: str, have: int, archive: Archive) -> str:
                     bar.update(len(chunk))
         return "" if _size(part) >= archive.size else "the connection ended early"
     except urllib.error.HTTPError as error:
+        if error.code == 429 or error.code >= 500:  # it may pass
+            return f"the server answers {error.code} {error.reason}"
+        if error.code == 416:
+            raise UserError(f"{url}: the server's file is shorter than the {have} bytes that are there") from None
         raise UserError(
             f"{url}: the server answers {error.code} {error.reason}; see whether --server names it"
         ) from None
@@ -243,10 +251,9 @@ def _receive(url: str, part: str, have: int, archive: Archive) -> str:
 
 
 def _check_length(answer: http.client.HTTPResponse, url: str, have: int, archive: Archive) -> None:
-    length = answer.headers.get("Content-Length")
-    if length is not None and have + int(length) != archive.size:
+    if answer.length is not None and have + answer.length != archive.size:
         raise UserError(
-            f"{url}: the server's file has {have + int(length)} bytes, not the {archive.size} of {archive.name}"
+            f"{url}: the server's file has {have + answer.length} bytes, not the {archive.size} of {archive.name}"
         )
 
 

@@ -12,7 +12,6 @@ from kpjax.config import ConfigError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 INFO = "export.json"  # not config.json, by which work directories and inference checkpoints are known
-_OTHERS = ("config.json", "state", "checkpoints")  # what those hold: never written among
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
 import json, os
 import jax.export, numpy as np
@@ -60,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.top_k < 1:
         raise ConfigError(f"--top-k is {args.top_k}; it must be at least 1")
-    for name in _OTHERS:
-        if os.path.lexists(os.path.join(args.out, name)):
-            raise ConfigError(f"--out {args.out} holds {name}, so it is a checkpoint or a work directory; name another")
+    out = args.out or "."
+    if os.path.isdir(out) and os.listdir(out) and not os.path.exists(os.path.join(out, INFO)):
+        raise ConfigError(f"--out {out} holds files that are no export; name another folder, or empty it")
     loaded = load_inference(args.checkpoint)
     detector, size = loaded.detector, tuple(args.size)
     check_size(detector, size, "--size HEIGHT", "--size WIDTH")
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--preset {args.preset} of {detector.name} merges several programs; export {single}")
     leaves, tree = jax.tree.flatten(loaded.variables)
     exported = export(detector, tree, leaves, size, args.preset, args.top_k)
-    folder = output_folder(args.out)
+    folder = output_folder(out)
     with open(os.path.join(folder, "model.stablehlo"), "wb") as file:
         file.write(exported.serialize())
     np.savez(os.path.join(folder, "weights.npz"), *leaves)
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
     megabytes = sum(map(os.path.getsize, files)) / 1e6
     print(f"{os.path.abspath(folder)}: {detector.name}, canvases of {size[0]}x{size[1]}, preset {args.preset}, for")
-    print(f"  {', '.join(PLATFORMS)}; {megabytes:,.1f} MB; try: python {os.path.join(args.out, 'load.py')}")
+    print(f"  {', '.join(PLATFORMS)}; {megabytes:,.1f} MB; try: python {os.path.join(out, 'load.py')}")
     return 0
 
 

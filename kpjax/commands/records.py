@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{folder}: {counts}, {size / 2**20:,.1f} MiB in {time.monotonic() - begun:.1f} s")
     print("train with it:")
     print(f"  --config.data.source=tfds --config.data.tfds_name={args.name}")
-    print(f"  --config.data.tfds_dir={os.path.abspath(args.out)}")
+    print(f"  --config.data.tfds_dir={os.path.dirname(folder)}")
     if SPLITS["val"] not in splits:
         print("  --config.data.tfds_val=    (no validation: none was written)")
     return 0
@@ -68,6 +68,8 @@ def _data(args: argparse.Namespace) -> DataConfig:
         if data.source != "coco":
             raise ConfigError(f"config.data.source is {data.source!r}; records are written from 'coco' folders")
         return data
+    if args.settings:
+        raise ConfigError(f"{args.settings[0]} changes a configuration; give --config FILE instead of --images")
     if not (args.images and args.annotations):
         raise ConfigError("give --config FILE, or --images DIR and --annotations FILE.json")
     args.split = args.split or "train"

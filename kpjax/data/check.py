@@ -21,7 +21,7 @@ from tqdm import tqdm
 from kpjax.config import Config, ConfigError
 from kpjax.data import files
 from kpjax.data.augment import Draw, transform_boxes
-from kpjax.data.images import fitted_size, read_header
+from kpjax.data.images import SUFFIXES, fitted_size, read_header
 from kpjax.data.pipeline import require_readable
 from kpjax.data.source import (
     CROWD,
@@ -55,7 +55,6 @@ _MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA"
 _BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE)
 _LEFT_OUT = {CROWD: "crowd", NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
 _REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY)
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _CHUNK = 4096  # objects encoded at a time
 
 # What is done with each kind: (in training, in evaluation).
@@ -266,12 +265,12 @@ def _unlisted(source: Source, folder: str) -> list[str]:
     """Image files in the folder, and locally in all folders below it, that no record names."""
     if not folder:
         return []
-    root, listed = files.absolute(folder), set(source.files)
+    root, listed = files.absolute(os.path.expanduser(folder)), set(source.files)
     if files.is_url(root):
         found = [files.join(root, name) for name in files.names_in(root)]
     else:
         found = [os.path.join(place, name) for place, _, names in os.walk(root) for name in names]
-    return sorted(path for path in found if path.lower().endswith(_SUFFIXES) and path not in listed)
+    return sorted(path for path in found if path.lower().endswith(SUFFIXES) and path not in listed)
 
 
 def _on_input(source: Source, config: Config) -> np.ndarray:

@@ -8,7 +8,6 @@ Both may be URLs (`gs://...`).
 from __future__ import annotations
 
 import json
-import math
 import os
 import posixpath
 import re
@@ -19,6 +18,7 @@ import numpy as np
 from kpjax.data import files
 from kpjax.data.source import (
     DUPLICATE,
+    LARGEST,
     MISSING,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
@@ -44,6 +44,7 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
     boxes that are no numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
     """
+    images, annotations = os.path.expanduser(images), os.path.expanduser(annotations)
     data = _load(annotations)
     folder = files.absolute(images)
     if not files.is_folder(folder):
@@ -81,7 +82,7 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
 
 def _load(path: str) -> dict[str, Any]:
     try:
-        data = json.loads(files.read_bytes(path).decode("utf-8"))
+        data = json.loads(files.read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a COCO instances JSON") from error
     except (ValueError, RecursionError) as error:
@@ -102,6 +103,7 @@ def _load(path: str) -> dict[str, Any]:
 
 def _categories(entries: list[dict[str, Any]], path: str, mistake: Mistake) -> tuple[list[int], list[str]]:
     names: dict[int, str] = {}
+    first_mistake: DataError | None = None
     for n, entry in enumerate(entries):
         try:
             category_id = _whole(entry, "id", f"{path}: categories[{n}]")
@@ -113,10 +115,11 @@ def _categories(entries: list[dict[str, Any]], path: str, mistake: Mistake) -> t
                 raise DataError(f"{path}: category id {category_id} is listed twice {both}", DUPLICATE)
         except DataError as error:
             mistake(error)
+            first_mistake = first_mistake or error
             continue
         names[category_id] = name
     if not names:
-        raise DataError(f"{path}: 'categories' is empty; list at least one class")
+        raise first_mistake or DataError(f"{path}: 'categories' is empty; list at least one class")
     ids = sorted(names)
     return ids, [names[i] for i in ids]
 
@@ -129,6 +132,7 @@ def _images(
     widths: list[int] = []
     names: list[str] = []
     first: dict[int, str] = {}
+    first_mistake: DataError | None = None
     for n, entry in enumerate(entries):
         where = f"{path}: images[{n}]"
         try:
@@ -144,6 +148,7 @@ def _images(
                 )
         except DataError as error:
             mistake(error)
+            first_mistake = first_mistake or error
             continue
         first[image_id] = name
         ids.append(image_id)
@@ -151,7 +156,7 @@ def _images(
         widths.append(width)
         names.append(name)
     if not ids:
-        raise DataError(f"{path}: 'images' is empty; list at least one image")
+        raise first_mistake or DataError(f"{path}: 'images' is empty; list at least one image")
     return ids, heights, widths, names
 
 
@@ -183,7 +188,7 @@ def _annotations(
                 )
             image[n], label[n] = index[image_id], classes[category_id]
             bbox[n], area[n] = _box_and_area(entry, where)
-            crowd[n] = bool(entry.get("iscrowd", 0))
+            crowd[n] = _crowd(entry.get("iscrowd"), where)
         except DataError as error:
             mistake(error)
             good[n] = False
@@ -192,25 +197,39 @@ def _annotations(
 
 def _box_and_area(entry: dict[str, Any], where: str) -> tuple[list[float], float]:
     box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_finite(v) for v in box):
-        raise DataError(f"{where} has the bbox {_short(box)}; give four finite numbers: x, y, width, height")
+    if not isinstance(box, list) or len(box) != 4 or not all(_number(v, LARGEST) for v in box):
+        raise DataError(f"{where} has the bbox {_short(box)}; give four numbers of pixels: x, y, width, height")
     if box[2] < 0 or box[3] < 0:
         raise DataError(f"{where} has the bbox {box} of negative size; COCO's bbox is x, y, width, height")
     size = entry.get("area", box[2] * box[3])
-    if not _finite(size) or size < 0:
+    if not _number(size, LARGEST**2) or size < 0:
         raise DataError(f"{where} has the area {_short(size)}; give a number of square pixels")
     return box, size
 
 
+def _crowd(value: Any, where: str) -> bool:
+    if value is not None and not isinstance(value, (int, float)):  # "0" would count as true
+        raise DataError(f"{where} has {_short(value)} as 'iscrowd'; give 0 or 1")
+    return bool(value)
+
+
 def _inside(name: Any, where: str) -> str:
     """The file name as a relative path with forward slashes, or DataError where it leads out of the folder."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or not _encodable(name):
         raise DataError(f"{where} has the file_name {_short(name)}; give the image's path inside the image folder")
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith(("/", "../")) or path in (".", "..") or re.match(r"[A-Za-z]:", path):
         raise DataError(f"{where} has the file_name {name!r}, which leads outside the image folder; make it relative")
     # Where a backslash is part of a real name (POSIX), the name itself is right and the rewriting is not.
     return path if os.sep == "\\" or "\\" not in name else posixpath.normpath(name)
+
+
+def _encodable(name: str) -> bool:
+    """Whether a file may have the name.  Names that are not UTF-8 have their bytes as half surrogates, as in Python."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _require_files(folder: str, names: list[str], path: str, bad_images: str, mistake: Mistake) -> None:
@@ -243,8 +262,8 @@ def _whole(entry: dict[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files of a data set: of this machine through Python, of a URL (`gs://`, ...) through TensorFlow's file systems.
+"""Files, above all of data sets: of this machine through Python, of a URL (`gs://`, ...) through TensorFlow.
 
 What cannot be read is an OSError on both.  TensorFlow is imported for URLs only.
 """
@@ -18,8 +18,8 @@ def is_url(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The path from the root on, `~` replaced; a URL without the slash at its end."""
-    return path.rstrip("/") if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    """The path from the root on; a URL, which is that already, without the slash at its end."""
+    return path.rstrip("/") if is_url(path) else os.path.abspath(path)
 
 
 def join(folder: str, name: str) -> str:
@@ -51,11 +51,19 @@ def size_in_bytes(path: str) -> int:
         return int(tf.io.gfile.stat(path).length)
 
 
+def modified(path: str) -> int:
+    """When a file was last written, in nanoseconds."""
+    if not is_url(path):
+        return os.stat(path).st_mtime_ns
+    with _system_errors(path) as tf:
+        return int(tf.io.gfile.stat(path).mtime_nsec)
+
+
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
     """A file to read bytes from; it can be entered anywhere."""
     if not is_url(path):
-        with open(os.path.expanduser(path), "rb") as file:
+        with open(path, "rb") as file:
             yield file
         return
     with _system_errors(path) as tf, tf.io.gfile.GFile(path, "rb") as remote:

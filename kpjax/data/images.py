@@ -16,6 +16,10 @@ from PIL import Image, ImageOps
 
 from kpjax.data.source import TRUNCATED, UNREADABLE, DataError
 
+# What files of images are called, where a folder is searched for them.
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+OTHER_SUFFIXES = (".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = JPEG_SUFFIXES + OTHER_SUFFIXES
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 

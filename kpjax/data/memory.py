@@ -13,7 +13,7 @@ import numpy as np
 from kpjax.config import DataConfig
 from kpjax.data.images import shrink
 from kpjax.data.pipeline import Batch, assemble, check_slices, decode_checked
-from kpjax.data.source import Annotations, DataError, Source, make_source
+from kpjax.data.source import LARGEST, Annotations, DataError, Source, make_source
 
 Record = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,)
 
@@ -101,11 +101,11 @@ def _from_arrays(records: Sequence[Record]) -> tuple[Source, list[np.ndarray]]:
     labels: list[np.ndarray] = []
     for n, (image, box, label) in enumerate(records):
         box, label = np.asarray(box, np.float64).reshape(-1, 4), np.asarray(label).reshape(-1)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise DataError(f"record {n}: the image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
-        if len(box) != len(label) or not np.isfinite(box).all() or (len(label) and label.min() < 0):
+        if len(box) != len(label) or not (np.abs(box) <= LARGEST).all() or not ((label >= 0) & (label % 1 == 0)).all():
             raise DataError(
-                f"record {n}: {len(box)} boxes and {len(label)} labels; give finite boxes, a label >= 0 each"
+                f"record {n}: {len(box)} boxes and {len(label)} labels; give finite boxes, a whole label >= 0 each"
             )
         images.append(image)
         boxes.append(box)

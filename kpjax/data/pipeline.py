@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 
 from kpjax.config import ConfigError, DataConfig
-from kpjax.data.images import decode, fitted_size, shrink
+from kpjax.data.images import OTHER_SUFFIXES, decode, fitted_size, shrink
 from kpjax.data.source import WRONG_SIZE, DataError, Source
 
 Batch = dict[str, np.ndarray]
 
 _FAST, _PILLOW, _EMPTY = 0, 1, 2  # how a record becomes pixels
 _SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbers of a seed
-_OTHER_FORMATS = (".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class _Unexpected(Exception):
@@ -107,7 +106,8 @@ class Batches(Iterator[Batch]):
         threads = self._data.threads or os.cpu_count() or 1
         all_fast = bool((self._routes == _FAST).all())
         routes = tf.constant(self._routes)
-        paths = tf.constant(source.files) if source.on_disk else None
+        # As bytes: a name need not be UTF-8.
+        paths = tf.constant([os.fsencode(name) for name in source.files]) if source.on_disk else None
 
         def plan(step: Any) -> Any:
             records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))
@@ -215,7 +215,7 @@ class Batches(Iterator[Batch]):
 
 
 def _first_route(source: Source, record: int, canvas: int) -> int:
-    if source.files[record].lower().endswith(_OTHER_FORMATS):
+    if source.files[record].lower().endswith(OTHER_SUFFIXES):
         return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way
     # It would have to resize a larger image itself, and not as OpenCV does.
     return _PILLOW if max(source.heights[record], source.widths[record]) > canvas else _FAST

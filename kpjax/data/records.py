@@ -12,6 +12,7 @@ import errno
 import glob
 import io
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ import numpy as np
 
 from kpjax.config import ConfigError
 from kpjax.data import files
-from kpjax.data.source import DataError, Source
+from kpjax.data.source import DataError, Source, truth_ids
 from kpjax.data.tfds import Tfds
 
 FORMATS = ("array_record", "tfrecord")
 NAME = "kpjax_records"
 _VERSION = "1.0.0"
+_READ_BACK = 100  # images of a split, at most, compared with their files
 _KEYS = 2**128  # TFDS sorts records into buckets by equal parts of so many keys
 
 
@@ -47,8 +49,9 @@ def write_records(
     Needs twice the set's size on the disk while it works.
     Raises ConfigError for a setting that cannot work and DataError, one line, for data or a disk that cannot be used.
     """
+    out = files.absolute(os.path.expanduser(out))
     _check(splits, out, name, shards, file_format)
-    goal = os.path.join(files.absolute(out), name)
+    goal = os.path.join(out, name)
     _remove_leftovers(goal)
     staging = f"{goal}{_partial()}{os.getpid()}"
     try:
@@ -72,9 +75,9 @@ def _check(splits: dict[str, Source], out: str, name: str, shards: int, file_for
     if files.is_url(out):
         advice = "write to a local folder and copy that" if file_format == "tfrecord" else "ArrayRecord is local only"
         raise ConfigError(f"--out {out}: sets are written to local or mounted folders; {advice}")
-    if not name.isidentifier() or name != name.lower():
+    if not re.fullmatch("[a-z_][a-z0-9_]*", name):
         raise ConfigError(f"--name is {name!r}; TFDS takes lower-case letters, digits and _")
-    if os.path.exists(os.path.join(files.absolute(out), name)):
+    if os.path.exists(os.path.join(out, name)):
         raise ConfigError(f"{os.path.join(out, name)} is already there; remove it, or name another --out")
     first = next(iter(splits.values()))
     for split, source in splits.items():
@@ -192,18 +195,13 @@ def _examples(split: str, source: Source, skip_missing: bool) -> Iterator[tuple[
         of_image[annotation["image_id"]].append(annotation)
     labels = {category_id: k for k, category_id in enumerate(source.category_ids)}
     for i, image in enumerate(tqdm(truth["images"], desc=split, unit="image", disable=None)):
-        try:
-            data = source.read(i)
-        except DataError:
-            if not skip_missing:
-                raise
-            data = b""
+        data = _data(source, i) if skip_missing else source.read(i)
         # Keys over the whole range, in order: TFDS sorts a part of them at a time, and each part has to fit in memory.
         yield (
             i * (_KEYS // len(source)),
             {
                 "image": io.BytesIO(data),
-                "image/filename": image["file_name"],
+                "image/filename": os.fsencode(image["file_name"]),
                 "image/id": image["id"],
                 "image/height": image["height"],
                 "image/width": image["width"],
@@ -231,19 +229,34 @@ def _object(annotation: dict[str, Any], image: dict[str, Any], labels: dict[int,
 
 
 def _compare(source: Source, written: Source) -> None:
-    """Raise DataError unless the set says what the folder says."""
+    """Raise DataError unless the set says what the folder says: all annotations, and the bytes of some images."""
+    some = range(0, len(source), -(-len(source) // _READ_BACK))
     same = (
         source.classes == written.classes
         and source.category_ids == written.category_ids
         and np.array_equal(source.image_ids, written.image_ids)
         and np.array_equal(source.heights, written.heights)
         and np.array_equal(source.widths, written.widths)
-        and source.dropped == written.dropped
-        and all(map(np.array_equal, source.boxes, written.boxes))
-        and all(map(np.array_equal, source.labels, written.labels))
+        and all(map(np.array_equal, _by_image(source), _by_image(written)))
+        and all(_data(source, i) == _data(written, i) for i in some)
     )
     if not same:
         raise DataError(f"{source.name}: the records written do not say what it says; nothing of them was kept")
+
+
+def _by_image(source: Source) -> list[np.ndarray]:
+    """All that is annotated, crowds too, image by image: a folder's file may have it in another order."""
+    a = source.annotations
+    order = np.argsort(a.image, kind="stable")
+    return [x[order] for x in (a.image, a.label, a.bbox, a.area, a.crowd, truth_ids(a.ids))]
+
+
+def _data(source: Source, i: int) -> bytes:
+    """An encoded image; none where it cannot be read, which makes an empty record."""
+    try:
+        return source.read(i)
+    except DataError:
+        return b""
 
 
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)

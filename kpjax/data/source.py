@@ -20,7 +20,7 @@ from kpjax.errors import UserError
 CROWD = "crowd"
 OUTSIDE = "outside the image"
 NO_AREA = "no area"
-
+LARGEST = 1e9  # number in a box: what is computed from them has to fit in float32
 
 # Kinds of mistakes, for those who count them.
 MALFORMED = "malformed entry"
@@ -221,6 +221,14 @@ def left_out(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) 
     return np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
 
 
+def truth_ids(ids: np.ndarray) -> np.ndarray:
+    """The annotations' ids (A,) for pycocotools, which marks an unmatched detection with the ground-truth id 0.
+
+    So a real id 0 could never be found: ids that are not all positive become 1, 2, 3, ...
+    """
+    return np.arange(1, len(ids) + 1) if len(ids) and ids.min() <= 0 else ids
+
+
 def _instances(
     classes: Sequence[str],
     category_ids: Sequence[int],
@@ -230,10 +238,7 @@ def _instances(
     files: Sequence[str],
     annotations: Annotations,
 ) -> dict[str, Any]:
-    ids = annotations.ids
-    # pycocotools marks an unmatched detection with the ground-truth id 0, so that a real id 0 could never be found.
-    if len(ids) and ids.min() <= 0:
-        ids = np.arange(1, len(ids) + 1)
+    ids = truth_ids(annotations.ids)
     return {
         "info": {},
         "licenses": [],

@@ -53,7 +53,8 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS raises its own and many others for a name or folder it does not know
-        raise DataError(f"tfds set {name!r}: cannot be opened ({_one_line(error)})") from error
+        where = f" in {data_dir}" if data_dir else ""
+        raise DataError(f"tfds set {name!r}: cannot be opened{where} ({_one_line(error)})") from error
     if not builder.info.splits:
         raise DataError(f"tfds set {name!r}: not prepared in {builder.data_dir}; prepare it with `tfds build {name}`")
     _require_features(builder, name)
@@ -121,18 +122,8 @@ def _require_count(path: str, count: int, stated: int) -> None:
 def _load_or_build(
     builder: Any, name: str, split: str, instructions: list[Any], scan: Callable[[], Iterator[Any]]
 ) -> dict[str, Any]:
-    key = json.dumps(
-        [_INDEX_VERSION, builder.info.full_name, split]
-        + [
-            [os.path.basename(str(i.filename)), files.size_in_bytes(str(i.filename)), i.skip, i.take]
-            for i in instructions
-        ]
-    )
-    file_name = f"kpjax_index_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    places = [str(builder.data_dir), os.path.join(cache, "kpjax")]
-    for place in places:
-        path = files.join(place, file_name)
+    paths = _index_paths(builder, split, instructions)
+    for path in paths:
         try:
             with np.load(io.BytesIO(files.read_bytes(path))) as arrays:
                 return dict(arrays)
@@ -141,13 +132,27 @@ def _load_or_build(
     index = _collect(scan(), name)
     data = io.BytesIO()
     np.savez(data, **index)
-    for place in places:
+    for path in paths:
         with contextlib.suppress(OSError):  # a read-only place; without any, the next start scans again
-            if not files.is_url(place):
-                os.makedirs(place, exist_ok=True)
-            files.write_bytes(files.join(place, file_name), data.getvalue())
+            if not files.is_url(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            files.write_bytes(path, data.getvalue())
             break
     return index
+
+
+def _index_paths(builder: Any, split: str, instructions: list[Any]) -> list[str]:
+    """Where the index may be: beside the set, with which it is copied and removed, or in the user's cache.
+
+    There it outlives the set, and another of that name and those sizes may come: place and time have to fit as well.
+    """
+    parts = [(str(i.filename), i.skip, i.take) for i in instructions]
+    key = [_INDEX_VERSION, builder.info.full_name, split]
+    key += [[os.path.basename(path), files.size_in_bytes(path), skip, take] for path, skip, take in parts]
+    here = [str(builder.data_dir), [files.modified(path) for path, _, _ in parts]]
+    names = [f"kpjax_index_{hashlib.sha256(json.dumps(k).encode()).hexdigest()[:16]}.npz" for k in (key, [*key, *here])]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return [files.join(str(builder.data_dir), names[0]), os.path.join(cache, "kpjax", names[1])]
 
 
 def _parse(builder: Any, record: bytes) -> tuple[dict[str, Any], bytes, int]:
@@ -194,7 +199,7 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
     places, sizes, ids, names = [], [], [], []
     images, labels, boxes, areas, crowds, object_ids = [], [], [], [], [], []
     for n, (example, data, place) in enumerate(examples):
-        file_name = _as_bytes(example.get("image/filename", b"")).decode("utf-8", "replace") or f"record {n}"
+        file_name = os.fsdecode(_as_bytes(example.get("image/filename", b""))) or f"record {n}"
         if "image/height" in example:  # as annotated, so that a file of another size is found when it is read
             height, width = int(example["image/height"]), int(example["image/width"])
         else:

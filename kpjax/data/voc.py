@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from kpjax.data.images import SUFFIXES
 from kpjax.data.source import DataError
 
 DIFFICULT = ("keep", "ignore", "drop")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +175,10 @@ def _number(node: ElementTree.Element, key: str, path: str) -> float:
 def _image_file(root: ElementTree.Element, stem: str, images: str, path: str) -> str:
     # <filename> is often that of another machine: the name of the XML file decides, <filename> only its suffix.
     named = os.path.splitext((root.findtext("filename") or "").strip())[1]
-    for suffix in (named, *_SUFFIXES, *(s.upper() for s in _SUFFIXES)):
+    for suffix in (named, *SUFFIXES, *(s.upper() for s in SUFFIXES)):
         if suffix and os.path.exists(os.path.join(images, stem + suffix)):
             return stem + suffix
-    raise DataError(f"{os.path.join(images, stem + (named or _SUFFIXES[0]))}: image not found; {path} describes it")
+    raise DataError(f"{os.path.join(images, stem + (named or SUFFIXES[0]))}: image not found; {path} describes it")
 
 
 def _box(thing: _Object, page: _Page, zero_based: bool, notes: Counter[str]) -> list[float] | None:

@@ -7,11 +7,10 @@ import os
 from collections import Counter
 from typing import Any
 
-from kpjax.data.images import size_of
+from kpjax.data.images import SUFFIXES, size_of
 from kpjax.data.source import DataError
 from kpjax.data.voc import Converted
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 
 
@@ -31,10 +30,10 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
         os.path.relpath(os.path.join(parent, name), images)
         for parent, _, files in os.walk(images)
         for name in files
-        if name.lower().endswith(_SUFFIXES)
+        if name.lower().endswith(SUFFIXES)
     )
     if not found:
-        raise DataError(f"{images}: no image with one of the suffixes {', '.join(_SUFFIXES)}")
+        raise DataError(f"{images}: no image with one of the suffixes {', '.join(SUFFIXES)}")
     notes: Counter[str] = Counter()
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

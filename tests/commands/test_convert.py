@@ -100,6 +100,8 @@ def test_mistakes_on_the_command_line(tmp_path: pathlib.Path, capsys: Any) -> No
     names.write_bytes("caf\u00e9\n".encode("latin-1"))
     assert convert(file, "centernet_r18", tmp_path / "out", "--names", str(names)) == 2
     assert "UTF-8" in one_error(capsys)
+    assert convert(file, "centernet_r18", names / "out") == 2
+    assert f"cannot write to {names}" in one_error(capsys)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text('{"mine": 1}')
     assert convert(file, "centernet_r18", tmp_path / "out") == 2

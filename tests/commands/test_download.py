@@ -38,6 +38,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     most = 1 << 30
     resumes = True
     asked: ClassVar[list[str]] = []
+    busy: ClassVar[list[int]] = []  # so many requests get a 503 first
 
     def do_GET(self) -> None:
         content, start = self.files.get(self.path), 0
@@ -45,8 +46,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         if content is None:
             self.send_error(404)
             return
+        if self.busy:
+            self.busy.pop()
+            self.send_error(503)
+            return
         if self.resumes and (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):
             start = int(match[1])
+        if start > len(content):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -61,6 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
     class Mine(Server):
         files = {"/zips/val2017.zip": VAL, "/annotations/a.zip": ANNOTATIONS}  # noqa: RUF012
         asked: list[str] = []  # noqa: RUF012
+        busy: list[int] = []  # noqa: RUF012
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -109,6 +118,14 @@ def test_a_connection_that_breaks_is_resumed(server: type[Server], tmp_path: pat
     assert (tmp_path / "val2017.zip").read_bytes() == VAL and not (tmp_path / "annotations").exists()
 
 
+def test_a_busy_server_is_asked_again(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
+    server.busy += [1] * 3
+    assert fetch(tmp_path, "--only", "val2017") == 0 and len(server.asked) == 4
+    server.busy += [1] * 10
+    assert fetch(tmp_path, "--only", "annotations") == 2
+    assert "answers 503" in one_error(capsys)
+
+
 def test_a_later_call_goes_on(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
     server.most = 0
     (tmp_path / "val2017.zip.part").write_bytes(VAL[:40_000])
@@ -139,6 +156,10 @@ def test_wrong_files_are_refused(server: type[Server], tmp_path: pathlib.Path, c
     del server.files["/zips/val2017.zip"]
     assert fetch(tmp_path, "--only", "val2017") == 2
     assert "404" in one_error(capsys)
+    (tmp_path / "val2017.zip.part").write_bytes(bytes(40_000))
+    server.files["/zips/val2017.zip"] = VAL[:30_000]
+    assert fetch(tmp_path, "--only", "val2017") == 2
+    assert "shorter than the 40000 bytes" in one_error(capsys)
     assert not (tmp_path / "val2017").exists()
 
 
@@ -214,7 +235,7 @@ def test_a_server_that_never_gets_further(server: type[Server], tmp_path: pathli
 
 
 def test_addresses_that_are_none(server: type[Server], tmp_path: pathlib.Path, capsys: Any) -> None:
-    for address in ("127.0.0.1/files", "ftp://127.0.0.1", "http://127.0.0.1:port", "http://[1"):
+    for address in ("127.0.0.1/files", "ftp://127.0.0.1", "http://127.0.0.1:port", "http://[1", "http://a b"):
         assert fetch(tmp_path, "--server", address) == 2
         assert address in one_error(capsys)
     assert not server.asked

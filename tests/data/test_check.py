@@ -59,6 +59,16 @@ def test_a_clean_set_has_its_images_without_boxes_only(folder: Callable[..., Dat
     assert report.class_counts.tolist() == [3, 6, 0] and report.classes == ("three", "seven", "none")
 
 
+def test_the_home_folder_may_be_a_tilde(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder()
+    plain, _ = found(settings(data))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data.train.images, data.train.annotations = "~/images", "~/instances.json"
+    assert found(settings(data))[0] == plain
+
+
 def test_odd_boxes_are_counted_by_what_is_done_with_them(folder: Callable[..., DataConfig]) -> None:
     def edit(d: dict) -> None:
         a = d["annotations"]
@@ -240,6 +250,16 @@ def test_objects_in_one_cell_against_counting_by_hand(folder: Callable[..., Data
     assert report.collisions[""].objects == 200 and report.stride == 4 and len(report.sizes) == 200
 
 
+@pytest.mark.parametrize("key, field", [("images", "width"), ("categories", "name")])
+def test_where_every_entry_is_wrong_the_first_is_told(folder: Callable[..., DataConfig], key: str, field: str) -> None:
+    data = folder(lambda d: [entry.pop(field) for entry in d[key]])
+    with pytest.raises(DataError) as training:
+        open_source(data, "train")
+    with pytest.raises(DataError) as checked:
+        found(settings(data))
+    assert str(checked.value) == str(training.value) and f"{key}[0]" in str(training.value)
+
+
 @pytest.fixture
 def recipe(tmp_path: pathlib.Path) -> Callable[[DataConfig], str]:
     def write(data: DataConfig) -> str:
@@ -300,3 +320,17 @@ def test_histograms() -> None:
     columns = np.flatnonzero(blue)
     heights = sorted(set(blue[columns]))
     assert 0.45 < heights[-2] / heights[-1] < 0.55 or 0.45 < heights[0] / heights[-1] < 0.55
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(
+    folder: Callable[..., DataConfig],
+    recipe: Callable[[DataConfig], str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = folder(lambda d: d["images"][2].update(file_name="gr\udcfcn.jpg"))
+    terminal = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["check-data", "--config", recipe(data), "--out", str(tmp_path / "out")]) == 2
+    terminal.seek(0)
+    assert "gr\\udcfcn.jpg: cannot be read (No such file" in terminal.read()

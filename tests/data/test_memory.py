@@ -56,6 +56,9 @@ def test_bad_arrays_are_named():
     good = records()
     for broken, pattern in (
         ((good[0][0].astype(np.float32), [], []), r"record 1.*uint8"),
+        ((good[0][0][:0], [], []), r"record 1.*\(0, "),
+        ((good[0][0], [[0, 0, 1e30, 1]], [0]), r"record 1.*finite"),
+        ((good[0][0], [[0, 0, 1, 1]], [np.nan]), r"record 1.*label"),
         ((good[0][0], [[0, 0, 1, 1]], []), r"record 1.*1 boxes and 0 labels"),
         ((good[0][0], [[0, 0, np.nan, 1]], [0]), r"record 1.*finite"),
         ((good[0][0], [[0, 0, 1, 1]], [-1]), r"record 1.*label"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -12,16 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from kpjax import train
 from kpjax.__main__ import main
 from kpjax.config import Config, DataConfig
-from kpjax.data import files
+from kpjax.data import files, records
 from kpjax.data.pipeline import import_tensorflow, train_batches
 from kpjax.data.records import write_records
-from kpjax.data.source import DataError, has_validation, open_source
+from kpjax.data.source import DataError, Source, has_validation, open_source
 from kpjax.data.tfds import Tfds
 from tests.data.conftest import picture
 
@@ -75,6 +77,9 @@ def assert_same_batches(one: DataConfig, other: DataConfig, steps: int = 5, **mo
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
 def test_batches_are_those_of_the_folder_bit_for_bit(odd: DataConfig, tmp_path: pathlib.Path, file_format: str) -> None:
+    images, path = pathlib.Path(odd.train.images), pathlib.Path(odd.train.annotations)
+    (images / "4.jpg").rename(images / "gr\udcfcn.jpg")  # the byte fc: not UTF-8
+    path.write_text(path.read_text().replace('"4.jpg"', '"gr\\udcfcn.jpg"'))
     records = prepared(odd, tmp_path / "out", file_format)
     names = sorted(p.name for p in (tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"))
     assert [n.rpartition("-train.")[2] for n in names] == [f"{file_format}-0000{i}-of-00003" for i in range(3)]
@@ -99,10 +104,40 @@ def test_images_that_are_not_there_are_refused_or_become_empty_records(odd: Data
     assert_same_batches(skipping, records)
 
 
+@pytest.mark.parametrize("damaged", ["crowd", "area", "id", "pixels"])
+def test_what_was_written_is_compared_with_the_folder(
+    odd: DataConfig, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """Of a crowd, which training never sees, as well as of what it does."""
+    good = records._examples
+
+    def wrong(split: str, source: Source, skip: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        for n, (key, example) in enumerate(good(split, source, skip)):
+            if n == 6 and damaged == "pixels":
+                example["image"] = io.BytesIO(example["image"].read()[:-3] + b"\0\xff\xd9")
+            for thing in (t for t in example["objects"] if t["is_crowd"]):
+                if damaged == "crowd":
+                    thing["exact"] = thing["exact"] + [0, 0, 1, 0, 0]
+                elif damaged == "area":
+                    thing["exact"] = thing["exact"] + [0, 0, 0, 0, 1]
+                elif damaged == "id":
+                    thing["id"] += 1000
+            yield key, example
+
+    monkeypatch.setattr(records, "_examples", wrong)
+    with pytest.raises(DataError, match="do not say what it says"):
+        prepared(odd, tmp_path / "out", "array_record")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_the_command_writes_both_splits_and_says_how_to_train(
     folder: Callable[..., DataConfig], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = folder()
+    def edit(d: dict) -> None:
+        d["annotations"].reverse()  # not image by image, and with the id 0, which pycocotools cannot match
+        d["annotations"][2]["id"] = 0
+
+    config = folder(edit)
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "from kpjax.config import Config, DataConfig, SplitConfig\n"
@@ -142,6 +177,8 @@ def test_a_set_without_validation_trains(
         (["--out", "gs://bucket/x", "--format", "tfrecord"], "copy that"),
         (["--shards", "8"], "only 7 images"),
         (["--name", "My-Set"], "lower-case"),
+        (["--name", "\u00e9t\u00e9"], "lower-case"),
+        (["--config.data.bad_images=skip"], "give --config FILE instead"),
         (["--annotations", "no.json"], "no.json"),
     ],
 )
@@ -293,6 +330,36 @@ def test_a_shard_that_shrinks_after_opening_is_found_when_it_is_read(
         damage(victim, "empty")
     with pytest.raises(DataError, match="bytes too early"):
         source.read(0)
+
+
+def test_the_index_of_an_earlier_set_is_not_taken_for_that_of_a_later_one(
+    folder: Callable[..., DataConfig], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be written to, and the sets differ in a box alone, not in any size."""
+
+    def boxes() -> list[float]:
+        return Tfds("kpjax_records", "train", str(tmp_path / "set")).boxes[1][0].tolist()
+
+    for n, left in enumerate((2.0, 4.0)):
+        prepared(
+            folder(lambda d, x=left: d["annotations"][0].update(bbox=[x, 2, 10, 7])), tmp_path / str(n), "tfrecord"
+        )
+    sizes = [sorted(p.stat().st_size for p in (tmp_path / n).rglob("*-of-*")) for n in "01"]
+    assert sizes[0] == sizes[1]
+    write = files.write_bytes
+
+    def write_outside(path: str, data: bytes) -> None:
+        if path.startswith(str(tmp_path / "set")):
+            raise PermissionError
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_bytes", write_outside)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for n, left in enumerate((2.0, 4.0)):
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        shutil.copytree(tmp_path / str(n), tmp_path / "set", ignore=shutil.ignore_patterns("kpjax_index_*"))
+        assert boxes() == boxes() == [left, 2, left + 10, 9]
+    assert len(list((tmp_path / "cache" / "kpjax").iterdir())) == 2
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from kpjax.detectors import MODELS
 from kpjax.log import read_metrics
 from tests.distributed.processes import LIMIT, SILENCE, Ended, Processes, free_port, run
 from tests.distributed.program import two_layers
+from tests.programs import same_arrays, stored
 
 STEPS, SAVED = 40, 10
-PARTS = ("weights", "average", "train")
 
 CONFIG = """
 from kpjax.config import Config
@@ -142,8 +142,7 @@ def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Pa
     assert steps[-1] == int(stopped[1])
     first, _ = run(2, *arguments)
     assert f"resuming at step {stopped[1]}" in first.out
-    a, b = (stored(w, STEPS) for w in (two[0], folder / "parts"))
-    assert all(x.tobytes() == y.tobytes() for k in a for x, y in zip(a[k], b[k], strict=True))
+    assert same_arrays(stored(two[0], STEPS), stored(folder / "parts", STEPS))
 
 
 def begun(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
@@ -155,17 +154,6 @@ def begun(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
         if int(later.name) > step:
             shutil.rmtree(later)
     return copy
-
-
-def stored(workdir: pathlib.Path, step: int) -> dict[str, list[np.ndarray]]:
-    """The arrays of a checkpoint as Orbax alone reads them, by the names of its folders."""
-    from orbax.checkpoint import v1 as ocp
-
-    with ocp.training.Checkpointer(workdir / "checkpoints") as checkpointer:
-        kept = checkpointer.checkpointables_metadata(step).metadata
-        on_host = {k: jax.tree.map(lambda m: np.empty(m.shape, m.dtype), kept[k]) for k in PARTS}
-        found = checkpointer.load_checkpointables(step, on_host)
-    return {k: [np.asarray(x) for x in jax.tree.leaves(found[k])] for k in PARTS}
 
 
 @pytest.mark.parametrize(
@@ -194,8 +182,7 @@ def test_restored_on_other_processes_and_meshes(
     assert any("processes 2 -> 1" in line or "devices 1 -> 2" in line or "2 -> 4" in line for line in first.out)
     restored = json.loads(report.read_text())
     assert len(restored["specs"]) > 1  # something is divided
-    was = [x for part in stored(source, 2 * SAVED).values() for x in part]
-    expected = sorted(hashlib.sha256(x.tobytes()).hexdigest() for x in was)
+    expected = sorted(hashlib.sha256(x.tobytes()).hexdigest() for x in stored(source, 2 * SAVED).values())
     found = sorted(restored["sums"].values())
     # BatchNorm's statistics are stored beside the weights and beside the average.
     assert set(found) == set(expected) and len(found) > 15
