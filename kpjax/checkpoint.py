@@ -13,12 +13,17 @@ kpjax, with its own `config.json` (model, options, class names, normalisation, c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import sys
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,7 +61,14 @@ class DamagedCheckpoint(CheckpointError):
 def _ocp() -> Any:
     from orbax.checkpoint import v1 as ocp
 
+    logging.getLogger("absl").addFilter(_no_traceback_of_orbax)
     return ocp
+
+
+def _no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    # What fails in its threads it logs in full, several times over, and then raises: that is said in one line.
+    raised = record.filename in ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
+    return not (record.exc_info and raised and "orbax" in record.pathname)
 
 
 def environment() -> dict[str, Any]:
@@ -399,19 +411,50 @@ def save_inference(
     if target.exists() and not is_inference(target) and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{path} is there and is no inference checkpoint; name another path, or remove it")
     part, old = (target.parent / (target.name + end) for end in (".part", ".old"))
+    first = jax.process_index() == 0
     with _plain_errors(target):
-        # overwrite: what a killed run left there.
-        _ocp().save(part, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)
-        if jax.process_index() != 0:
-            return
-        write_text(part / INFO, json.dumps(describe(detector, names, config), indent=1))
-        if target.exists():
-            if old.exists():
-                old.rmtree()
-            target.rename(old)
+        if first:  # where no folder can be made, Orbax leaves a thread behind that keeps the program from ending
+            part.mkdir(parents=True, exist_ok=True)
+        _tell_failure_once()
+        try:
+            # overwrite: the empty folder, or what a killed run left there.
+            _ocp().save(part, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)
+            if not first:
+                return
+            write_text(part / INFO, json.dumps(describe(detector, names, config), indent=1))
+            if target.exists():
+                if old.exists():
+                    old.rmtree()
+                target.rename(old)
+        except Exception:
+            if first:
+                _remove_unfinished(part)
+            raise
         part.rename(target)
         if old.exists():
             old.rmtree()
+
+
+@functools.cache
+def _tell_failure_once() -> None:
+    """Keep the other arrays' failures off the terminal: Orbax writes many at once, and raises the first's alone.
+
+    asyncio would report each in full, Python those that come after Orbax has ended its loop.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else usual(said)
+
+
+def _remove_unfinished(part: epath.Path) -> None:
+    """Remove what a failed save left, as far as that can be done: why it failed matters more."""
+    for _ in range(10):  # what is still being written may keep a folder from being removed
+        with contextlib.suppress(OSError):
+            for path in part.parent.iterdir():
+                if path.name == part.name or path.name.startswith(f"{part.name}.orbax-checkpoint-tmp"):
+                    path.rmtree(missing_ok=True)
+            return
+        time.sleep(0.1)
 
 
 def is_inference(folder: epath.Path) -> bool:

@@ -12,11 +12,9 @@ from typing import Any
 import kpjax
 from kpjax import convert
 from kpjax.config import ConfigError
-from kpjax.data.files import is_url
 from kpjax.detectors import MODELS
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
-from kpjax.predict import output_folder
 
 _MODULES_SHOWN = 40
 
@@ -55,8 +53,6 @@ def run(args: argparse.Namespace) -> int:
     except convert.ImportMismatch as error:
         raise UserError(f"{args.file}: {error.one_line()}{_hint(args.model, state_dict)}") from None
     names = class_names(args.names, detector.num_classes)
-    if not is_url(args.out):  # Orbax leaves warnings behind where it cannot make the folder
-        output_folder(os.path.dirname(os.path.abspath(args.out)))
     save_inference(args.out, detector, variables, names)
     print(_summary(detector, state_dict, variables))
     if left_out:
