@@ -111,6 +111,7 @@ class EvalConfig:
     max_side: int = 0  # keep only: larger images are shrunk to this side; 0: never
     batch: int = 8
     preset: str = "na"  # the published test protocols: "na", "flip", "ms"
+    nms: str = ""  # soft-NMS: "": the model's own; "hard", "linear", "gaussian" or "none"
     every: int = 0  # evaluate each so many training steps; 0: only at the end
     top_k: int = 100
     images: int = 0  # only the first so many images; 0: all
@@ -165,6 +166,7 @@ class Config:
             ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
             ("eval.preset", self.eval.preset, ("na", "flip", "ms")),
+            ("eval.nms", self.eval.nms, ("", "hard", "linear", "gaussian", "none")),
         ):
             if value not in allowed:
                 raise ConfigError(f"config.{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
