@@ -96,7 +96,8 @@ class OptimConfig:
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
     accumulate: int = 1  # micro-batches a step
     # How lr and warmup_steps follow the batch: "none": not at all; "linear": in proportion to batch / lr_batch, see
-    # kpjax.optimizer.scaled
+    # kpjax.optimizer.scaled.  `epochs` follow by themselves; `steps` are taken as they are: for as many passes over the
+    # data set them to the recipe's steps * lr_batch / batch
     scale_lr: str = "none"
     lr_batch: int = 0  # images a step that lr and warmup_steps are meant for: the recipe's batch
     scale_warmup: int = 1000  # least steps of warm-up where scale_lr raises the rate
