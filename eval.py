@@ -75,6 +75,7 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.checkpoint import load_inference
     from kpjax.data.source import fingerprint, open_source
     from kpjax.predict import output_folder
+    from kpjax.sharding import meet
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
     detector, config = settings(given, loaded, workdir or checkpoint)
@@ -97,6 +98,7 @@ def main(values: absl_flags.FlagValues) -> int:
     canvases = FAST_CANVASES if chosen["fast"] else 0
     evaluator = ev.make_evaluator(detector, config, max_canvases=canvases, **options)
     same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
+    meet(evaluator.mesh)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:

@@ -48,7 +48,7 @@ from kpjax.log import RunLog, StepClock, in_order, plain
 from kpjax.optimizer import scaled
 from kpjax.program import memory_of
 from kpjax.runtime import Stopped, StopSignal, leaving_on_sigterm, make_deterministic, quiet_tensorflow
-from kpjax.sharding import check_batch, make_mesh, put_batch
+from kpjax.sharding import check_batch, make_mesh, meet, put_batch
 from kpjax.train_step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 from kpjax.workdir import check_workdir, claim, evaluated
 
@@ -105,6 +105,7 @@ def _run(
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
+    meet(mesh)
     check_batch(config.batch // config.optim.accumulate, mesh, "config.batch / config.optim.accumulate")
 
     evaluator = make_evaluator(detector, config, mesh) if val is not None else None
