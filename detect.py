@@ -35,6 +35,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", default="", metavar="NAME,...", help="only these classes (default: all)")
     parser.add_argument("--batch", type=int, default=1, help="images of one size, or frames, that run together")
     parser.add_argument("--preset", default="na", help="test protocol: na (plain), flip or ms (several scales)")
+    parser.add_argument("--nms", default="", help="soft-NMS: hard, linear, gaussian or none (default: the model's own)")
     return parser.parse_args(argv)
 
 
@@ -51,7 +52,8 @@ def detect(args: argparse.Namespace) -> int:
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
     predict.spare_inputs([*outputs, *parts, report], items, "--out")
-    predictor = predict.load(args.checkpoint, args.preset, batch=args.batch)
+    chosen_nms = {"nms": args.nms} if args.nms else {}
+    predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
     chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
     predict.output_folder(args.out)
     started = time.perf_counter()

@@ -5,7 +5,8 @@
     python eval.py --checkpoint runs/coco/model --split train --per-class       an inference checkpoint
 
 The settings are those stored with the weights.  With --config they are the file's, and fields can be set:
---config configs/coco_r18.py --config.eval.max_side=800 --config.data.val.images=FOLDER.
+--config configs/coco_r18.py --config.eval.max_side=800 --config.data.val.images=FOLDER --config.model.dtype=bfloat16.
+Options of the model that the file does not set stay those stored.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ def define(values: absl_flags.FlagValues) -> None:
         "the papers' test protocol (default: config.eval.preset)",
         flag_values=values,
     )
+    absl_flags.DEFINE_enum(
+        "nms",
+        None,
+        ["hard", "linear", "gaussian", "none"],
+        "soft-NMS (default: config.eval.nms, else the model's own)",
+        flag_values=values,
+    )
     absl_flags.DEFINE_boolean("best", False, "with --workdir: the best checkpoint by AP", flag_values=values)
     absl_flags.DEFINE_boolean(
         "fast", False, "at most 4 canvases a scale: fewer compilations, slightly other detections", flag_values=values
@@ -67,11 +75,13 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.checkpoint import load_inference
     from kpjax.data.source import fingerprint, open_source
     from kpjax.predict import output_folder
+    from kpjax.sharding import meet
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
-    config = settings(given, loaded)
+    detector, config = settings(given, loaded, workdir or checkpoint)
     config.eval.batch = chosen["batch"] or config.eval.batch
     config.eval.preset = chosen["preset"] or config.eval.preset
+    config.eval.nms = chosen["nms"] or config.eval.nms
     split, show_dir, plots = chosen["split"], chosen["show-dir"], chosen["plots"]
     oracle = tuple(filter(None, chosen["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(chosen["max-dets"])}
@@ -82,23 +92,23 @@ def main(values: absl_flags.FlagValues) -> int:
         output_folder(folder)
     if show_dir:
         ev.check_pictures(show_dir, source)
-    ev.check_classes(loaded.detector, source, loaded.names)
+    ev.check_classes(detector, source, loaded.names)
     for flag in (f for f in ("plots", "oracle") if chosen[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     canvases = FAST_CANVASES if chosen["fast"] else 0
-    evaluator = ev.make_evaluator(loaded.detector, config, max_canvases=canvases, **options)
+    evaluator = ev.make_evaluator(detector, config, max_canvases=canvases, **options)
     same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
+    meet(evaluator.mesh)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:
         step = "" if loaded.step is None else f", step {loaded.step}"
         count = min(len(source), config.eval.images) if config.eval.images else len(source)
-        print(
-            f"model       {loaded.detector.name}, {loaded.detector.num_classes} classes ({workdir or checkpoint}{step})"
-        )
+        print(f"model       {detector.name}, {detector.num_classes} classes ({workdir or checkpoint}{step})")
         print(f"split       {split}: {count} of {len(source)} images, {source.name}")
         print(
-            f"protocol    preset {config.eval.preset}, resolution {config.eval.resolution}, "
+            f"protocol    preset {config.eval.preset}, {f'soft-NMS {config.eval.nms}, ' * bool(config.eval.nms)}"
+            f"resolution {config.eval.resolution}, "
             f"batches of {evaluator.batch} on {evaluator.mesh.size} x {jax.devices()[0].device_kind}"
         )
     if oracle and first:
@@ -108,11 +118,16 @@ def main(values: absl_flags.FlagValues) -> int:
     if chosen["fast"] and first:
         print(f"fast        {what_differs(own, views)}")
     if views:
-        seconds = evaluator.first_program(
-            loaded.variables, source, views[0].canvas
-        )  # on every host: programs are shared
+        count = len({view.canvas for view in views})
         if first:
-            print(f"programs    {what_it_compiles(views, evaluator.scales, seconds)}", flush=True)
+            print(f"programs    {what_it_compiles(views, evaluator.scales)}", flush=True)
+        seconds = evaluator.first_program(loaded.variables, source, views[0].canvas)  # on every host: all share it
+        if first:
+            print(
+                f"            the first took {seconds:.1f} s to compile (or to fetch from the cache) and to run, so "
+                f"all together about {count * seconds:.0f} s",
+                flush=True,
+            )
     result = evaluator(loaded.variables, source, views=views)
     if not first:
         return 0
@@ -154,19 +169,13 @@ def counted(canvases: int) -> str:
     return "1 canvas" if canvases == 1 else f"{canvases} canvases"
 
 
-def what_it_compiles(views: list[Any], scales: tuple[float, ...], seconds: float) -> str:
-    """The programs that the views need, and the time it takes to compile them: the first one's, times their number.
-
-    seconds: what the first took, from the compiler or from the cache, with one run.
-    """
+def what_it_compiles(views: list[Any], scales: tuple[float, ...]) -> str:
+    """The programs that the views need, in words."""
     count = len(views) // len(scales)
     of_scale = [len({view.canvas for view in views[i * count : (i + 1) * count]}) for i in range(len(scales))]
     programs = len({view.canvas for view in views})
     at = f" at {len(scales)} scales ({' + '.join(map(str, of_scale))})" if len(scales) > 1 else ""
-    return (
-        f"{counted(programs)}{at}, a program each; the first took {seconds:.1f} s to "
-        f"compile (or to fetch from the cache) and to run, so all together about {programs * seconds:.0f} s"
-    )
+    return f"{counted(programs)}{at}, a program each to compile"
 
 
 def what_differs(exact: list[Any], fast: list[Any]) -> str:
@@ -206,18 +215,27 @@ def default_out(path: str, split: str, unannotated: str = "") -> str:
     return os.path.join(parent, name)
 
 
-def settings(given: Config | None, loaded: Any) -> Config:
-    """The configuration on the command line, or the checkpoint's own.  Raises ConfigError where they do not fit."""
+def settings(given: Config | None, loaded: Any, path: str) -> tuple[Any, Config]:
+    """The detector and the configuration: the command line's, or the checkpoint's own.
+
+    Raises ConfigError or CheckpointError where they do not fit.
+    """
+    from kpjax.checkpoint import check_shapes
+    from kpjax.detectors import build, options_of
+
     if given is None:
         if loaded.config is None:
             raise ConfigError("the checkpoint holds no configuration; give --config")
-        return loaded.config
+        return loaded.detector, loaded.config
     if given.model.name != loaded.detector.name:
         raise ConfigError(
             f"config.model.name is {given.model.name!r} and the checkpoint is of {loaded.detector.name!r}; "
             "give the configuration it was trained with"
         )
-    return given
+    stored = {k: v for k, v in loaded.detector.options.items() if k not in ("dtype", "remat", "bn_groups")}
+    detector = build(given.model.name, loaded.detector.num_classes, **{**stored, **options_of(given.model)})
+    check_shapes(detector, loaded.variables, path)
+    return detector, given
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import jax
 import step as step_benchmark
 
 from kpjax.errors import UserError
+from kpjax.flags import config_of
 from kpjax.sharding import make_mesh, put_batch
 from kpjax.train_step import init_state, make_step
 
@@ -64,7 +65,7 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=16, help="rows")
     args, overrides = parser.parse_known_args()
     try:
-        config = step_benchmark.read_config(args.config, overrides)
+        config = config_of(args.config, overrides)
         detector = step_benchmark.from_config(config, config.model.num_classes or args.classes)
         mesh = make_mesh()
     except UserError as error:

@@ -16,13 +16,11 @@ FLOPs are XLA's own count of the program before it is optimised, a multiply-add 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import json
 import os
 import pathlib
 import platform
-import runpy
 import statistics
 import sys
 import time
@@ -34,39 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
+from kpjax.flags import config_of
 from kpjax.infer import make_infer
+from kpjax.program import memory_of
 from kpjax.sharding import check_batch, make_mesh, put_batch
 from kpjax.train_step import init_state, jit_step, make_step, state_shardings
-
-
-def read_config(path: str, overrides: list[str]) -> Config:
-    """The configuration of a file of configs/, with `--config.key=value` applied; checked."""
-    if not os.path.isfile(path):
-        raise ConfigError(f"--config {path}: no such file")
-    config = runpy.run_path(path)["get_config"]()
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not name.startswith("--config.") or not equals:
-            raise ConfigError(f"unexpected argument {override!r}; settings are written --config.key=value")
-        *parents, last = name.removeprefix("--config.").split(".")
-        node: Any = config
-        for key in parents:
-            node = node[key] if isinstance(node, dict) else getattr(node, key, None)
-        if not isinstance(node, dict) and not hasattr(node, last):
-            raise ConfigError(f"{name} is no setting")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False}.get(text, text)
-        if isinstance(node, dict):
-            node[last] = value
-        else:
-            setattr(node, last, float(value) if isinstance(getattr(node, last), float) else value)
-    return config.check()
 
 
 def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np.ndarray]:
@@ -106,15 +80,13 @@ class Program:
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float | None, float, int | None]:
-    """Compile a jitted function: (executable, FLOPs, seconds, bytes of arguments and temporaries a device)."""
+    """Compile a jitted function: (executable, FLOPs, seconds, bytes a device)."""
     lowered = function.lower(*arguments)
     cost = lowered.cost_analysis() or {}
     start = time.perf_counter()
     executable = lowered.compile()
     seconds = time.perf_counter() - start
-    memory = executable.memory_analysis()
-    size = None if memory is None else memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return executable, cost.get("flops"), seconds, size
+    return executable, cost.get("flops"), seconds, memory_of(executable).total or None
 
 
 def training(detector: Detector, config: Config, mesh: Any) -> Program:
@@ -225,7 +197,7 @@ def main() -> int:
     parser.add_argument("--json", help="write the figures here")
     args, overrides = parser.parse_known_args()
     try:
-        config = read_config(args.config, overrides)
+        config = config_of(args.config, overrides)
         if args.batch:
             config.batch = args.batch
             config.check()

@@ -39,7 +39,7 @@ from kpjax.config import Config, ConfigError
 from kpjax.data import files
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
-from kpjax.errors import UserError
+from kpjax.errors import UserError, origins
 from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 
@@ -158,6 +158,7 @@ class Checkpoints:
             # With every save Orbax asks JAX whether a preemption was announced, by the step's number.  JAX keeps one
             # number a process, which is `StopSignal`'s: all have to ask for the same ones.
             checkpointer._manager.reached_preemption = lambda step: False
+            checkpointer._manager._wait_for_checkpointers = self._telling(checkpointer._manager._wait_for_checkpointers)
             return checkpointer
 
         self._open = open_directory
@@ -171,7 +172,7 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, ap: float | None = None) -> None:
+    def save(self, state: TrainState) -> None:
         """Start writing the state (asynchronously; donated buffers are copied first)."""
         step = int(state.step)
         trees = {
@@ -190,12 +191,31 @@ class Checkpoints:
                 trees,
                 force=True,
                 overwrite=True,
-                metrics=None if ap is None else {"ap": float(ap)},
                 custom_metadata=metadata,
             )
 
+    def _telling(self, wait: Callable[[], None]) -> Callable[[], None]:
+        """`wait`, which ends this process where its part of a checkpoint could not be written and others wait for it.
+
+        Orbax calls it in a thread.  Raised there, the error would reach the main thread after 20 minutes: first Orbax
+        meets the other processes at a barrier, to which they come after all have written.
+        """
+
+        def wait_and_tell() -> None:
+            try:
+                with _plain_errors(self._directory):
+                    wait()
+            except Exception as error:
+                if not distributed.active():
+                    raise
+                if isinstance(error, CheckpointError):
+                    distributed.fail(str(error), 2)
+                distributed.fail_with(error)
+
+        return wait_and_tell
+
     def score(self, step: int, ap: float | None) -> None:
-        """Tell the AP of a step that was saved without one.  The run's log keeps it; the checkpoint stays as it is."""
+        """Tell the AP of a step that was saved.  The run's log keeps it; the checkpoint stays as it is."""
         if ap is not None:
             self._scores[step] = float(ap)
 
@@ -341,13 +361,9 @@ def _refuse_passing(error: Exception, path: epath.Path) -> None:
 
     The checkpoint may be whole then, and must not count as damaged.
     """
-    chain: BaseException | None = error
-    numbers = set()
-    while chain is not None:
-        if isinstance(chain, MemoryError) or "RESOURCE_EXHAUSTED" in str(chain):
-            raise error
-        numbers.add(getattr(chain, "errno", None))
-        chain = chain.__cause__ or chain.__context__
+    if any(isinstance(one, MemoryError) or "RESOURCE_EXHAUSTED" in str(one) for one in origins(error)):
+        raise error
+    numbers = {getattr(one, "errno", None) for one in origins(error)}
     if numbers & _PASSING_NUMBERS or any(word in str(error) for word in _PASSING_WORDS):
         raise CheckpointError(
             f"{path} cannot be read now ({_first_line(error)}); it was left as it is, and the same command tries again"
@@ -366,8 +382,8 @@ class _KeepBest:
 
 
 def _best(checkpoints: Sequence[Any], scores: dict[int, float]) -> tuple[int, float] | None:
-    """(step, AP) of the highest AP, the later step where two are equal; `scores` for steps saved without one."""
-    known = [(c.metrics["ap"] if c.metrics else scores.get(c.step), c.step) for c in checkpoints]
+    """(step, AP) of the highest AP, the later step where two are equal."""
+    known = [(scores.get(c.step), c.step) for c in checkpoints]
     ap, step = max(((ap, step) for ap, step in known if ap is not None), default=(0.0, None))
     return None if step is None else (step, ap)
 
@@ -590,21 +606,21 @@ class _plain_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, CheckpointError):
             return
+        texts = "\n".join(str(one) for one in origins(error))
+        if distributed.of_peers(error) and "DEADLINE_EXCEEDED" not in texts:
+            return
         if isinstance(error, TimeoutError) and not error.errno:
             raise CheckpointError(
                 f"{self.path} was not written in time (a slow disk, or a clock that was put forward); earlier "
                 "checkpoints are intact, the same command goes on from there"
             ) from error
         # Orbax wraps the system's error, and TensorStore's errors are texts.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, OSError) and cause.errno:
-            reason = os.strerror(cause.errno)
-        else:
-            reason = next((text for text in _REFUSALS if text.lower() in str(error).lower()), "")
-        if reason:
-            raise CheckpointError(f"{self.path} cannot be written: {reason}; earlier checkpoints are intact") from error
+        numbers = [one.errno for one in origins(error) if isinstance(one, OSError) and one.errno]
+        refused = [text for text in _REFUSALS if text.lower() in texts.lower()]
+        reasons = [os.strerror(number) for number in numbers] or refused
+        if reasons:
+            text = f"{self.path} cannot be written: {reasons[0]}; earlier checkpoints are intact"
+            raise CheckpointError(text) from error
 
 
 _PASSING_NUMBERS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM}

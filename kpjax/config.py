@@ -96,7 +96,8 @@ class OptimConfig:
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
     accumulate: int = 1  # micro-batches a step
     # How lr and warmup_steps follow the batch: "none": not at all; "linear": in proportion to batch / lr_batch, see
-    # kpjax.optimizer.scaled
+    # kpjax.optimizer.scaled.  `epochs` follow by themselves; `steps` are taken as they are: for as many passes over the
+    # data set them to the recipe's steps * lr_batch / batch
     scale_lr: str = "none"
     lr_batch: int = 0  # images a step that lr and warmup_steps are meant for: the recipe's batch
     scale_warmup: int = 1000  # least steps of warm-up where scale_lr raises the rate
@@ -111,6 +112,7 @@ class EvalConfig:
     max_side: int = 0  # keep only: larger images are shrunk to this side; 0: never
     batch: int = 8
     preset: str = "na"  # the published test protocols: "na", "flip", "ms"
+    nms: str = ""  # soft-NMS: "": the model's own; "hard", "linear", "gaussian" or "none"
     every: int = 0  # evaluate each so many training steps; 0: only at the end
     top_k: int = 100
     images: int = 0  # only the first so many images; 0: all
@@ -165,6 +167,7 @@ class Config:
             ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
             ("eval.preset", self.eval.preset, ("na", "flip", "ms")),
+            ("eval.nms", self.eval.nms, ("", "hard", "linear", "gaussian", "none")),
         ):
             if value not in allowed:
                 raise ConfigError(f"config.{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")

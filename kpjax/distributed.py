@@ -24,6 +24,7 @@ import traceback
 from typing import Any, NoReturn
 
 from kpjax.config import ConfigError
+from kpjax.errors import origins
 
 LOST = 3  # exit code where another process is gone: the same command on all of them goes on
 START_SECONDS = 300  # within which all processes have to be there
@@ -202,7 +203,7 @@ def start(cluster: Cluster, silence: int = SILENCE_SECONDS, *, saves: bool = Fal
             cluster.process,
             None if cluster.local_devices is None else list(cluster.local_devices),
             cluster_detection_method="deactivate",
-            initialization_timeout=int(os.environ.get("KPJAX_START_SECONDS", START_SECONDS)),
+            initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=silence + 30,  # JAX's own watch is the second: it ends processes less kindly
         )
     except RuntimeError as error:
@@ -305,13 +306,19 @@ def fail(text: str, code: int) -> NoReturn:
 
 def fail_with(error: BaseException) -> NoReturn:
     """`fail` for an exception that is no user's mistake: another process's end, or a bug with its traceback."""
-    import jax
-
     time.sleep(3)  # the process that failed first has said why: then the watch ends this one
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(part in str(error) for part in _OF_PEERS):
+    if of_peers(error):
         fail(f"another process is gone ({_line(error)}); the same command on all of them goes on", LOST)
     traceback.print_exception(error)
     fail(f"{type(error).__name__}: {_line(error)}", 1)
+
+
+def of_peers(error: BaseException) -> bool:
+    """Whether it comes from a collective or the coordination service, where the other side is gone."""
+    import jax
+
+    of_jax = [str(one) for one in origins(error) if isinstance(one, jax.errors.JaxRuntimeError)]
+    return any(part in text for text in of_jax for part in _OF_PEERS)
 
 
 def _line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from kpjax.coco_metric import MAX_DETS, measure
 from kpjax.config import Config, ConfigError
 from kpjax.data.images import decode
 from kpjax.data.source import DataError, Source
+from kpjax.detectors import at_test
 from kpjax.detectors.base import Detections, Detector, check_size
 from kpjax.infer import Infer, Merge, make_infer, make_merge, protocol_of
 from kpjax.predict import finished, rows_in_image, spare_inputs
@@ -293,6 +294,7 @@ def make_evaluator(
         size = (config.augment.height, config.augment.width)
         check_size(detector, size, "config.augment.height", "config.augment.width")
     mesh = make_mesh() if mesh is None else mesh
+    detector = at_test(detector, config.eval.nms)
     infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k, oracle=oracle)
     merge = make_merge(detector, config.eval.preset, config.eval.top_k)
     batch = -(-config.eval.batch // mesh.size) * mesh.size

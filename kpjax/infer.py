@@ -113,7 +113,8 @@ def true_heads(detector: Detector, objects: Array, size: tuple[int, int]) -> dic
 def _check_oracle(detector: Detector, preset: str, heads: Sequence[str]) -> None:
     if detector.oracle is None:
         raise ConfigError(f"{detector.name} has no ground truth for its heads; leave the oracle out")
-    if protocol_of(detector, preset) != Protocol():
+    protocol = protocol_of(detector, preset)
+    if protocol.mirror or protocol.scales != Protocol().scales:
         raise ConfigError(f"the oracle works on one view of an image, as in the paper; preset {preset!r} has more")
     side = 2 * detector.multiple - detector.less
     objects = jax.ShapeDtypeStruct((1, 1, 6), jnp.float32)

@@ -20,6 +20,7 @@ from kpjax import testtime, video
 from kpjax.config import ConfigError
 from kpjax.data.images import SUFFIXES, decode
 from kpjax.data.source import DataError
+from kpjax.detectors import at_test
 from kpjax.detectors.base import Detections, Detector, check_size
 from kpjax.infer import Merge, make_infer, make_merge, protocol_of
 
@@ -65,6 +66,7 @@ class Predictor:
         resolution: str = "keep",
         size: tuple[int, int] = (512, 512),
         max_side: int = 0,
+        nms: str = "",
         device: jax.Device | None = None,
     ) -> None:
         """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
@@ -75,10 +77,12 @@ class Predictor:
         batch: images of one canvas that run together.  top_k: most detections an image.
         size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
         max_side: for "keep": larger images are shrunk to this side first; 0: never.
+        nms: soft-NMS: "hard", "linear", "gaussian" or "none"; "": the model's own, as published.
         device: where to run; None: the first device.
 
         Raises ConfigError for a value that cannot work.
         """
+        detector = at_test(detector, nms)
         self.scales = protocol_of(detector, preset).scales
         if resolution not in ("keep", "fixed"):
             raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
@@ -233,6 +237,7 @@ def load(path: str | os.PathLike[str], preset: str = "na", **options: Any) -> Pr
             "size": (settings.augment.height, settings.augment.width),
             "max_side": settings.eval.max_side,
             "top_k": settings.eval.top_k,
+            "nms": settings.eval.nms,
         } | options
     return Predictor(loaded.detector, loaded.variables, preset, loaded.names, **options)
 

@@ -284,8 +284,10 @@ class Memory:
 
 
 def memory_of(compiled: Any) -> Memory:
-    """A compiled program's memory a device, by the compiler's account."""
+    """A compiled program's memory a device, by the compiler's account; nothing but zeros where it gives none."""
     stats = compiled.memory_analysis()
+    if stats is None:
+        return Memory(0, 0)
     return Memory(
         stats.argument_size_in_bytes,
         stats.temp_size_in_bytes,

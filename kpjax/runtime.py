@@ -138,6 +138,7 @@ def leaving_on_sigterm() -> Iterator[None]:
 
     Python's own handlers would wait for the compiler, which can take longer than the grace time; a thread does not.
     With several processes JAX keeps the signal for `StopSignal`, and all of them leave together once training begins.
+    Within a `StopSignal` the signal is that one's from the end of this block on, without a moment between.
     """
     if distributed.connected() or threading.current_thread() is not threading.main_thread():
         yield
@@ -174,16 +175,17 @@ class StopSignal:
 
     With several processes (kpjax.distributed) a signal to one is a signal to all: `reached` becomes true at the
     same call on each of them.  JAX catches SIGTERM there and spreads it, without a synchronisation a call.
-    name: the signal that came.
+    name: the signal that came.  begun: set by the caller once there is something to save; before, SIGINT ends the
+    program at once.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.begun = False
         self._many = distributed.connected()
         self._calls = 0
-        self._interrupted = False
+        self._passed_on = False  # one Ctrl-C has gone to all processes
         self.name = ""
-        self._interrupt = False
+        self._raises = False  # within `interrupting`
         self._old: dict[int, Any] = {}
 
     def interrupting(self) -> _Interrupting:
@@ -206,17 +208,19 @@ class StopSignal:
             raise Stopped
 
     def _handle(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and not self.begun:
+            raise KeyboardInterrupt
         if self._many:
-            if self._interrupted:
+            if self._passed_on:
                 raise KeyboardInterrupt
-            self._interrupted = True
+            self._passed_on = True
             signal.raise_signal(signal.SIGTERM)  # JAX's handler
             return
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked, self.name = True, signal.Signals(number).name
-        if self._interrupt:
-            self._interrupt = False
+        if self._raises:
+            self._raises = False
             raise Stopped
 
     def __enter__(self) -> StopSignal:
@@ -235,10 +239,10 @@ class _Interrupting:
         self._stop = stop
 
     def __enter__(self) -> None:
-        self._stop._interrupt = True
+        self._stop._raises = True
         if self._stop.asked:
-            self._stop._interrupt = False
+            self._stop._raises = False
             raise Stopped
 
     def __exit__(self, *_: Any) -> None:
-        self._stop._interrupt = False
+        self._stop._raises = False

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kpjax import distributed
 from kpjax.config import ConfigError
 
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -21,6 +22,26 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         raise ConfigError(f"config.sharding.fsdp is {fsdp}, which does not divide the {len(devices)} devices")
     shape = (len(devices) // fsdp, fsdp)
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def meet(mesh: Mesh) -> None:
+    """Wait for all processes, then let the devices of each axis, and all of them, exchange a number.
+
+    On CPUs (Gloo) those of a group that exchange for the first time wait 30 s for each other, which a process that
+    has more to compile than another misses; later they wait as long as it takes.
+    """
+    if not distributed.connected():
+        return
+    distributed.gather(None)
+    groups = (("data",), ("fsdp",), ("data", "fsdp"))
+    one = jax.device_put(np.zeros((), np.float32), replicated(mesh))
+    everywhere = PartitionSpec()
+
+    def sums(x: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(x, group) for group in groups]
+
+    exchange = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=everywhere, out_specs=everywhere))
+    jax.block_until_ready(exchange(one))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -46,8 +46,9 @@ from kpjax.errors import UserError
 from kpjax.evaluate import make_evaluator
 from kpjax.log import RunLog, StepClock, in_order, plain
 from kpjax.optimizer import scaled
+from kpjax.program import memory_of
 from kpjax.runtime import Stopped, StopSignal, leaving_on_sigterm, make_deterministic, quiet_tensorflow
-from kpjax.sharding import check_batch, make_mesh, put_batch
+from kpjax.sharding import check_batch, make_mesh, meet, put_batch
 from kpjax.train_step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 from kpjax.workdir import check_workdir, claim, evaluated
 
@@ -74,15 +75,25 @@ def run(config: Config, workdir: str, *, train_source: Source | None = None, bat
     iterator of pipeline batches); by default both come from `config.data`.
     Raises UserError (ConfigError, DataError, CheckpointError, BadStep) for what a user can put right.
     """
-    with contextlib.ExitStack() as starting:
+    with StopSignal() as stop, contextlib.ExitStack() as starting:
         starting.enter_context(leaving_on_sigterm())
-        return _run(config, workdir, train_source, batches, starting.close)
+
+        def begun() -> None:
+            stop.begun = True
+            starting.close()
+
+        return _run(config, workdir, train_source, batches, stop, begun)
 
 
 def _run(
-    config: Config, workdir: str, train_source: Source | None, batches: Batches | None, begun: Callable[[], None]
+    config: Config,
+    workdir: str,
+    train_source: Source | None,
+    batches: Batches | None,
+    stop: StopSignal,
+    begun: Callable[[], None],
 ) -> Result:
-    """`run`; calls `begun` when a signal has to save."""
+    """`run`; calls `begun` when a signal has to save, which is `stop`'s from then on."""
     config.check()
     make_deterministic(config)
     quiet_tensorflow()
@@ -94,6 +105,7 @@ def _run(
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
+    meet(mesh)
     check_batch(config.batch // config.optim.accumulate, mesh, "config.batch / config.optim.accumulate")
 
     evaluator = make_evaluator(detector, config, mesh) if val is not None else None
@@ -132,7 +144,6 @@ def _run(
     clock = StepClock(config.batch)
     log = RunLog(workdir, start, steps, silent=jax.process_index() != 0)
     loop = _Loop(config, source, checkpoints, log, clock, saved=start if restored is not None else None)
-    stop = StopSignal()
     stats: dict[str, float] = {}
     number, told = start, 0
 
@@ -154,51 +165,50 @@ def _run(
     done = not _due(start, config.eval.every, steps) or distributed.gather(evaluated(workdir, start))[0]
     try:
         begun()
-        with stop:
-            try:
-                if evaluator and start and not done:
-                    stats = evaluate()  # the signal that ended the last run had cut it short
-                    checkpoints.score(start, stats.get("AP"))
-                while number < steps and not stop.reached():
-                    with clock.waiting():
-                        raw = next(feed)
-                    bad_files = getattr(feed, "bad_files", [])
-                    for line in bad_files[told:]:
-                        log.say(f"skipped, and trained on as an empty image: {line}")
-                    told = len(bad_files)
-                    state, metrics = step(state, put_batch({k: v for k, v in raw.items() if k != "index"}, mesh))
-                    number += 1
-                    # Read two steps late: the device is never waited for.
-                    loop.pending.append((number, metrics, raw.get("index")))
-                    if len(loop.pending) > 2:
-                        loop.read_oldest()
-                    if evaluator and _due(number, config.eval.every, steps):
-                        # Saved first: however long it evaluates, and however it is stopped there, no step is lost.
-                        loop.save(state, number)
-                        stats = evaluate()
-                        checkpoints.score(number, stats.get("AP"))
-                    elif _due(number, config.checkpoint.every, steps):
-                        loop.save(state, number)
-            except Stopped:
-                pass
-            except DataError:
-                # The steps so far are good: keep them, so that the same command goes on once the data are mended.
-                # With several processes only this one knows, and the others have given away the state in a step.
-                if jax.process_count() == 1:
+        try:
+            if evaluator and start and not done:
+                stats = evaluate()  # the signal that ended the last run had cut it short
+                checkpoints.score(start, stats.get("AP"))
+            while number < steps and not stop.reached():
+                with clock.waiting():
+                    raw = next(feed)
+                bad_files = getattr(feed, "bad_files", [])
+                for line in bad_files[told:]:
+                    _say_skipped(line, log)
+                told = len(bad_files)
+                state, metrics = step(state, put_batch({k: v for k, v in raw.items() if k != "index"}, mesh))
+                number += 1
+                # Read two steps late: the device is never waited for.
+                loop.pending.append((number, metrics, raw.get("index")))
+                if len(loop.pending) > 2:
+                    loop.read_oldest()
+                if evaluator and _due(number, config.eval.every, steps):
+                    # Saved first: however long it evaluates, and however it is stopped there, no step is lost.
                     loop.save(state, number)
-                    checkpoints.wait()
-                raise
-            loop.save(state, number)
-            checkpoints.wait()
-            finished = number >= steps
-            if finished:
-                if start < steps or not is_inference(root / "model"):
-                    _export(workdir, detector, source, config, state, checkpoints, log)
-                else:
-                    log.say(f"step {start} of {steps}: this run has finished; nothing to do")
+                    stats = evaluate()
+                    checkpoints.score(number, stats.get("AP"))
+                elif _due(number, config.checkpoint.every, steps):
+                    loop.save(state, number)
+        except Stopped:
+            pass
+        except DataError:
+            # The steps so far are good: keep them, so that the same command goes on once the data are mended.
+            # With several processes only this one knows, and the others have given away the state in a step.
+            if jax.process_count() == 1:
+                loop.save(state, number)
+                checkpoints.wait()
+            raise
+        loop.save(state, number)
+        checkpoints.wait()
+        finished = number >= steps
+        if finished:
+            if start < steps or not is_inference(root / "model"):
+                _export(workdir, detector, source, config, state, checkpoints, log)
             else:
-                log.say(f"stopped by {stop.name} at step {number} of {steps}; the same command goes on from here")
-            return Result(number, finished, stats)
+                log.say(f"step {start} of {steps}: this run has finished; nothing to do")
+        else:
+            log.say(f"stopped by {stop.name} at step {number} of {steps}; the same command goes on from here")
+        return Result(number, finished, stats)
     finally:
         try:
             log.close()
@@ -335,6 +345,15 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+def _say_skipped(line: str, log: RunLog) -> None:
+    """Each process tells of its own images: no other one has read them."""
+    text = f"skipped, and trained on as an empty image: {line}"
+    if jax.process_index() == 0:
+        log.say(text)
+    else:
+        print(f"process {jax.process_index()} of {jax.process_count()}: {text}", flush=True)
+
+
 def _validation(config: Config, source: Source) -> Source | None:
     if not has_validation(config.data):
         return None
@@ -410,14 +429,9 @@ def _report(
     over = count_over(source, config.data.max_boxes)
     dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
     reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"
-    memory, cost = step.memory_analysis(), step.cost_analysis() or {}
-    size = ""
-    if memory is not None:
-        arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-        size = (
-            f"{arguments + temporaries:,.0f} MiB a device "
-            f"({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), "
-        )
+    memory, cost = memory_of(step), step.cost_analysis() or {}
+    total, arguments, temporaries = (n / 2**20 for n in (memory.total, memory.arguments, memory.temporaries))
+    size = f"{total:,.0f} MiB a device ({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), " if total else ""
     several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     lines = [
         f"model    {detector.name}, {detector.num_classes} classes, {count:,} parameters, {config.model.dtype}",

@@ -68,9 +68,9 @@ def run_program(name: str, *arguments: str, timeout: float = 300, **more: str) -
 
 
 def stop_at(
-    number: signal.Signals, when: float, *arguments: str, pattern: str = r"^step \d+/"
+    number: signal.Signals, when: float, *arguments: str, pattern: str = r"^step \d+/", match: int = 1
 ) -> tuple[int, list[str], str]:
-    """Start train.py, send it a signal `when` seconds after a line that matches, and return (code, lines, stderr)."""
+    """Start train.py, send it a signal `when` seconds after the line of this match; return (code, lines, stderr)."""
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
@@ -79,7 +79,8 @@ def stop_at(
     lines = []
     for line in process.stdout:
         lines.append(line.rstrip())
-        if re.search(pattern, line):
+        match -= bool(re.search(pattern, line))
+        if not match:
             time.sleep(when)
             process.send_signal(number)
             break
@@ -87,21 +88,23 @@ def stop_at(
     return process.returncode, lines + rest.splitlines(), errors
 
 
-def kill_until_done(
-    arguments: Iterable[str], kills: int, longest: float, seed: int, steps: int
-) -> list[tuple[int, float, int]]:
-    """Kill train.py (SIGKILL) `kills` times, each a random moment after it began to train, then let it finish.
+STEPS_A_KILL = 12  # a run of so many times `kills` steps is not done before the last of them
 
-    Returns (how many lines of steps were seen, seconds waited, exit code) of each start.
+
+def kill_until_done(arguments: Iterable[str], kills: int, seed: int, steps: int) -> list[tuple[int, float]]:
+    """Kill train.py (SIGKILL) `kills` times, each some steps and a random moment after it began to train, then let it
+    finish.
+
+    Returns (how many lines of steps were seen, seconds waited after the last that was waited for) of each start.
     """
     draw = random.Random(seed)
     arguments = tuple(arguments)
     starts = []
     for _ in range(kills):
-        when = draw.uniform(0, longest)
-        code, lines, errors = stop_at(signal.SIGKILL, when, *arguments)
-        assert code in (0, -signal.SIGKILL), errors
-        starts.append((sum(line.startswith("step ") for line in lines), when, code))
+        match, when = draw.randint(1, 6), draw.uniform(0, 0.1)
+        code, lines, errors = stop_at(signal.SIGKILL, when, *arguments, match=match)
+        assert code == -signal.SIGKILL, f"kill {len(starts) + 1} of {kills} did not happen: exit {code}. {errors}"
+        starts.append((sum(line.startswith("step ") for line in lines), when))
     done = run_program("train.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert "done:" in done.stdout or f"step {steps} of {steps}" in done.stdout, done.stdout

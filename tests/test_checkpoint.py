@@ -25,6 +25,7 @@ from kpjax.checkpoint import (
     load_inference,
     save_inference,
 )
+from kpjax.distributed import of_peers
 from kpjax.sharding import make_mesh, replicated
 from kpjax.train_step import TrainState
 from tests.tiny import tiny_detector
@@ -82,7 +83,8 @@ def test_steps_taken_while_a_state_is_written_do_not_reach_it(tmp_path: pathlib.
 def test_the_newest_stay_and_the_best_beside_them(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(str(tmp_path), 2, {})
     for step, ap in ((1, 0.2), (2, 0.6), (3, None), (4, 0.4), (5, None)):
-        checkpoints.save(small_state(step), ap)
+        checkpoints.save(small_state(step))
+        checkpoints.score(step, ap)
         checkpoints.wait()
     assert checkpoints.best() == (2, 0.6)
     checkpoints.close()
@@ -95,13 +97,15 @@ def test_a_step_scored_after_it_was_saved_can_be_the_best(tmp_path: pathlib.Path
             file.write(json.dumps({"kind": "eval", "step": step, "AP": ap}) + "\n")
 
     checkpoints = Checkpoints(str(tmp_path), 1, {})
-    checkpoints.save(small_state(1), 0.2)
+    checkpoints.save(small_state(1))
+    checkpoints.score(1, 0.2)
     checkpoints.save(small_state(2))
     checkpoints.wait()
     log(2, 0.6)
     checkpoints.score(2, 0.6)
     for step in (3, 4):
-        checkpoints.save(small_state(step), 0.4)
+        checkpoints.save(small_state(step))
+        checkpoints.score(step, 0.4)
         checkpoints.wait()
     assert checkpoints.best() == (2, 0.6)
     checkpoints.close()
@@ -254,6 +258,15 @@ def test_refusals_of_the_system_are_one_line() -> None:
         text = "run/1 cannot be written: No space left on device"
         with pytest.raises(CheckpointError, match=text), _plain_errors("run/1"):
             raise error
+    with pytest.raises(CheckpointError, match="File too large"), _plain_errors("run/1"):
+        try:
+            raise ValueError("OUT_OF_RANGE: Failed writing: File too large [os_error_code='27']")
+        finally:  # what Orbax does where a barrier fails on the way out
+            raise RuntimeError("Barrier timed out")
+    gone = jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
+    with pytest.raises(TimeoutError) as caught, _plain_errors("run/1"):  # the disk has nothing to do with it
+        raise TimeoutError("Timed out while waiting for async_write_complete barrier.") from gone
+    assert of_peers(caught.value)
     with pytest.raises(CheckpointError, match="run/1 was not written in time"), _plain_errors("run/1"):
         raise TimeoutError("Timed out while waiting for commit to complete.")
     with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import eval as eval_program
 import kpjax
 from kpjax import evaluate as ev
 from kpjax import flags, testtime
-from kpjax.checkpoint import Loaded
+from kpjax.checkpoint import CheckpointError, Loaded, save_inference
 from kpjax.coco_metric import STATS, measure
 from kpjax.config import Config, ConfigError
 from kpjax.data.source import DataError
@@ -451,3 +452,39 @@ def test_an_image_mirrored_within_its_canvas():
     there = np.asarray(mirror_boxes(boxes, windows))
     np.testing.assert_array_equal(there, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
     np.testing.assert_array_equal(mirror_boxes(there, windows), boxes)
+
+
+def test_options_of_the_file_count_at_test(tmp_path, capsys):
+    """eval.py --config takes the model's options from the file, and --nms another soft-NMS; weights have to fit."""
+    small = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, "head_channels": 7}
+    detector = kpjax.build("cornernet_hg104", num_classes=2, **small)
+    images = np.zeros((1, 7, 7, 3), np.float32)
+    variables = jax.jit(functools.partial(detector.net.init, train=False))(jax.random.key(0), images)
+    save_inference(str(tmp_path / "model"), detector, variables, ("cat", "dog"))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "0.png")
+    truth = {
+        "images": [{"id": 1, "file_name": "0.png", "height": 30, "width": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 4, 12, 14], "area": 168, "iscrowd": 0}],
+        "categories": [{"id": 1 + k, "name": name} for k, name in enumerate(("cat", "dog"))],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+
+    def found(options: dict, *arguments: str) -> tuple[int, str]:
+        (tmp_path / "config.py").write_text(
+            "from kpjax.config import Config\n\n\ndef get_config():\n    config = Config(steps=1)\n"
+            f"    config.model.name, config.model.options = 'cornernet_hg104', {options!r}\n"
+            f"    config.data.val.images = {str(tmp_path)!r}\n"
+            f"    config.data.val.annotations = {str(tmp_path / 'val.json')!r}\n    return config\n"
+        )
+        argv = ["eval.py", "--config", str(tmp_path / "config.py"), "--checkpoint", str(tmp_path / "model")]
+        out = tmp_path / "found.json"
+        assert eval_program.main(flags.parse([*argv, "--out", str(out), *arguments], eval_program.define)) == 0
+        return len(json.loads(out.read_text())), capsys.readouterr().out
+
+    close = {"distance": 100.0}  # embeddings of random weights: any two corners are a pair
+    many, said = found(close)
+    assert many > 4 and "soft-NMS" not in said
+    assert found(close | {"corners": 2})[0] <= 4
+    assert "soft-NMS none" in found(close, "--nms", "none")[1]
+    with pytest.raises(CheckpointError, match="is a checkpoint of another model than cornernet_hg104: "):
+        found({"stem": 6})

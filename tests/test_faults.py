@@ -206,6 +206,20 @@ def test_a_data_file_that_vanishes_during_training(
     assert run(config, str(tmp_path / "run"), train_source=source, batches=lambda s: _rest(source, config, s)).finished
 
 
+def test_every_process_tells_of_the_files_that_it_skips(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import jax
+
+    for process, before in ((0, ""), (1, "process 1 of 2: ")):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        log = RunLog(str(tmp_path), 0, 10, silent=process != 0)
+        kpjax.train._say_skipped("a.jpg: cannot be read", log)
+        log.close()
+        assert capsys.readouterr().out == f"{before}skipped, and trained on as an empty image: a.jpg: cannot be read\n"
+
+
 def _rest(source: Source, config: Config, start: int) -> Any:
     return train_batches(source, config.data, batch=config.batch, seed=config.seed, start_step=start)
 

@@ -6,9 +6,11 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
@@ -57,6 +59,29 @@ def test_deterministic_runs_ask_xla_for_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     with pytest.raises(ConfigError, match="XLA_FLAGS"):
         runtime.make_deterministic(config)
+
+
+def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between start-up, where it leaves at once, and the run, where it saves, it never has the handler of before."""
+    before, given = signal.getsignal(signal.SIGTERM), []
+    real = signal.signal
+
+    def record(number: int, handler: Any) -> Any:
+        if number == signal.SIGTERM:
+            given.append(handler)
+        return real(number, handler)
+
+    monkeypatch.setattr(signal, "signal", record)
+    with runtime.StopSignal() as stop:
+        with runtime.leaving_on_sigterm(), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert before not in given
+        stop.begun = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stop.asked = False
+            signal.raise_signal(number)
+            assert stop.reached() and stop.name == number.name
+    assert signal.getsignal(signal.SIGTERM) == before and len(given) == 4
 
 
 def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from collections.abc import Callable
 from typing import Any
 
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config, ConfigError, ModelConfig
 from kpjax.detectors import centernet, cornernet, triplet
 from kpjax.detectors.base import Detections, Detector, check_size
 
@@ -63,6 +64,29 @@ def build(name: str, num_classes: int = 80, **options: Any) -> Detector:
     return MODELS[name](num_classes, options)
 
 
+def at_test(detector: Detector, nms: str) -> Detector:
+    """The detector with another soft-NMS: "hard", "linear", "gaussian" or "none"; "": as it is.
+
+    Raises ConfigError for another name.
+    """
+    if not nms:
+        return detector
+    other = build(detector.name, detector.num_classes, **{**detector.options, "nms": nms})
+    return dataclasses.replace(detector, decode=other.decode, protocols=other.protocols)
+
+
+def options_of(model: ModelConfig) -> dict[str, Any]:
+    """What `build` takes of `config.model`, beside name and classes; defaults are left out."""
+    options: dict[str, Any] = dict(model.options)
+    if model.dtype != "float32":
+        options["dtype"] = model.dtype
+    if model.remat:
+        options["remat"] = True
+    if model.bn_groups != 1:
+        options["bn_groups"] = model.bn_groups
+    return options
+
+
 def from_config(config: Config, classes: int) -> Detector:
     """The detector that `config.model` describes, for data of `classes` classes.
 
@@ -74,14 +98,7 @@ def from_config(config: Config, classes: int) -> Detector:
         raise ConfigError(
             f"config.model.num_classes is {model.num_classes}, but the training annotations list {classes} classes"
         )
-    options: dict[str, Any] = dict(model.options)
-    if model.dtype != "float32":
-        options["dtype"] = model.dtype
-    if model.remat:
-        options["remat"] = True
-    if model.bn_groups != 1:
-        options["bn_groups"] = model.bn_groups
-    detector = build(model.name, classes, **options)
+    detector = build(model.name, classes, **options_of(model))
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     return detector

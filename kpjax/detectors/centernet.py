@@ -88,7 +88,9 @@ class CenterNetConfig:
     out the trunk's last stage (stride 16), for small images.  dcn: deformable convolution in
     the neck; dcn_bias: with a bias, as xingyizhou's in the ResNet's neck.  head_channels: of each head's
     3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
-    radius, overlap: override the rules' ("": keep).  dtype, bn_groups, remat: see kpjax.config.
+    radius, overlap: override the rules' ("": keep).  nms: soft-NMS of the detections at test time: "" as published
+    (of merged views alone), "none", or a method, which then every preset uses (xingyizhou's `--nms`).
+    dtype, bn_groups, remat: see kpjax.config.
     """
 
     backbone: str = "resnet"
@@ -109,6 +111,7 @@ class CenterNetConfig:
     import_rules: str = "xingyizhou_resnet"
     radius: str = ""
     overlap: float = 0.0
+    nms: str = ""
     wh_weight: float = 0.1
     offset_weight: float = 1.0
     dtype: str = "float32"
@@ -350,27 +353,31 @@ def merge_flip(maps: dict[str, Array], *, rules: Rules) -> dict[str, Array]:
     return {"scores": average(score_map(maps, rules)), "wh": average(maps["wh"]), "offset": maps["offset"][:half]}
 
 
-def merge_scales(views: tuple[Detections, ...], top_k: int) -> Detections:
+def merge_scales(
+    views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms | None = nms.ORIGINAL, stale_rows: bool = True
+) -> Detections:
     """Merge the detections of an image's scales as xingyizhou's multi-scale test does: Gaussian soft-NMS and the cap.
 
-    views: for each scale, ascending, one image's Detections in image pixels, (N, ...).  What soft-NMS drops
-    leaves its stale copies (golden: fn_ctnet_merge, `merge/multi_scale`).  Returns the rows of all scales, best
-    first, the score 0 where a row is not among the top_k.
+    views: for each scale, ascending, one image's Detections in image pixels, (N, ...).  rules: which soft-NMS; None:
+    none.  stale_rows: whether what it drops leaves its stale copies (golden: fn_ctnet_merge, `merge/multi_scale`).
+    Returns the rows of all scales, best first, the score 0 where a row is not among the top_k.
     """
-    boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=nms.ORIGINAL, stale_rows=True, most=top_k)
+    found: Detections = jax.tree.map(lambda *parts: jnp.concatenate(parts), *views)
+    if rules is None:
+        return best_rows(found, found.scores > 0, top_k)
+    rows = nms.soft_nms(
+        found.boxes, found.scores, found.labels, found.scores > 0, rules=rules, stale_rows=stale_rows, most=top_k
+    )
     return best_rows(rows, rows.kept, top_k)
 
 
-def merge_mirrored(views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms = nms.HARD_MMCV) -> Detections:
+def merge_mirrored(views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms | None = nms.HARD_MMCV) -> Detections:
     """Merge an image's detections with its mirror image's by NMS, as mmdetection's DetTTAModel does.
 
     views: for each scale Detections of both, (2 N, ...), in image pixels (golden: pipe_mmdet_centernet_r18_dcnv2,
     runs `*/flip`).  rules: which NMS; CenterNet's configuration has a hard one at 0.5.  Returns the best top_k.
     """
-    boxes, scores, labels = (jnp.concatenate([getattr(v, key) for v in views]) for key in ("boxes", "scores", "labels"))
-    rows = nms.soft_nms(boxes, scores, labels, scores > 0, rules=rules, most=top_k)
-    return jax.tree.map(lambda x: x[:top_k], best_rows(rows, rows.kept, top_k))
+    return jax.tree.map(lambda x: x[:top_k], merge_scales(views, top_k, rules, stale_rows=False))
 
 
 def best_rows(rows: Any, kept: Array, top_k: int) -> Detections:
@@ -385,17 +392,22 @@ def best_rows(rows: Any, kept: Array, top_k: int) -> Detections:
 
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
-XINGYIZHOU_PROTOCOLS = {
-    "na": Protocol(),
-    "flip": Protocol(mirror="maps"),
-    "ms": Protocol(mirror="maps", scales=SCALES, merge=merge_scales),
-}
-# mmdetection's configuration tests one scale; its DetTTAModel merges any number of them alike.
-MMDET_PROTOCOLS = {
-    "na": Protocol(),
-    "flip": Protocol(mirror="boxes", merge=merge_mirrored),
-    "ms": Protocol(mirror="boxes", scales=SCALES, merge=merge_mirrored),
-}
+
+
+def protocols(config: CenterNetConfig) -> dict[str, Protocol]:
+    """The test protocols by preset; with `config.nms` that method merges, and one view's detections too.
+
+    mmdetection's configuration tests one scale; its DetTTAModel merges any number of them alike.
+    """
+    mirror, chosen = config.rules.flip, config.nms in nms.METHODS
+    own = nms.ORIGINAL if mirror == "maps" else nms.MMCV if config.nms in ("linear", "gaussian") else nms.HARD_MMCV
+    rules = dataclasses.replace(own, method=config.nms) if chosen else None if config.nms == "none" else own
+    merge = functools.partial(merge_scales if mirror == "maps" else merge_mirrored, rules=rules)
+    return {
+        "na": Protocol(merge=merge if chosen else None),
+        "flip": Protocol(mirror=mirror, merge=merge if chosen or mirror == "boxes" else None),
+        "ms": Protocol(mirror=mirror, scales=SCALES, merge=merge),
+    }
 
 
 def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
@@ -421,7 +433,7 @@ def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[
         loss=functools.partial(loss, config=config),
         decode=functools.partial(decode, rules=rules),
         merge_flip=functools.partial(merge_flip, rules=rules),
-        protocols=XINGYIZHOU_PROTOCOLS if config.rules.flip == "maps" else MMDET_PROTOCOLS,
+        protocols=protocols(config),
         oracle=functools.partial(oracle, config=config),
         stride=STRIDE,
         multiple=_multiple(config),
@@ -449,6 +461,7 @@ def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any])
         depth=tuple(LEVELS if released.backbone == "dla" else STAGES),
         dtype=("float32", "bfloat16"),
         radius=("", "legacy", "fixed"),
+        nms=("", "none", *nms.METHODS),
     )
     if len(config.features) != len(config.blocks) or len(config.features) < 2:
         raise ConfigError(

@@ -556,7 +556,8 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 def protocols(config: CornerNetConfig) -> dict[str, Protocol]:
     """The test protocols by preset.  mmdetection's configuration tests one scale; its merge takes any number."""
     if config.rules.flip == "boxes":
-        merged = Protocol(mirror="boxes", merge=functools.partial(merge_mirrored, rules=config.rules.nms))
+        rules = None if config.nms == "none" else config.rules.nms
+        merged = Protocol(mirror="boxes", merge=functools.partial(merge_mirrored, rules=rules))
         return {"na": Protocol(), "flip": merged, "ms": dataclasses.replace(merged, scales=SCALES)}
     several = Protocol(
         mirror="maps",

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import kpjax
 from kpjax.config import ConfigError
-from kpjax.detectors import centernet
-from kpjax.detectors.base import Detector
+from kpjax.detectors import at_test, centernet
+from kpjax.detectors.base import Detections, Detector
 from kpjax.nn.layers import NHWC
 
 SIZE = (64, 96)  # input height, width
@@ -369,3 +369,33 @@ def test_pixels_are_normalised_to_the_last_bit(model: str) -> None:
     expected = (ordered.astype(np.float32) / np.float32(255) - mean) / std
     np.testing.assert_array_equal(jax.jit(preprocess.normalise)(pixels), expected)
     np.testing.assert_allclose(jax.jit(preprocess.normalise)(pixels.astype(np.float32)), expected, atol=1e-6)
+
+
+def twice(score: float) -> Detections:
+    """Two boxes of one class that overlap by 0.6, and one of another class on the first."""
+    boxes = [[0, 0, 80, 100], [0, 0, 80, 60], [0, 0, 80, 100]]
+    return Detections(
+        boxes=jnp.array(boxes, jnp.float32), scores=jnp.array([0.9, score, 0.7]), labels=jnp.array([0, 0, 1])
+    )
+
+
+@pytest.mark.parametrize("model", ["centernet_r18", "centernet_r18_mmdet"])
+def test_another_nms_at_test(model: str) -> None:
+    published = kpjax.build(model, num_classes=2)
+    assert published.protocols["na"].merge is None
+    assert at_test(published, "") is published
+
+    def second(nms: str, preset: str) -> float:
+        detector = at_test(published, nms)
+        assert detector.net is published.net and detector.options == published.options
+        found = detector.protocols[preset].merge((twice(0.6),), top_k=3)
+        of_box = np.asarray(found.scores)[np.isclose(found.boxes[:, 3], 60, atol=1) & (found.labels == 0)]
+        return float(of_box.max(initial=0))
+
+    for preset in ("na", "flip", "ms"):
+        assert second("hard", preset) == 0
+        assert second("linear", preset) == pytest.approx(0.6 * 0.4, abs=0.01)
+        assert second("gaussian", preset) == pytest.approx(0.6 * np.exp(-0.36 / 0.5), abs=0.01)
+    assert second("none", "ms") == pytest.approx(0.6)
+    with pytest.raises(ConfigError, match="nms is 'soft'; choose one of"):
+        at_test(published, "soft")

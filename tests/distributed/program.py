@@ -4,6 +4,8 @@
 
 KPJAX_TEST_SECONDS: each training batch comes that much later, so that a signal finds the run at work.
 KPJAX_TEST_RESTORED: a file for what a checkpoint gave back, a sum for each whole array.
+KPJAX_TEST_START: seconds within which all processes have to be there.
+KPJAX_TEST_FULL: the number of a process that can write only small files when it saves.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import runpy
 import sys
 import time
@@ -22,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import kpjax.distributed
 import kpjax.train
 from kpjax.data.memory import memory_batches
 from kpjax.detectors import MODELS
@@ -57,7 +61,12 @@ def sums(state: Any) -> dict[str, str]:
 
 
 class Checkpoints(kpjax.train.Checkpoints):
-    """Writes down what it restores."""
+    """Writes down what it restores; its disk can be full."""
+
+    def save(self, state: Any) -> None:
+        if os.environ.get("KPJAX_TEST_FULL") == str(jax.process_index()):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, resource.RLIM_INFINITY))
+        super().save(state)
 
     def restore(self, step: int, like: Any) -> Any:
         state = super().restore(step, like)
@@ -69,6 +78,7 @@ class Checkpoints(kpjax.train.Checkpoints):
 
 
 if __name__ == "__main__":
+    kpjax.distributed.START_SECONDS = int(os.environ.get("KPJAX_TEST_START", kpjax.distributed.START_SECONDS))
     MODELS["two_layers"] = two_layers
     kpjax.train._pipeline = feed
     kpjax.train.Checkpoints = Checkpoints  # type: ignore[misc]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -262,6 +264,18 @@ def test_a_mistake_in_one_process_stops_all(folder: pathlib.Path, own: str, code
     assert not (folder / "mistake" / "config.json").exists()
 
 
+def test_a_disk_that_is_full_for_one_process_stops_all(folder: pathlib.Path) -> None:
+    """In its thread that writes, while both go on with the next steps."""
+    arguments = training(folder, "full", "--config.checkpoint.every=2")
+    with Processes(2, *arguments, KPJAX_TEST_FULL="1") as processes:
+        first, second = processes.wait(180)  # Orbax alone would wait 20 minutes
+    assert first.code == second.code == 2, (first, second)
+    checkpoints, reason = folder / "full" / "checkpoints", os.strerror(errno.EFBIG)
+    said = f"{checkpoints} cannot be written: {reason}; earlier checkpoints are intact"
+    assert second.err == [f"error: process 1 of 2: {said}"]
+    assert first.err == [f"error: process 0 of 2: stops because process 1 did: {said}"]
+
+
 def test_a_bad_step_names_the_images_of_all(folder: pathlib.Path) -> None:
     # Each step makes every weight some thousand times as large.
     arguments = training(folder, "bad", "--config.optim.lr=1e3", "--config.optim.weight_decay=1.0")
@@ -292,7 +306,7 @@ def test_processes_that_do_not_find_each_other(folder: pathlib.Path) -> None:
         taken.listen()
         place = ("--num-processes", "2", "--process-id", "0", "--coordinator")
         with (
-            Processes(1, *training(folder, "alone", *place, f"127.0.0.1:{free_port()}"), KPJAX_START_SECONDS="3") as a,
+            Processes(1, *training(folder, "alone", *place, f"127.0.0.1:{free_port()}"), KPJAX_TEST_START="3") as a,
             Processes(1, *training(folder, "alone", *place, f"127.0.0.1:{taken.getsockname()[1]}")) as b,
         ):
             (late,), (refused,) = a.wait(LIMIT), b.wait(LIMIT)
