@@ -52,6 +52,7 @@ def detect(args: argparse.Namespace) -> int:
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
     predict.spare_inputs([*outputs, *parts, report], items, "--out")
+    predict.spare_folder(args.out, items, "--out")
     chosen_nms = {"nms": args.nms} if args.nms else {}
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
     chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)

@@ -74,7 +74,7 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax import evaluate as ev
     from kpjax.checkpoint import load_inference
     from kpjax.data.source import fingerprint, open_source
-    from kpjax.predict import output_folder
+    from kpjax.predict import output_folder, spare_inputs
     from kpjax.sharding import meet
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
@@ -90,6 +90,8 @@ def main(values: absl_flags.FlagValues) -> int:
     out = chosen["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation
         output_folder(folder)
+    read = [config.data.train.annotations, config.data.val.annotations, *(source.files if source.on_disk else ())]
+    spare_inputs([out], read, "--out")
     if show_dir:
         ev.check_pictures(show_dir, source)
     ev.check_classes(detector, source, loaded.names)

@@ -25,7 +25,6 @@ def get_config() -> Config:
     config.augment.height = config.augment.width = 256
     config.optim.lr = 1e-3
     config.optim.lr_batch = 8
-    config.optim.lr_batch = 8
     config.optim.drops = (0.8,)
     config.optim.warmup_steps = 30
     config.optim.ema = 0.98

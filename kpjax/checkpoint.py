@@ -62,6 +62,7 @@ def _ocp() -> Any:
     from orbax.checkpoint import v1 as ocp
 
     logging.getLogger("absl").addFilter(_no_traceback_of_orbax)
+    _tell_failure_once()
     return ocp
 
 
@@ -69,6 +70,17 @@ def _no_traceback_of_orbax(record: logging.LogRecord) -> bool:
     # What fails in its threads it logs in full, several times over, and then raises: that is said in one line.
     raised = record.filename in ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
     return not (record.exc_info and raised and "orbax" in record.pathname)
+
+
+@functools.cache
+def _tell_failure_once() -> None:
+    """Keep the other arrays' failures off the terminal: Orbax writes many at once, and raises the first's alone.
+
+    asyncio would report each in full, Python those that come after Orbax has ended its loop.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else usual(said)
 
 
 def environment() -> dict[str, Any]:
@@ -429,12 +441,12 @@ def save_inference(
     part, old = (target.parent / (target.name + end) for end in (".part", ".old"))
     first = jax.process_index() == 0
     with _plain_errors(target):
-        if first:  # where no folder can be made, Orbax leaves a thread behind that keeps the program from ending
+        if first:
+            # Where no folder can be made, Orbax leaves a thread behind that keeps the program from ending: try it here.
             part.mkdir(parents=True, exist_ok=True)
-        _tell_failure_once()
+            part.rmtree(missing_ok=True)  # and what a killed run left there
         try:
-            # overwrite: the empty folder, or what a killed run left there.
-            _ocp().save(part, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, overwrite=True)
+            _ocp().save(part, {"params": variables["params"], "batch_stats": variables["batch_stats"]})
             if not first:
                 return
             write_text(part / INFO, json.dumps(describe(detector, names, config), indent=1))
@@ -451,24 +463,18 @@ def save_inference(
             old.rmtree()
 
 
-@functools.cache
-def _tell_failure_once() -> None:
-    """Keep the other arrays' failures off the terminal: Orbax writes many at once, and raises the first's alone.
-
-    asyncio would report each in full, Python those that come after Orbax has ended its loop.
-    """
-    logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
-    usual = sys.unraisablehook
-    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else usual(said)
-
-
 def _remove_unfinished(part: epath.Path) -> None:
     """Remove what a failed save left, as far as that can be done: why it failed matters more."""
-    for _ in range(10):  # what is still being written may keep a folder from being removed
+    gone = 0
+    for _ in range(100):  # what is still being written comes again, folders and all
         with contextlib.suppress(OSError):
-            for path in part.parent.iterdir():
-                if path.name == part.name or path.name.startswith(f"{part.name}.orbax-checkpoint-tmp"):
-                    path.rmtree(missing_ok=True)
+            left = [
+                path for path in part.parent.iterdir() if path.name.partition(".orbax-checkpoint-tmp")[0] == part.name
+            ]
+            gone = 0 if left else gone + 1
+            for path in left:
+                path.rmtree(missing_ok=True)
+        if gone == 3:
             return
         time.sleep(0.1)
 
@@ -493,9 +499,15 @@ def load_inference(path: str, best: bool = False) -> Loaded:
     root = absolute(path)
     if not root.exists():
         raise CheckpointError(f"{path}: no such checkpoint or work directory")
+    if not root.is_dir():
+        raise CheckpointError(
+            f"{path} is a file, and a checkpoint is a folder; one of PyTorch becomes one with "
+            f"python -m kpjax convert {path} --model NAME --out DIR"
+        )
     ocp = _ocp()
     if is_inference(root):
-        info = _read_json(root / (INFO if (root / INFO).exists() else _OLD_INFO))
+        place = root / (INFO if (root / INFO).exists() else _OLD_INFO)
+        info = _read_json(place)
         read, step = (lambda: ocp.load(root, _on_host(ocp.metadata(root).metadata))), None
     else:
         folder = root / "checkpoints"
@@ -519,17 +531,25 @@ def load_inference(path: str, best: bool = False) -> Loaded:
                 )
             step = scored[0]
         found = _metadata(checkpointer, step, folder)
-        info = found.custom_metadata or {}
+        info, place = found.custom_metadata or {}, folder / str(step)
         item = "average" if "average" in found.metadata else "weights"
         tree = _on_host(found.metadata[item])
         read = lambda: checkpointer.load_checkpointables(step, {item: tree})[item]  # noqa: E731
     if not {"model", "num_classes", "options", "classes"} <= set(info):
         raise CheckpointError(f"{path} was not written by kpjax: it does not say which model it holds")
+    for key, fits, wanted in (
+        ("model", lambda x: isinstance(x, str), "a name"),
+        ("num_classes", lambda x: type(x) is int, "a whole number"),
+        ("options", lambda x: isinstance(x, dict), "an object of options"),
+        ("classes", lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x), "a list of names"),
+    ):
+        if not fits(info[key]):
+            raise CheckpointError(f"{place}: {key} is {info[key]!r}; it must be {wanted}"[:500])
     try:
         detector = build(info["model"], info["num_classes"], **info["options"])
         config = configs.from_json(json.dumps(info["config"])) if info.get("config") else None
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{place}: {error}") from error
     try:
         variables = read()
     except (ValueError, KeyError, OSError) as error:

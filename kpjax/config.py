@@ -250,8 +250,10 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Read what `to_json` wrote.  Raises ConfigError where a key is unknown."""
-    return _build(Config, json.loads(text), "config")
+    """Read what `to_json` wrote.  Raises ConfigError where a key is unknown or a value of another type."""
+    config = _build(Config, json.loads(text), "config")
+    _check_types(config, "config")
+    return config
 
 
 def differences(old: Config, new: Config) -> list[str]:

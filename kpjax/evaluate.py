@@ -28,7 +28,7 @@ from kpjax.data.source import DataError, Source
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detections, Detector, check_size
 from kpjax.infer import Infer, Merge, make_infer, make_merge, protocol_of
-from kpjax.predict import finished, rows_in_image, spare_inputs
+from kpjax.predict import finished, rows_in_image, spare_folder, spare_inputs
 from kpjax.sharding import make_mesh
 
 
@@ -379,7 +379,7 @@ def write_detections(path: str, evaluation: Evaluation) -> None:
 def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
     """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many.
 
-    Raises ConfigError, before it writes, where one of them would overwrite one of the source's images.
+    Raises ConfigError, before it writes, where the source's images lie in that folder.
     """
     from PIL import Image
 
@@ -411,9 +411,10 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
 
 
 def check_pictures(folder: str, source: Source) -> None:
-    """Raise ConfigError where a picture that `show` writes there would overwrite one of the source's images."""
-    if source.on_disk:
-        spare_inputs((_picture(folder, source, i) for i in range(len(source))), source.files, "--show-dir")
+    """Raise ConfigError where `show` would write over the source's images, or among them."""
+    inputs = source.files if source.on_disk else ()
+    spare_inputs((_picture(folder, source, i) for i in range(len(source))), inputs, "--show-dir")
+    spare_folder(folder, inputs, "--show-dir")
 
 
 def _picture(folder: str, source: Source, index: int) -> str:

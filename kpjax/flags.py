@@ -22,7 +22,10 @@ from kpjax.config import Config, ConfigError
 from kpjax.errors import UserError
 from kpjax.runtime import escape_unprintable, keep_compiled, quiet_tensorflow, skip_absent_tpu
 
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 
 
 def define_config(values: absl_flags.FlagValues) -> None:
@@ -202,7 +205,7 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
-        # A full disk, a file that may not be read: the user's to put right.  Other OSErrors are bugs.
+        # A full disk, a file that may not be read, a folder of its name: the user's to put right.  Others are bugs.
         return f"{error.filename or 'writing'}: {os.strerror(error.errno)}"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # JAX's JaxRuntimeError is one
         return (

@@ -292,10 +292,13 @@ def output_folder(path: str) -> str:
 
 
 def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> None:
-    """Raise ConfigError where writing one of the files `outputs` would overwrite one of `inputs`.
+    """Raise ConfigError where writing one of the files `outputs` would overwrite one of `inputs`, or is a folder.
 
     option: what chose the outputs' folder, for the message.  Files that do not exist are no matter.
     """
+    outputs = list(outputs)
+    for path in filter(os.path.isdir, outputs):
+        raise ConfigError(f"{path} is a folder, and a result of that name would be written; give another {option}")
     there = {path: same for path in outputs if (same := _identity(path))}
     if not there:
         return
@@ -303,6 +306,18 @@ def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> 
     for path, same in there.items():
         if same in ours:
             raise ConfigError(f"{path} is one of the inputs, and a result would overwrite it; give another {option}")
+
+
+def spare_folder(folder: str, inputs: Iterable[str], option: str) -> None:
+    """Raise ConfigError where one of the files `inputs` lies in `folder`: what is drawn would be an input next time.
+
+    option: what chose the folder, for the message.
+    """
+    ours = _identity(folder)
+    if ours and any(_identity(parent or ".") == ours for parent in {os.path.dirname(path) for path in inputs}):
+        raise ConfigError(
+            f"{folder} holds images of the input, and pictures would be put among them; give another {option}"
+        )
 
 
 def _identity(path: str) -> tuple[int, int] | None:

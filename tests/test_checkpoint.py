@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from kpjax.checkpoint import (
     load_inference,
     save_inference,
 )
+from kpjax.config import Config
 from kpjax.distributed import of_peers
 from kpjax.sharding import make_mesh, replicated
 from kpjax.train_step import TrainState
@@ -271,6 +273,52 @@ def test_refusals_of_the_system_are_one_line() -> None:
         raise TimeoutError("Timed out while waiting for commit to complete.")
     with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):
         raise ValueError("a bug")
+
+
+@pytest.mark.parametrize("place", ["file", "/proc"])
+def test_a_place_without_folders_is_one_line_and_leaves_no_thread(tmp_path: pathlib.Path, place: str) -> None:
+    """A thread of Orbax's that is still there would keep the program from ending."""
+    if place == "/proc" and not os.path.isdir("/proc/self"):
+        pytest.skip("needs Linux")
+    (tmp_path / "file").write_text("")
+    before = set(threading.enumerate())
+    path = str(tmp_path / place / "model")  # /proc/model: an absolute path takes the place of the first
+    with pytest.raises(CheckpointError, match=f"{path} cannot be written") as caught:
+        save_inference(path, tiny_detector(), tiny_variables(), ("a", "b", "c"))
+    assert "\n" not in str(caught.value)
+    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", ["centernet_r18"]),
+        ("num_classes", "80"),
+        ("options", None),
+        ("options", [1]),
+        ("classes", 5),
+        ("classes", [1, 2, 3]),
+        ("config.eval.top_k", "many"),
+    ],
+)
+def test_a_damaged_description_is_one_line(tmp_path: pathlib.Path, key: str, value: Any) -> None:
+    save_inference(str(tmp_path / "m"), tiny_detector(), tiny_variables(), ("a", "b", "c"), Config())
+    file = tmp_path / "m" / "config.json"
+    info = node = json.loads(file.read_text())
+    *groups, last = key.split(".")
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    file.write_text(json.dumps(info))
+    with pytest.raises(CheckpointError) as caught:
+        load_inference(str(tmp_path / "m"))
+    assert f"{file}: {key} is {value!r}; it must be" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_of_pytorch_is_pointed_to_convert(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="python -m kpjax convert"):
+        load_inference(str(tmp_path / "model.pth"))
 
 
 def test_what_is_an_inference_checkpoint(tmp_path: pathlib.Path) -> None:

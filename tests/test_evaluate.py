@@ -246,6 +246,19 @@ def test_eval_program_does_not_overwrite_the_images(run_eval, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "100.jpg is one of the inputs" in error and "--show-dir" in error and error.count("\n") == 1
     assert (tmp_path / "100.jpg").read_bytes() == before and not (tmp_path / "o.json").exists()
+    (tmp_path / "100.jpg").rename(tmp_path / "first")
+    truth["images"][0]["file_name"] = "first"
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    files = sorted(tmp_path.iterdir())
+    for options, match in (
+        (("--out", str(tmp_path / "o.json"), "--show-dir", str(tmp_path)), "holds images of the input"),
+        (("--out", str(tmp_path)), "is a folder"),
+        (("--out", str(tmp_path / "val.json")), "val.json is one of the inputs"),
+    ):
+        assert run_eval("--checkpoint", "x", *options) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and match in error and options[-2] in error
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def test_a_fixed_size_that_the_network_cannot_take():

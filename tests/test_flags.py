@@ -66,6 +66,7 @@ def test_a_file_that_is_no_configuration(tmp_path: pathlib.Path) -> None:
     "error, text",
     [
         (OSError(28, "No space left on device", "out.json"), "error: out.json: No space left on device"),
+        (IsADirectoryError(21, "Is a directory", "out.json"), "error: out.json: Is a directory"),
         (ConfigError("config.batch is 0"), "error: config.batch is 0"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more"), "RESOURCE_EXHAUSTED: Out of memory); lower"),
     ],

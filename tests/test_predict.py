@@ -273,6 +273,22 @@ def test_detect_does_not_overwrite_its_inputs(tmp_path, predictor, monkeypatch, 
     assert (photos / "beach.jpg").read_bytes() == before and len(list(photos.iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", ["beach.jpg", "detections.json", ""])
+def test_detect_writes_to_no_folder_of_a_result_s_name_nor_among_its_inputs(
+    tmp_path, predictor, monkeypatch, capsys, name
+):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "beach.png").write_bytes(fakes.png(fakes.picture(30, 36, OBJECTS)))
+    out = tmp_path / "out" if name else tmp_path / "photos"
+    (out / name).mkdir(parents=True, exist_ok=True)
+    assert detect.main([str(tmp_path / "photos"), "--checkpoint", "x", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    wanted = f"{out / name} is a folder" if name else "holds images of the input"
+    assert error.startswith("error: ") and error.count("\n") == 1 and wanted in error and "--out" in error
+    assert [p.name for p in out.iterdir()] == [name or "beach.png"]
+
+
 def test_detect_reports_a_full_disk_in_one_line(tmp_path, predictor, monkeypatch, capsys):
     monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
 

@@ -6,12 +6,16 @@ import argparse
 import collections
 import functools
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 import kpjax
 from kpjax import convert
 from kpjax.config import ConfigError
+from kpjax.convert.rules import flatten
 from kpjax.detectors import MODELS
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
@@ -53,6 +57,13 @@ def run(args: argparse.Namespace) -> int:
     except convert.ImportMismatch as error:
         raise UserError(f"{args.file}: {error.one_line()}{_hint(args.model, state_dict)}") from None
     names = class_names(args.names, detector.num_classes)
+    bad = [path for path, leaf in flatten(variables).items() if not np.isfinite(leaf).all()]
+    if bad:
+        print(
+            f"warning: {len(bad)} arrays hold numbers that are not finite (NaN or infinite), the first is {bad[0]}; "
+            "with them the network may find nothing",
+            file=sys.stderr,
+        )
     save_inference(args.out, detector, variables, names)
     print(_summary(detector, state_dict, variables))
     if left_out:
@@ -73,6 +84,8 @@ def class_names(path: str | None, count: int) -> tuple[str, ...]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             names = tuple(line.strip() for line in file if line.strip())
+    except OSError as error:
+        raise ConfigError(f"--names {path}: {(error.strerror or 'cannot be read').lower()}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--names {path} is not text in UTF-8; save it in that encoding") from None
     if len(names) != count:
@@ -109,8 +122,22 @@ def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
     if share < 0.5:
         return "; it looks like none of the models here"
     if name == model:
-        return f"; it looks like {name} with {100 * (1 - share):.0f}% missing or of another shape"
+        beside = _beside(model, state_dict)
+        return f"; it looks like {name} with {f'{beside} beside it' if beside else 'some missing or of another shape'}"
     return f"; it looks like {name}: try --model {name}"
+
+
+def _beside(model: str, state_dict: Mapping[str, Any]) -> str:
+    """The parts of a checkpoint that the model's table does not know: the shortest names that none of the rest have."""
+    rules = convert.RULES[kpjax.build(model).import_rules]
+    known = [key for key in state_dict if convert.destination(rules, key) is not None]
+    parts: dict[str, None] = {}
+    for key in (key for key in state_dict if convert.destination(rules, key) is None):
+        names = key.split(".")
+        starts = (".".join(names[: n + 1]) for n in range(len(names)))
+        parts[next((s for s in starts if not any(k.startswith(f"{s}.") for k in known)), key)] = None
+    some = list(parts)[:5]
+    return ", ".join(some) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
 
 
 def _summary(detector: Detector, state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> str:

@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="work directory of train.py, or an inference checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="of a canvas"
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of a canvas (default: what the checkpoint was trained on; where it does not say, 512 512, or 511 511 "
+        "for the models with corners)",
     )
     parser.add_argument("--preset", default="na", help="test protocol: na or flip (default %(default)s)")
     parser.add_argument(
@@ -63,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     if os.path.isdir(out) and os.listdir(out) and not os.path.exists(os.path.join(out, INFO)):
         raise ConfigError(f"--out {out} holds files that are no export; name another folder, or empty it")
     loaded = load_inference(args.checkpoint)
-    detector, size = loaded.detector, tuple(args.size)
+    detector, config = loaded.detector, loaded.config
+    trained = (config.augment.height, config.augment.width) if config else (512 - detector.less,) * 2
+    size = tuple(args.size or trained)
     check_size(detector, size, "--size HEIGHT", "--size WIDTH")
     if protocol_of(detector, args.preset).merge is not None:
         single = " or ".join(name for name, protocol in detector.protocols.items() if protocol.merge is None)

@@ -79,6 +79,22 @@ RELEASED = (
         + "cornernet_hourglass104_mstest_8x6_210e_coco_20200825_150618-79b44c30.pth",
     ),
     Released(
+        "cornernet_hg104_mmdet",
+        "mmdetection, cornernet_hourglass104_mstest_10x5_210e_coco",
+        "val2017 na 40.6, flip 41.2",
+        _OPENMMLAB
+        + "cornernet/cornernet_hourglass104_mstest_10x5_210e_coco/"
+        + "cornernet_hourglass104_mstest_10x5_210e_coco_20200824_185720-5fefbf1c.pth",
+    ),
+    Released(
+        "cornernet_hg104_mmdet",
+        "mmdetection, cornernet_hourglass104_mstest_32x3_210e_coco",
+        "val2017 na 39.6, flip 40.4",
+        _OPENMMLAB
+        + "cornernet/cornernet_hourglass104_mstest_32x3_210e_coco/"
+        + "cornernet_hourglass104_mstest_32x3_210e_coco_20200819_203110-1efaea91.pth",
+    ),
+    Released(
         "centernet_r18_dcn_mmdet",
         "mmdetection, centernet_resnet18_dcnv2_140e_coco",
         "val2017 na 29.5, flip 30.9",

@@ -55,6 +55,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
 }
 
+_MARK = 7919  # classes; a prime, by which the sides that depend on the number of classes are known
+
 # A leaf of a trunk that tells its kind -> the table that reads that kind's ImageNet classifiers.
 _BACKBONES: dict[str, tuple[Rule, ...]] = {
     f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
@@ -155,19 +157,23 @@ def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any
 def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], Detector]]) -> tuple[str, float]:
     """The model whose table knows most of the checkpoint's keys and leaves, and that share; ("", 0.0) for none.
 
+    A table that knows less than half of the keys is none.
     models: name -> (number of classes -> Detector).  Of several that fit alike the first is returned.
     """
     best, most = "", 0.0
-    for name, build in models.items():
-        rules = RULES.get(build(1).import_rules, ())
-        known = [key for key in state_dict if destination(rules, key) is not None]
-        if len(known) <= most * len(state_dict):  # the share of filled leaves can only lower it
-            continue
-        shapes = leaf_shapes(build(count_classes(build, state_dict) or 80))
+    tables = {name: RULES.get(build(1).import_rules, ()) for name, build in models.items()}
+    targets = {name: {key: destination(rules, key) for key in state_dict} for name, rules in tables.items()}
+    known_by = {name: [key for key, path in paths.items() if path is not None] for name, paths in targets.items()}
+    for name in sorted(models, key=lambda name: -len(known_by[name])):  # shapes take seconds: the likeliest first
+        build, known = models[name], known_by[name]
+        if len(known) <= max(most, 0.5) * len(state_dict):  # the share of filled leaves can only lower it
+            break
+        shapes = leaf_shapes(build(_MARK))
         filled = 0
         for key in known:
-            path = destination(rules, key)
-            filled += path in shapes and sorted(shapes[path]) == sorted(state_dict[key].shape)
+            shape = shapes.get(targets[name][key] or "")
+            of_classes = shape is not None and any(side % _MARK == 0 for side in shape)
+            filled += shape is not None and (of_classes or sorted(shape) == sorted(state_dict[key].shape))
         share = len(known) / len(state_dict) * filled / max(len(shapes), filled)
         if share > most:
             best, most = name, share

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from kpjax.__main__ import main
 from kpjax.checkpoint import load_inference
 from kpjax.commands.convert import _options
 from kpjax.convert import class_axes, count_classes, resembles
+from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.convert.test_rules import SMALL, checkpoint
 
@@ -73,6 +76,45 @@ def test_a_wrong_file_says_what_it_looks_like(tmp_path: pathlib.Path, capsys: An
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_with_more_in_it_says_what(tmp_path: pathlib.Path, capsys: Any) -> None:
+    pose = {f"{head}.0.weight": np.zeros((64, 64, 3, 3), np.float32) for head in ("hps", "hm_hp")}
+    tb.save(tmp_path / "model.pth", released.arrays("centernet_r18", 3) | pose)
+    assert main(["convert", str(tmp_path / "model.pth"), "--model", "centernet_r18", "--out", str(tmp_path / "o")]) == 2
+    assert one_error(capsys).endswith("; it looks like centernet_r18 with hps, hm_hp beside it\n")
+
+
+def test_numbers_that_are_not_finite_are_told(tmp_path: pathlib.Path, capsys: Any) -> None:
+    state = checkpoint("centernet_r18", classes=3)
+    state["hm.2.bias"][1], state["bn1.running_var"][0] = np.nan, np.inf
+    tb.save(tmp_path / "model.pth", state)
+    assert convert(tmp_path / "model.pth", "centernet_r18", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert said.startswith("warning: 2 arrays") and said.count("\n") == 1 and "heatmap_out/bias;" in said
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_nothing_stays(tmp_path: pathlib.Path) -> None:
+    tb.save(tmp_path / "model.pth", checkpoint("centernet_r18", classes=3))
+    (tmp_path / "into").mkdir()
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); sys.argv[0] = 'kpjax'\n"
+    )
+    program += "from kpjax.__main__ import main; sys.exit(main())"
+    arguments = [
+        "convert",
+        str(tmp_path / "model.pth"),
+        "--model",
+        "centernet_r18",
+        "--out",
+        str(tmp_path / "into" / "x"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, *OPTIONS], capture_output=True, text=True, timeout=120
+    )
+    wanted = f"error: {tmp_path}/into/x cannot be written: File too large; earlier checkpoints are intact\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)
+    assert not list((tmp_path / "into").iterdir())
+
+
 def test_half_the_keys_and_other_shapes_give_no_result(tmp_path: pathlib.Path, capsys: Any) -> None:
     whole = checkpoint("centernet_r18", classes=3)
     half = dict(list(whole.items())[::2])
@@ -100,8 +142,10 @@ def test_mistakes_on_the_command_line(tmp_path: pathlib.Path, capsys: Any) -> No
     names.write_bytes("caf\u00e9\n".encode("latin-1"))
     assert convert(file, "centernet_r18", tmp_path / "out", "--names", str(names)) == 2
     assert "UTF-8" in one_error(capsys)
+    assert convert(file, "centernet_r18", tmp_path / "out", "--names", str(tmp_path / "none")) == 2
+    assert "--names" in (text := one_error(capsys)) and "no such file" in text
     assert convert(file, "centernet_r18", names / "out") == 2
-    assert f"cannot write to {names}" in one_error(capsys)
+    assert f"{names}/out cannot be written: Not a directory" in one_error(capsys)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text('{"mine": 1}')
     assert convert(file, "centernet_r18", tmp_path / "out") == 2

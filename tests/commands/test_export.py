@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,7 +16,10 @@ from etils import epath
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.checkpoint import is_inference, save_inference
+from kpjax.checkpoint import Loaded, is_inference, save_inference
+from kpjax.commands.export import run
+from kpjax.config import AugmentConfig, Config
+from kpjax.errors import UserError
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4, 4, 4), "head_channels": 4}
 TINY_CORNER: dict[str, Any] = {
@@ -114,6 +119,29 @@ def test_saved_model(model: str, preset: str, tmp_path: pathlib.Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     compare(det, variables, preset, images, folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "size"),
+    [
+        ("centernet_r18", None, (512, 512)),
+        ("cornernet_hg104", None, (511, 511)),
+        ("cornernet_hg104", Config(augment=AugmentConfig(height=383, width=255)), (383, 255)),
+    ],
+)
+def test_the_size_that_is_not_given(
+    model: str, config: Any, size: tuple[int, int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(kpjax.build(model, 2), {}, (), config, None)
+    monkeypatch.setattr("kpjax.checkpoint.load_inference", lambda path: loaded)
+
+    def export(detector: Any, tree: Any, leaves: Any, size: tuple[int, int], *_: Any) -> Any:
+        raise UserError(f"would export {size}")
+
+    monkeypatch.setattr("kpjax.commands.export.export", export)
+    command = argparse.Namespace(checkpoint="x", out=str(tmp_path), size=None, preset="na", top_k=100)
+    with pytest.raises(UserError, match=re.escape(f"would export {size}")):
+        run(command)
 
 
 def test_mistakes(checkpoint: tuple[pathlib.Path, Any, Any], tmp_path: pathlib.Path, capsys: Any) -> None:
