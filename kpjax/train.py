@@ -124,7 +124,6 @@ def _run(
     # Before the first file is written: weights to start from that cannot be used leave nothing behind.
     # The first process answers: all have to make the state, or none.
     new = None if distributed.gather((root / "checkpoints").exists())[0] else new_state()
-    distributed.gather(None)  # one that had to compile that may be minutes late; the first collective waits half of one
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
     distributed.agree({f"the newest checkpoint of --workdir {workdir}": checkpoints.latest()})
     restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), _say)
