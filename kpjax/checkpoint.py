@@ -170,7 +170,9 @@ class Checkpoints:
             # With every save Orbax asks JAX whether a preemption was announced, by the step's number.  JAX keeps one
             # number a process, which is `StopSignal`'s: all have to ask for the same ones.
             checkpointer._manager.reached_preemption = lambda step: False
-            checkpointer._manager._wait_for_checkpointers = self._telling(checkpointer._manager._wait_for_checkpointers)
+            wait = getattr(checkpointer._manager, "_wait_for_checkpointers", None)  # private: another Orbax may lack it
+            if wait is not None and distributed.active():
+                checkpointer._manager._wait_for_checkpointers = self._telling(wait)
             return checkpointer
 
         self._open = open_directory
@@ -218,8 +220,6 @@ class Checkpoints:
                 with _plain_errors(self._directory):
                     wait()
             except Exception as error:
-                if not distributed.active():
-                    raise
                 if isinstance(error, CheckpointError):
                     distributed.fail(str(error), 2)
                 distributed.fail_with(error)

@@ -34,7 +34,8 @@ _FAILED, _LEFT, _BEAT, _END = "kpjax/failed", "kpjax/left/", "kpjax/beat/", "kpj
 _LOOKS = 10  # beats, and looks for those of others, within the time of silence
 _DAY_MS = 24 * 3600 * 1000  # waits are ended by the watch, not by a clock
 # What a collective or the coordination service says when the other side is gone.
-_OF_PEERS = ("Gloo ", "NCCL", "UNAVAILABLE", "CANCELLED", "coordination", "DEADLINE_EXCEEDED", "Connection")
+_OF_COLLECTIVES = ("Gloo ", "NCCL")
+_OF_PEERS = (*_OF_COLLECTIVES, "UNAVAILABLE", "CANCELLED", "coordination", "DEADLINE_EXCEEDED", "Connection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,8 +318,12 @@ def of_peers(error: BaseException) -> bool:
     """Whether it comes from a collective or the coordination service, where the other side is gone."""
     import jax
 
-    of_jax = [str(one) for one in origins(error) if isinstance(one, jax.errors.JaxRuntimeError)]
-    return any(part in text for text in of_jax for part in _OF_PEERS)
+    for one in origins(error):
+        # A program that fails as it is started raises ValueError; UNAVAILABLE would be a storage's there.
+        parts = _OF_PEERS if isinstance(one, jax.errors.JaxRuntimeError) else _OF_COLLECTIVES
+        if any(part in str(one) for part in parts):
+            return True
+    return False
 
 
 def _line(error: BaseException) -> str:

@@ -27,7 +27,6 @@ from kpjax.checkpoint import (
     save_inference,
 )
 from kpjax.config import Config
-from kpjax.distributed import of_peers
 from kpjax.sharding import make_mesh, replicated
 from kpjax.train_step import TrainState
 from tests.tiny import tiny_detector
@@ -266,9 +265,8 @@ def test_refusals_of_the_system_are_one_line() -> None:
         finally:  # what Orbax does where a barrier fails on the way out
             raise RuntimeError("Barrier timed out")
     gone = jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
-    with pytest.raises(TimeoutError) as caught, _plain_errors("run/1"):  # the disk has nothing to do with it
+    with pytest.raises(TimeoutError), _plain_errors("run/1"):  # the disk has nothing to do with it
         raise TimeoutError("Timed out while waiting for async_write_complete barrier.") from gone
-    assert of_peers(caught.value)
     with pytest.raises(CheckpointError, match="run/1 was not written in time"), _plain_errors("run/1"):
         raise TimeoutError("Timed out while waiting for commit to complete.")
     with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):

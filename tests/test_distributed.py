@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+import jax
 import pytest
 
 from kpjax import distributed
 from kpjax.config import ConfigError
-from kpjax.distributed import Cluster, find
+from kpjax.distributed import Cluster, find, of_peers
 
 LAUNCHERS = (
     "RANK",
@@ -145,3 +146,13 @@ def test_a_tpu_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find() is None
     put(monkeypatch, JAX_PLATFORMS="tpu,cpu", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID=0)
     assert find() is None  # one host
+
+
+def test_what_another_process_is_to_blame_for() -> None:
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
+    wrapped = TimeoutError("Timed out while waiting for a barrier.")
+    wrapped.__cause__ = lost
+    for error in (lost, wrapped, ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:1")):
+        assert of_peers(error)
+    for error in (ValueError("UNAVAILABLE: 503"), jax.errors.JaxRuntimeError("INTERNAL: a bug"), KeyError("x")):
+        assert not of_peers(error)

@@ -88,10 +88,10 @@ class Processes:
             process.kill()
             process.wait()
 
-    def until(self, pattern: str, process: int = 0) -> None:
-        """Wait for a line of a process's output that matches."""
+    def until(self, pattern: str, process: int = 0, matches: int = 1) -> None:
+        """Wait for lines of a process's output that match."""
         limit = time.monotonic() + LIMIT
-        while not any(re.search(pattern, line) for line in list(self._lines[process][0])):
+        while sum(bool(re.search(pattern, line)) for line in list(self._lines[process][0])) < matches:
             assert time.monotonic() < limit and self._processes[process].poll() is None, self._lines
             time.sleep(0.02)
 

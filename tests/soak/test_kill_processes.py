@@ -27,9 +27,9 @@ def test_either_process_killed_at_random_moments(tmp_path: pathlib.Path, capsys:
     )
     run(2, *whole, program=())
     for _ in range(kills):
-        victim, when = draw.randrange(2), draw.uniform(0, 0.3)
+        victim, matches, when = draw.randrange(2), draw.randint(1, 6), draw.uniform(0, 0.1)
         with Processes(2, *killed, program=()) as processes:
-            processes.until(r"^step \d+")
+            processes.until(r"^step \d+/", matches=matches)
             time.sleep(when)
             processes.send(signal.SIGKILL, victim)
             ended = processes.wait()
@@ -37,6 +37,9 @@ def test_either_process_killed_at_random_moments(tmp_path: pathlib.Path, capsys:
         other = ended[1 - victim]
         assert other.code == 3 and len(other.errors) == 1, other
         with capsys.disabled():
-            print(f"\nprocess {victim} killed after {when:.2f} s; the other ended {other.seconds:.1f} s later")
+            print(
+                f"\nprocess {victim} killed after {matches} steps and {when:.3f} s; "
+                f"the other ended {other.seconds:.1f} s later"
+            )
     run(2, *killed, program=())
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
