@@ -106,7 +106,7 @@ class Evaluator:
         returned, to be spared the work; None: they are made.  progress: a bar on process 0.
         between: called before each batch, equally often on every process; may raise to end the evaluation there.
         Raises ConfigError where detector and source differ in their classes, DataError for an unreadable
-        image or one of another size than annotated (unless config.data.bad_images is "skip").
+        image or one of another size than annotated (with config.data.bad_images "skip": where that is all of them).
         """
         check_classes(self.detector, source)
         started = time.perf_counter()
@@ -132,6 +132,11 @@ class Evaluator:
                             detections[index] = coco_rows(seen, int(source.image_ids[index]), source.category_ids)
                             rows[index] = []
                     bar.update()
+        if count and skipped == count:
+            raise DataError(
+                f"none of the {count} images of {source.name} can be read, {source.files[0]} first; "
+                "they seem gone, and there is nothing to measure"
+            )
         for of_scale in arrivals.reshape(len(self.scales), count):
             check_coverage(of_scale, source)
         flat = [row for of_image in detections for row in of_image]

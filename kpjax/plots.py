@@ -118,8 +118,8 @@ def draw_bars(counts: Sequence[int], names: Sequence[str], title: str, unit: str
     font, small = ImageFont.load_default(14), ImageFont.load_default(11)
     wide = max(14, int(max(small.getlength(text) for text in [*names, *map(_short_count, counts)])) + 6)
     left, top, tall = 20, 70, 300
-    width = max(left + wide * len(names), left + int(font.getlength(title))) + 20
-    picture = Image.new("RGB", (width, top + tall + 60), _PAPER)
+    lines = max(int(font.getlength(text)) for text in (title, unit))
+    picture = Image.new("RGB", (left + max(wide * len(names), lines) + 20, top + tall + 60), _PAPER)
     canvas = ImageDraw.Draw(picture)
     canvas.text((left, 12), title, font=font, fill=_INK)
     most = max(1, max(counts, default=1))

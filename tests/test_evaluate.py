@@ -152,6 +152,12 @@ def test_unreadable_image_is_skipped_and_counted():
     assert result.ap < 1.0
 
 
+def test_where_no_image_can_be_read_no_ap_is_told():
+    gone = dataclasses.replace(fakes.marker_source(ITEMS), read=lambda i: b"")
+    with pytest.raises(DataError, match=rf"none of the {len(ITEMS)} images of markers can be read, image0\.png first"):
+        evaluate(gone, data__bad_images="skip")
+
+
 def test_annotated_size_is_authoritative():
     other = fakes.png(fakes.picture(50, 21, []))
     with pytest.raises(DataError, match=r"image1\.png: the file is 21x50 pixels, the annotations say 20x50"):

@@ -82,7 +82,7 @@ def say(report: SplitReport, config: Config, seconds: float) -> None:
     print(f"  {report.images:,} images, {boxes:,} boxes of {len(report.classes)} classes; looked at in {seconds:.1f} s")
     for oddity in report.oddities:
         print(f"  {len(oddity.cases):8,d} x {oddity.kind}: {oddity.action}")
-        for case in list(dict.fromkeys(oddity.cases))[:_EXAMPLES]:
+        for case in oddity.cases[:_EXAMPLES]:
             print(f"             e.g. {case}")
     if not report.oddities:
         print("  nothing odd")

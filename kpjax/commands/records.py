@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     size = sum(os.path.getsize(os.path.join(root, f)) for root, _, names in os.walk(folder) for f in names)
     counts = ", ".join(f"{len(source):,} images as {name}" for name, source in splits.items())
     print(f"{folder}: {counts}, {size / 2**20:,.1f} MiB in {time.monotonic() - begun:.1f} s")
-    print("train with it:")
+    print("train with it:" if SPLITS["train"] in splits else "evaluate on it (no training split was written):")
     print(f"  --config.data.source=tfds --config.data.tfds_name={args.name}")
     print(f"  --config.data.tfds_dir={os.path.dirname(folder)}")
     if SPLITS["val"] not in splits:

@@ -22,7 +22,7 @@ from kpjax.config import Config, ConfigError
 from kpjax.data import files
 from kpjax.data.augment import Draw, transform_boxes
 from kpjax.data.images import SUFFIXES, fitted_size, read_header
-from kpjax.data.pipeline import require_readable
+from kpjax.data.pipeline import decode_checked
 from kpjax.data.source import (
     CROWD,
     DUPLICATE,
@@ -47,7 +47,7 @@ GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", 
 NOT_JPEG = "image that is no JPEG"
 LARGE = "image larger than the canvas"
 PARTLY = "box partly outside the image"
-OVER = "box beyond config.data.max_boxes"
+OVER = "image with more boxes than config.data.max_boxes"
 NO_BOXES = "image without boxes to train on"
 UNLISTED = "image file that the JSON does not list"
 
@@ -64,7 +64,7 @@ ACTIONS = {
     "box without area": ("left out", "as annotated: counts as missed"),
     "box wholly outside the image": ("left out", "as annotated"),
     PARTLY: ("used, cut where the model's recipe cuts", "as annotated"),
-    OVER: ("left out: the last ones of their image", "as annotated"),
+    OVER: ("its last boxes are left out", "as annotated"),
     NO_BOXES: ("used as background", "used"),
     TURNED: ("used as stored, not turned", "used as stored, not turned"),
     GREY: ("made RGB", "made RGB"),
@@ -228,7 +228,9 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
             found.append((LARGE, f"{name}: {stated[1]} x {stated[0]}", None))
     if suspicious:
         try:
-            require_readable(source, i, canvas)
+            # Pillow answers for training: what TensorFlow refuses goes there too, and TensorFlow takes nothing that
+            # Pillow refuses, but libjpeg inside it writes to the terminal.
+            decode_checked(source, i, canvas)
         except DataError as bad:
             # An EXIF rotation is worth knowing where it is the reason; all else does not come to bear.
             return [(bad.kind, str(bad), bad), *(f for f in found if f[0] == TURNED)]
@@ -251,7 +253,7 @@ def _look_at_boxes(source: Source, max_boxes: int) -> Iterator[tuple[str, list[s
     partly = (reasons == "") & ((x < -0.5) | (y < -0.5) | (x + w > right + 0.5) | (y + h > bottom + 0.5))
     yield from _some(PARTLY, [line(n) for n in np.flatnonzero(partly)])
     counts = [len(labels) for labels in source.labels]
-    over = [f"{source.files[i]}: {c} boxes" for i, c in enumerate(counts) for _ in range(max_boxes, c)]
+    over = [f"{source.files[i]}: {c} boxes, {c - max_boxes} beyond it" for i, c in enumerate(counts) if c > max_boxes]
     yield from _some(OVER, over)
     yield from _some(NO_BOXES, [source.files[i] for i, c in enumerate(counts) if not c])
 

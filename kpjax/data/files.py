@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -107,4 +108,12 @@ def _system_errors(path: str) -> Iterator[Any]:
     except (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError) as error:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from error
     except tf.errors.OpError as error:
-        raise OSError(errno.EIO, " ".join(error.message.split())[:160], path) from error
+        raise OSError(errno.EIO, in_words(error), path) from error
+
+
+def in_words(error: BaseException) -> str:
+    """What an error of TensorFlow or another library says, on one short line and without names of its insides."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:[^]]*\]( name: *$)?", "", getattr(error, "message", None) or str(error))
+    text = " ".join(text.split()) or type(error).__name__
+    unreachable = re.search(r"libcurl code \d+ meaning '(.*?)', error details:(?: (.*?))?(?: when reading .*)?$", text)
+    return f"cannot be reached: {unreachable[2] or unreachable[1]}" if unreachable else text[:160]

@@ -12,7 +12,7 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.images import shrink
-from kpjax.data.pipeline import Batch, assemble, check_slices, decode_checked
+from kpjax.data.pipeline import Batch, Unread, assemble, check_slices, decode_checked
 from kpjax.data.source import LARGEST, Annotations, DataError, Source, make_source
 
 Record = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,)
@@ -60,6 +60,8 @@ class MemoryBatches(Iterator[Batch]):
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
         self._order: tuple[int, np.ndarray] | None = None
+        # All of a small set may be unreadable; of a larger one so many in a row seem gone.
+        self._unread = Unread(source, most=min(len(source), max(32, 2 * len(self._slots))))
         self._images = [self._decode(i, images) for i in range(len(source))]
 
     def __next__(self) -> Batch:
@@ -86,13 +88,15 @@ class MemoryBatches(Iterator[Batch]):
     def _decode(self, record: int, images: list[np.ndarray] | None) -> np.ndarray | None:
         if images is not None:
             return shrink(images[record], self._data.canvas)
+        image = None
         try:
-            return decode_checked(self._source, record, self._data.canvas)
+            image = decode_checked(self._source, record, self._data.canvas)
         except DataError as bad:
             if self._data.bad_images == "stop":
                 raise DataError(f"{bad}; or set config.data.bad_images='skip'") from None
             self.bad_files.append(str(bad))
-            return None
+        self._unread.count(np.array([record]), np.array([image is None]))
+        return image
 
 
 def _from_arrays(records: Sequence[Record]) -> tuple[Source, list[np.ndarray]]:

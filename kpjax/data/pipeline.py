@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,11 +24,12 @@ import numpy as np
 
 from kpjax.config import ConfigError, DataConfig
 from kpjax.data.images import OTHER_SUFFIXES, decode, fitted_size, shrink
-from kpjax.data.source import WRONG_SIZE, DataError, Source
+from kpjax.data.source import MISSING, WRONG_SIZE, DataError, Source
 
 Batch = dict[str, np.ndarray]
 
 _FAST, _PILLOW, _EMPTY = 0, 1, 2  # how a record becomes pixels
+_IMPORTING = threading.Lock()
 _SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbers of a seed
 
 
@@ -53,7 +56,7 @@ def train_batches(
     image's height and width on the canvas; boxes (b, M, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (b, M)
     int32; valid (b, M) bool; counter (b,) int32, the example counter; index (b,) int32, the record in `source`.
     Raises ConfigError where the batch cannot be divided, DataError while iterating where an image cannot be
-    read and data.bad_images is "stop".
+    read and data.bad_images is "stop", or where so many in a row cannot be read that they seem gone (see `Unread`).
     """
     check_slices(source, batch, start_step, process_index, process_count)
     return Batches(source, data, batch, seed, start_step, process_index, process_count, shuffle)
@@ -82,6 +85,7 @@ class Batches(Iterator[Batch]):
         self._step = start_step
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
         self._iterator: Any = None
+        self._unread = Unread(source, most=max(32, 2 * len(self._slots)))
 
     def __next__(self) -> Batch:
         tf = import_tensorflow()
@@ -97,9 +101,11 @@ class Batches(Iterator[Batch]):
                 self._iterator = None
                 self._reroute(tf, error)
                 continue
+            empty = self._routes[records] == _EMPTY
+            self._unread.count(records, empty)
             counters = self._step * self._batch + self._slots
             self._step += 1
-            return assemble(self._source, self._data, canvas, counters, records, self._routes[records] == _EMPTY)
+            return assemble(self._source, self._data, canvas, counters, records, empty)
 
     def _dataset(self, tf: Any) -> Any:
         source, side = self._source, self._data.canvas
@@ -214,23 +220,35 @@ class Batches(Iterator[Batch]):
         self._routes[fast] = _PILLOW
 
 
+class Unread:
+    """Counts the images that could not be read and came one after the other: too many are no broken files.
+
+    It counts in the order of the examples, as batches are handed out, so that no timing of threads decides.
+    """
+
+    def __init__(self, source: Source, most: int) -> None:
+        self._source, self._most, self._row = source, most, 0
+
+    def count(self, records: np.ndarray, empty: np.ndarray) -> None:
+        """Count the next examples, (n,) record numbers and whether each is an empty image.
+
+        Raises DataError at the `most`-th in a row.
+        """
+        for record, is_empty in zip(records.tolist(), empty.tolist(), strict=True):
+            self._row = self._row + 1 if is_empty else 0
+            if self._row == self._most:
+                raise DataError(
+                    f"{self._source.files[record]}: the last of {self._row} images in a row that could not be read; "
+                    "the images seem gone: bring their folder back, and the same command goes on",
+                    MISSING,
+                )
+
+
 def _first_route(source: Source, record: int, canvas: int) -> int:
     if source.files[record].lower().endswith(OTHER_SUFFIXES):
         return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way
     # It would have to resize a larger image itself, and not as OpenCV does.
     return _PILLOW if max(source.heights[record], source.widths[record]) > canvas else _FAST
-
-
-def require_readable(source: Source, record: int, canvas: int) -> None:
-    """Raise the DataError that this record would raise in training with data.bad_images "stop"."""
-    if _first_route(source, record, canvas) == _FAST:
-        tf = import_tensorflow()
-        stated = int(source.heights[record]), int(source.widths[record])
-        with contextlib.suppress(tf.errors.OpError):
-            shape = tf.io.decode_jpeg(source.read(record), channels=0, dct_method="INTEGER_ACCURATE").shape
-            if tuple(shape[:2]) == stated and shape[2] in (1, 3):
-                return
-    decode_checked(source, record, canvas)
 
 
 def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
@@ -292,9 +310,18 @@ def assemble(
 
 def import_tensorflow() -> Any:
     """TensorFlow, kept off the accelerators: it would take their memory from JAX, only to decode JPEG."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        import tensorflow as tf
+        with _IMPORTING:
+            first, level = "tensorflow" not in sys.modules, os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+            if first and level != "0":
+                # Its errors come as exceptions too, and its log has a line for each broken JPEG. Only while it is
+                # loaded: JAX, which sets the variable to 1, reads it too, and its errors are wanted.
+                os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+            try:
+                import tensorflow as tf
+            finally:
+                if first:
+                    os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
     except ImportError as error:
         raise DataError("the data pipeline needs TensorFlow; pip install tensorflow") from error
     for kind in ("GPU", "TPU"):

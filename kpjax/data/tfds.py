@@ -22,6 +22,7 @@ import numpy as np
 
 from kpjax.data import files
 from kpjax.data.images import size_of
+from kpjax.data.pipeline import import_tensorflow
 from kpjax.data.source import TRUNCATED, UNREADABLE, Annotations, DataError, Source, make_source
 
 _INDEX_VERSION = 2
@@ -50,11 +51,13 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
         raise DataError(
             "config.data.source 'tfds' needs TensorFlow Datasets; pip install tensorflow-datasets"
         ) from error
+    if data_dir and files.is_url(data_dir):
+        import_tensorflow()  # before TFDS does: without its log
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS raises its own and many others for a name or folder it does not know
         where = f" in {data_dir}" if data_dir else ""
-        raise DataError(f"tfds set {name!r}: cannot be opened{where} ({_one_line(error)})") from error
+        raise DataError(f"tfds set {name!r}: cannot be opened{where} ({files.in_words(error)})") from error
     if not builder.info.splits:
         raise DataError(f"tfds set {name!r}: not prepared in {builder.data_dir}; prepare it with `tfds build {name}`")
     _require_features(builder, name)
@@ -62,7 +65,7 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
         instructions = list(builder.info.splits[split].file_instructions)
     except Exception as error:
         known = ", ".join(builder.info.splits)
-        raise DataError(f"tfds set {name!r}: no split {split!r} ({_one_line(error)}); it has {known}") from error
+        raise DataError(f"tfds set {name!r}: no split {split!r} ({files.in_words(error)}); it has {known}") from error
     file_format = builder.info.file_format.value
     if file_format not in ("array_record", "tfrecord"):
         raise DataError(f"tfds set {name!r}: prepared as {file_format}; array_record or tfrecord is needed")
@@ -71,13 +74,18 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
     try:
         if file_format == "array_record":
             records = _array_records(instructions, name)
-            index = _load_or_build(builder, name, split, instructions, lambda: _scan_array_record(builder, records))
-            read = _array_reader(records, index)
+            record = _array_record(records, instructions)
+            count = len(records)
+            index = _load_or_build(
+                builder, name, split, instructions, lambda: _scan_array_record(builder, record, count)
+            )
+            read = _array_reader(record, index)
         else:
             index = _load_or_build(builder, name, split, instructions, lambda: _scan_records(builder, instructions))
             read = _record_reader(index, instructions)
     except OSError as error:
-        raise DataError(f"{error.filename or name}: cannot be read ({error.strerror or _one_line(error)})") from error
+        reason = error.strerror or files.in_words(error)
+        raise DataError(f"{error.filename or name}: cannot be read ({reason})") from error
     return _source(builder, name, split, index, read)
 
 
@@ -109,9 +117,24 @@ def _array_records(instructions: list[Any], name: str) -> Any:
             count = reader.num_records()
             reader.close()
         except Exception as error:  # whatever its C++ makes of a damaged file
-            raise DataError(f"{path}: cannot be read as ArrayRecord ({_one_line(error)})") from error
+            raise DataError(f"{path}: cut off or damaged, no ArrayRecord as it is; prepare the set anew") from error
         _require_count(path, count, instruction.examples_in_shard)
     return array_record_data_source.ArrayRecordDataSource(instructions)
+
+
+def _array_record(records: Any, instructions: list[Any]) -> Callable[[int, str], bytes]:
+    """(number, what an error calls it) -> the record.  Raises DataError, with the file, where it is damaged."""
+    ends = np.cumsum([instruction.take for instruction in instructions])
+
+    def read(number: int, what: str) -> bytes:
+        try:
+            return bytes(records[number])
+        except Exception as error:  # as above
+            path = instructions[int(np.searchsorted(ends, number, side="right"))].filename
+            text = f"{path}: {what} cannot be read ({files.in_words(error)}); prepare the set anew"
+            raise DataError(text, UNREADABLE) from error
+
+    return read
 
 
 def _require_count(path: str, count: int, stated: int) -> None:
@@ -164,10 +187,12 @@ def _parse(builder: Any, record: bytes) -> tuple[dict[str, Any], bytes, int]:
     return example, image, record.find(image)
 
 
-def _scan_array_record(builder: Any, records: Any) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
+def _scan_array_record(
+    builder: Any, record: Callable[[int, str], bytes], count: int
+) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
     """Each example, its image bytes, and where they lie: (number of the record, offset in it, length)."""
-    for n in range(len(records)):
-        example, image, offset = _parse(builder, bytes(records[n]))
+    for n in range(count):
+        example, image, offset = _parse(builder, record(n, f"record {n}"))
         yield example, image, (n, offset, len(image))
 
 
@@ -175,8 +200,6 @@ def _scan_records(
     builder: Any, instructions: list[Any]
 ) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
     """Each example, its image bytes, and where they lie: (number of the file, offset, length)."""
-    from kpjax.data.pipeline import import_tensorflow
-
     tf = import_tensorflow()
     for number, instruction in enumerate(instructions):
         path = str(instruction.filename)
@@ -191,7 +214,9 @@ def _scan_records(
                 begin += 16 + len(record)
                 count += 1
         except tf.errors.OpError as error:
-            raise DataError(f"{path}: damaged after {count} records ({_one_line(error)})") from error
+            raise DataError(
+                f"{path}: damaged after {count} records ({files.in_words(error)}); prepare the set anew"
+            ) from error
         _require_count(path, count, instruction.examples_in_shard)
 
 
@@ -246,16 +271,12 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
     }
 
 
-def _array_reader(records: Any, index: dict[str, Any]) -> Callable[[int], bytes]:
+def _array_reader(record: Callable[[int, str], bytes], index: dict[str, Any]) -> Callable[[int], bytes]:
     place, names = index["place"], index["file_name"]
 
     def read(i: int) -> bytes:
         number, offset, length = (int(v) for v in place[i])
-        try:
-            record = records[number]
-        except Exception as error:
-            raise DataError(f"{names[i]}: cannot be read ({_one_line(error)})", UNREADABLE) from error
-        return _whole(record[offset : offset + length], length, str(names[i]))
+        return _whole(record(number, str(names[i]))[offset : offset + length], length, str(names[i]))
 
     return read
 
@@ -322,7 +343,3 @@ def _as_bytes(value: Any) -> bytes:
     if isinstance(value, np.ndarray):
         value = value.item()
     return value.encode() if isinstance(value, str) else bytes(value)
-
-
-def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]

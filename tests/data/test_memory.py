@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -67,6 +68,13 @@ def test_bad_arrays_are_named():
             memory_batches([good[0], broken], DataConfig(canvas=32), batch=1, seed=0)
     with pytest.raises(DataError, match="no records"):
         memory_batches([], DataConfig(canvas=32), batch=1, seed=0)
+
+
+def test_where_no_image_can_be_read_nothing_is_skipped(folder):
+    config = folder(bad_images="skip")
+    source = dataclasses.replace(open_source(config, "train"), read=lambda i: b"")
+    with pytest.raises(DataError, match=r"6\.jpg: the last of 7 images in a row"):
+        memory_batches(source, config, batch=2, seed=0)
 
 
 def test_it_needs_no_tensorflow(folder):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +166,46 @@ def test_a_bad_image_stops_with_its_name_or_is_skipped_and_counted(folder, kind,
                 expected[key][slot] = 0
         same(expected, got)
     assert len(stream.bad_files) == 1 and "3.jpg" in stream.bad_files[0]
+
+
+LOUD = """
+import os, sys
+import jax  # sets the level of TensorFlow's log, where nobody has
+level = os.environ["TF_CPP_MIN_LOG_LEVEL"]
+from kpjax.config import DataConfig, SplitConfig
+from kpjax.data.pipeline import train_batches
+from kpjax.data.source import open_source
+config = DataConfig(train=SplitConfig(*sys.argv[1:]), canvas=64, bad_images="skip")
+stream = train_batches(open_source(config, "train"), config, batch=7, seed=0)
+next(stream)
+print(stream.bad_files, os.environ["TF_CPP_MIN_LOG_LEVEL"] == level)
+"""
+
+
+def test_a_broken_jpeg_leaves_the_terminal_clean(folder):
+    config = folder()
+    damage(config, "truncated")
+    command = [sys.executable, "-c", LOUD, config.train.images, config.train.annotations]
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stderr == "" and "3.jpg" in done.stdout and done.stdout.endswith("] True\n")
+
+
+def test_images_that_vanish_end_training_though_bad_ones_are_skipped(folder):
+    config = folder(bad_images="skip")
+    config.prefetch = config.threads = 1
+    source = open_source(config, "train")
+    for index in (3, 5):
+        Path(source.files[index]).unlink()
+    stream = train_batches(source, config, batch=4, seed=0, shuffle=False)
+    assert [int(i) for _ in range(20) for i in next(stream)["index"]] == [n % 7 for n in range(80)]
+    for name in source.files:
+        Path(name).unlink(missing_ok=True)
+    empty = []
+    with pytest.raises(DataError, match=r"\.jpg: the last of 32 images in a row.*seem gone") as bad:
+        for _ in range(30):
+            empty.append(not next(stream)["canvas"].any())
+    assert "\n" not in str(bad.value) and sum(empty) == 7 and all(empty[-7:])
 
 
 def test_all_images_before_a_bad_one_are_delivered(folder):

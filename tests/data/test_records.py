@@ -164,6 +164,10 @@ def test_a_set_without_validation_trains(
     split, out = folder().train, tmp_path / "out"
     assert main(["records", "--images", split.images, "--annotations", split.annotations, "--out", str(out)]) == 0
     assert "--config.data.tfds_val= " in capsys.readouterr().out
+    command = ["records", "--images", split.images, "--annotations", split.annotations, "--out", str(out / "val")]
+    assert main([*command, "--split", "val"]) == 0
+    said = capsys.readouterr().out
+    assert "evaluate on it (no training split was written):" in said and "train with it" not in said
     settings = DataConfig(source="tfds", tfds_name="kpjax_records", tfds_dir=str(out), tfds_val="")
     assert not has_validation(settings) and has_validation(dataclasses.replace(settings, tfds_val="validation"))
     source = open_source(settings, "train")
@@ -258,6 +262,10 @@ def test_killed_while_writing_nothing_looks_complete_and_the_next_run_clears_up(
 def damage(path: pathlib.Path, how: str, records: int = 7) -> None:
     if how == "cut":
         path.write_bytes(path.read_bytes()[:-40])
+    elif how == "flipped":  # a bit of a record
+        data = path.read_bytes()
+        path.write_bytes(data[:2000] + bytes([data[2000] ^ 1]) + data[2001:])
+        next(path.parent.glob("kpjax_index_*")).unlink()
     elif how == "gone":
         path.unlink()
     elif how == "empty":
@@ -295,7 +303,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathli
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-@pytest.mark.parametrize("how", ["cut", "gone", "empty", "fewer"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone", "empty", "fewer"])
 def test_a_damaged_set_is_one_line_that_names_the_file(
     pristine: Callable[[str], pathlib.Path], tmp_path: pathlib.Path, file_format: str, how: str
 ) -> None:
@@ -305,8 +313,39 @@ def test_a_damaged_set_is_one_line_that_names_the_file(
     with pytest.raises(DataError) as caught:
         Tfds("kpjax_records", "train", str(tmp_path / "set"))
     assert str(victim) in str(caught.value) and "\n" not in str(caught.value)
+    assert "function_node" not in str(caught.value) and "RuntimeError" not in str(caught.value)
     if how == "fewer":
         assert "its index states 3" in str(caught.value)
+
+
+def test_an_array_record_that_is_damaged_after_its_index_was_made_is_found_when_it_is_read(
+    pristine: Callable[[str], pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(pristine("array_record"), tmp_path / "set")
+    victim = next((tmp_path / "set").rglob("*-00001-of-00002"))
+    damage(victim, "flipped")
+    shutil.copy(next(pristine("array_record").rglob("kpjax_index_*")), victim.parent)
+    source = Tfds("kpjax_records", "train", str(tmp_path / "set"))
+    with pytest.raises(DataError) as caught:
+        [source.read(i) for i in range(7)]
+    assert str(caught.value).startswith(f"{victim}: {source.files[4]} cannot be read (")
+
+
+@pytest.mark.parametrize(
+    "said, text",
+    [
+        ("{{function_node __wrapped__IteratorGetNext_device_/job:a}} cut [Op:IteratorGetNext] name: ", "cut"),
+        (
+            "Error executing an HTTP request: libcurl code 6 meaning 'Could not resolve hostname', error details: "
+            "Could not resolve host: a.com\n\t when reading metadata of 'gs://b/c'",
+            "cannot be reached: Could not resolve host: a.com",
+        ),
+        ("libcurl code 28 meaning 'Timeout was reached', error details: ", "cannot be reached: Timeout was reached"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_errors_of_other_libraries_in_plain_words(said: str, text: str) -> None:
+    assert files.in_words(RuntimeError(said)) == text
 
 
 def test_a_set_without_records_is_refused(pristine: Callable[[str], pathlib.Path], tmp_path: pathlib.Path) -> None:
