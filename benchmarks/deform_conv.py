@@ -119,10 +119,13 @@ def program(form: Function, inputs: tuple[Array, ...], gradients: bool) -> Funct
     return lambda: executable(*inputs)
 
 
-def seconds(run: Function) -> float:
+def seconds(run: Function, repeats: int = 1) -> float:
+    """Of one run, when `repeats` of them are started without waiting for each other."""
     start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        last = run()
+    jax.block_until_ready(last)
+    return (time.perf_counter() - start) / repeats
 
 
 def difference(a: Any, b: Any) -> float:
@@ -131,12 +134,12 @@ def difference(a: Any, b: Any) -> float:
     return max(float(jnp.abs(x - y).max() / jnp.abs(y).max()) for x, y in pairs)
 
 
-def copy_rate() -> float:
-    """Bytes a second of a copy of 64 MiB, read and write counted."""
-    array = jnp.ones((4096, 4096), jnp.float32)
+def copy_rate(side: int = 4096, repeats: int = 1) -> float:
+    """Bytes a second of a copy of (side, side) float32 (64 MiB), read and write counted."""
+    array = jnp.ones((side, side), jnp.float32)
     run = jax.jit(lambda a: a + 1).lower(array).compile()
     jax.block_until_ready(run(array))
-    return 2 * array.nbytes / statistics.median(seconds(lambda: run(array)) for _ in range(9))
+    return 2 * array.nbytes / statistics.median(seconds(lambda: run(array), repeats) for _ in range(9))
 
 
 def convolution_rate(x: Array, kernel: Array) -> float:

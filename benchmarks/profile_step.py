@@ -17,6 +17,8 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Container
+from typing import Any
 
 import jax
 import step as step_benchmark
@@ -47,6 +49,22 @@ def operation_names(text: str) -> dict[str, str]:
     return names
 
 
+def operation_times(run: Callable[[], Any], folder: str, names: Container[str]) -> collections.Counter[str]:
+    """Milliseconds of each instruction of `names` in one profiled run, which leaves its trace in `folder`."""
+    with jax.profiler.trace(folder):
+        jax.block_until_ready(run())
+    traces = glob.glob(os.path.join(folder, "**", "*.trace.json.gz"), recursive=True)
+    with gzip.open(max(traces, key=os.path.getmtime)) as stream:
+        events = json.load(stream)["traceEvents"]
+    spent: collections.Counter[str] = collections.Counter()
+    for event in events:
+        # A GPU's events are named for kernels, and say which instruction of XLA's they belong to.
+        name = event.get("args", {}).get("hlo_op", event.get("name"))
+        if event.get("ph") == "X" and name in names:
+            spent[name] += event["dur"] / 1e3
+    return spent
+
+
 def part(source: str) -> tuple[str, str]:
     """("backward", "backbone/neck/deconv3") of an operation's name."""
     if "CenterNet)" not in source:
@@ -75,17 +93,11 @@ def main() -> int:
     batch = put_batch(step_benchmark.random_batch(config, detector.num_classes), mesh)
     compiled = jax.jit(make_step(detector, config, 1000)).lower(state, batch).compile()
     jax.block_until_ready(compiled(state, batch))
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(compiled(state, batch))
-        (trace,) = glob.glob(os.path.join(folder, "**", "*.trace.json.gz"), recursive=True)
-        with gzip.open(trace) as stream:
-            events = json.load(stream)["traceEvents"]
     names = operation_names(compiled.as_text())
     spent: collections.Counter[tuple[str, str]] = collections.Counter()
-    for event in events:
-        if event.get("ph") == "X" and event["name"] in names:
-            spent[part(names[event["name"]])] += event["dur"] / 1e3
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ms in operation_times(lambda: compiled(state, batch), folder, names).items():
+            spent[part(names[name])] += ms
     total = sum(spent.values())
     print(f"{os.path.basename(args.config)}, batch {config.batch}: {total:.0f} ms of operations in one step")
     for (direction, where), ms in spent.most_common(args.top):

@@ -61,13 +61,17 @@ def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np
 
 @dataclasses.dataclass
 class Program:
-    """Something timed.  run: executes once and returns what to wait for.  flops: of one run, None where unknown."""
+    """Something timed.  run: executes once and returns what to wait for.  flops: of one run, None where unknown.
+
+    executable: what was compiled.
+    """
 
     run: Callable[[], Any]
     images: int
     flops: float | None
     compile_s: float
     memory: int | None = None
+    executable: Any = None
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     def round(self, repeats: int) -> None:
@@ -106,11 +110,11 @@ def training(detector: Detector, config: Config, mesh: Any) -> Program:
         return metrics
 
     # XLA counts the body of a loop over micro-batches once.
-    return Program(run, config.batch, flops if config.optim.accumulate == 1 else None, seconds, memory)
+    return Program(run, config.batch, flops if config.optim.accumulate == 1 else None, seconds, memory, step)
 
 
-def inference(detector: Detector, config: Config, mesh: Any) -> Program:
-    """uint8 canvases of the training size -> detections."""
+def inference_inputs(detector: Detector, config: Config, mesh: Any) -> tuple[Any, ...]:
+    """What the test-time program takes: random weights, and noise on canvases of the training size."""
     height, width = config.augment.height, config.augment.width
     images = jnp.zeros((1, height, width, 3), jnp.float32)
     variables = jax.jit(lambda key: detector.net.init(key, images, train=False))(jax.random.key(0))
@@ -124,9 +128,14 @@ def inference(detector: Detector, config: Config, mesh: Any) -> Program:
         },
         mesh,
     )
-    inputs = (variables, arrays["canvases"], arrays["windows"], arrays["tags"])
+    return variables, arrays["canvases"], arrays["windows"], arrays["tags"]
+
+
+def inference(detector: Detector, config: Config, mesh: Any, inputs: tuple[Any, ...] = ()) -> Program:
+    """uint8 canvases of the training size -> detections.  inputs: what `inference_inputs` makes."""
+    inputs = inputs or inference_inputs(detector, config, mesh)
     infer, flops, seconds, memory = compiled(make_infer(detector, mesh, top_k=config.eval.top_k), *inputs)
-    return Program(lambda: infer(*inputs), config.batch, flops, seconds, memory)
+    return Program(lambda: infer(*inputs), config.batch, flops, seconds, memory, infer)
 
 
 def unit() -> Program:
@@ -149,6 +158,13 @@ def measure(programs: dict[str, Program], steps: int, rounds: int) -> None:
     for _ in range(rounds):
         for name, program in programs.items():
             program.round(10 * steps if name == "unit" else steps)
+
+
+def machine(devices: int) -> dict[str, Any]:
+    """Where the figures come from."""
+    device = jax.devices()[0]
+    names = {"device": device.device_kind, "platform": device.platform, "devices": devices}
+    return names | {"host": platform.machine(), "cpus": os.cpu_count(), "jax": jax.__version__}
 
 
 def report(programs: dict[str, Program]) -> dict[str, dict[str, Any]]:
@@ -224,14 +240,7 @@ def main() -> int:
     if args.json:
         result = {
             "benchmark": "step",
-            "machine": {
-                "device": device.device_kind,
-                "platform": device.platform,
-                "devices": mesh.size,
-                "host": platform.machine(),
-                "cpus": os.cpu_count(),
-                "jax": jax.__version__,
-            },
+            "machine": machine(mesh.size),
             "settings": {"steps": args.steps, "rounds": args.rounds, "classes": detector.num_classes},
             "config": dataclasses.asdict(config),
             "results": table,
