@@ -17,6 +17,7 @@ import contextlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,21 +85,24 @@ class Batches(Iterator[Batch]):
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
-        self._iterator: Any = None
+        # In a list, which is emptied before Python ends: TensorFlow waits for its threads as it takes an iterator down,
+        # and they for Python, where images pass through it.
+        self._iterators: list[Any] = []
+        weakref.finalize(self, self._iterators.clear)
         self._unread = Unread(source, most=max(32, 2 * len(self._slots)))
 
     def __next__(self) -> Batch:
         tf = import_tensorflow()
         while True:
-            if self._iterator is None:
-                self._iterator = self._dataset(tf).as_numpy_iterator()
+            if not self._iterators:
+                self._iterators.append(self._dataset(tf).as_numpy_iterator())
             try:
-                records, rows, shapes = next(self._iterator)
+                records, rows, shapes = next(self._iterators[0])
                 canvas = self._canvas(records, rows, shapes)
             except (tf.errors.OpError, _Unexpected) as error:
                 # The stream delivers in order, so the failure lies in this very step.  Find the file, give it
                 # another route, and go on from the same step.
-                self._iterator = None
+                self.close()
                 self._reroute(tf, error)
                 continue
             empty = self._routes[records] == _EMPTY
@@ -106,6 +110,10 @@ class Batches(Iterator[Batch]):
             counters = self._step * self._batch + self._slots
             self._step += 1
             return assemble(self._source, self._data, canvas, counters, records, empty)
+
+    def close(self) -> None:
+        """Stop reading ahead; the next batch begins again where the last one ended."""
+        self._iterators.clear()
 
     def _dataset(self, tf: Any) -> Any:
         source, side = self._source, self._data.canvas
