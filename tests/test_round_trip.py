@@ -47,7 +47,7 @@ def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3,
         # belong together; boxes with an area.
         if re.search(r"(^|_)(heats?|hm|heatmap_head)\.", key) and value.shape[0] == classes:
             value *= np.float32(1e-3)
-            # Alike, so that corners and centres are of the same classes; positive, so that pooling puts corners outside.
+            # Alike: corners and centres are of the same classes.  Positive: pooling puts the corners outside.
             value[:3] = abs(value[0])
             value -= np.float32(5) * (np.arange(classes) > 2) if value.ndim == 1 else np.float32(0)
         elif key.endswith("bn2.weight"):
