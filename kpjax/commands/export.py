@@ -121,7 +121,9 @@ def save_for_tensorflow(
     Weights are variables of the model, so that they stand in it once.  Needs a TensorFlow of this kpjax's time or
     newer to load, and XLA in it; the best are found by sorting, which it can read.
     """
-    import tensorflow as tf
+    from kpjax.data.pipeline import import_tensorflow
+
+    tf = import_tensorflow()
     from jax.experimental import jax2tf
 
     from kpjax.ops.largest import by_sorting

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -316,6 +317,28 @@ def assemble(
     }
 
 
+_GREETING = (b"oneDNN custom operations are on", b"All log messages before absl::InitializeLog() is called")
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            others = [line for line in said if not any(part in line for part in _GREETING)]
+            if others:
+                os.write(2, b"".join(others))
+
+
 def import_tensorflow() -> Any:
     """TensorFlow, kept off the accelerators: it would take their memory from JAX, only to decode JPEG."""
     try:
@@ -326,7 +349,8 @@ def import_tensorflow() -> Any:
                 # loaded: JAX, which sets the variable to 1, reads it too, and its errors are wanted.
                 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
             try:
-                import tensorflow as tf
+                with _without_greeting() if first else contextlib.nullcontext():
+                    import tensorflow as tf
             finally:
                 if first:
                     os.environ["TF_CPP_MIN_LOG_LEVEL"] = level

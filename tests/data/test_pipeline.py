@@ -186,7 +186,7 @@ def test_a_broken_jpeg_leaves_the_terminal_clean_and_python_ends(folder):
     config = folder()
     damage(config, "truncated")
     command = [sys.executable, "-c", LOUD, config.train.images, config.train.annotations]
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     # Python ends while images are read ahead, some of them by Python: TensorFlow's threads must not wait for it.
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stderr == "" and "3.jpg" in done.stdout and done.stdout.endswith("] True\n")
