@@ -227,7 +227,7 @@ def loop_seconds(config: Config, steps: int, rounds: int) -> float:
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
         with contextlib.suppress(_Enough):
             run(config, workdir, train_source=source, batches=batches)
-            raise KeyboardInterrupt  # it returns only where it took a Ctrl-C as the wish to stop, which was meant for all
+            raise KeyboardInterrupt  # it returns only where it took a Ctrl-C, meant for all, as the wish to stop
         return statistics.median(np.diff(asked[5::steps])) / steps
 
 
