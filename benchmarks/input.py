@@ -4,7 +4,8 @@
 
 The baseline is `tf.io.decode_jpeg(dct_method="INTEGER_ACCURATE")` and nothing else: the folder's file bytes are read
 in the same parallel map, pixels are dropped.  Beside it the training pipeline from the folder and from records that
-are written of it first.  All use the same number of threads in deterministic order; rounds alternate, a figure is the
+are written of it first.  All use the same number of threads in deterministic order.  Each is one stream that stays
+open, as in training, and stands still with full buffers while another is timed; rounds alternate, a figure is the
 median of the rounds' ratios.
 """
 
@@ -58,11 +59,20 @@ def pipeline(source: Source, data: DataConfig, batch: int) -> Iterator[int]:
 
 
 def rate(stream: Iterator[int], images: int) -> float:
-    """Images a second of `stream`, started and warm."""
+    """Images a second of `stream`."""
     seen, start = 0, time.perf_counter()
     while seen < images:
         seen += next(stream)
     return seen / (time.perf_counter() - start)
+
+
+def stand_still() -> None:
+    """Wait until nothing in this process computes: all streams have read ahead as far as they may."""
+    while True:
+        before = time.process_time()
+        time.sleep(0.02)
+        if time.process_time() - before < 0.002:
+            return
 
 
 def sources(data: DataConfig, formats: list[str], folder: str) -> dict[str, tuple[Source, DataConfig]]:
@@ -80,13 +90,17 @@ def sources(data: DataConfig, formats: list[str], folder: str) -> dict[str, tupl
 def measure(args: argparse.Namespace, opened: dict[str, tuple[Source, DataConfig]]) -> list[dict[str, float]]:
     """A dictionary a round: "decode" and each of args.formats -> images/s."""
 
+    streams = {"decode": bare_decode(opened["folder"][0], args.threads, args.batch)}
+    streams |= {side: pipeline(*opened[side], args.batch) for side in args.formats}
+    for stream in streams.values():
+        rate(stream, args.count)  # files into the page cache, memory taken
+        stand_still()
+
     def timed(side: str) -> float:
-        if side == "decode":
-            stream = bare_decode(opened["folder"][0], args.threads, args.batch)
-        else:
-            stream = pipeline(*opened[side], args.batch)
-        rate(stream, 4 * args.batch)  # files into the page cache, threads up
-        return rate(stream, args.count)
+        rate(streams[side], 4 * args.batch)  # past what was read ahead
+        measured = rate(streams[side], args.count)
+        stand_still()
+        return measured
 
     rounds = []
     sides = ["decode", *args.formats]

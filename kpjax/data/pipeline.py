@@ -82,6 +82,7 @@ class Batches(Iterator[Batch]):
         shuffle: bool,
     ) -> None:
         self.bad_files: list[str] = []
+        self._tf = import_tensorflow()
         self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
@@ -93,7 +94,7 @@ class Batches(Iterator[Batch]):
         self._unread = Unread(source, most=max(32, 2 * len(self._slots)))
 
     def __next__(self) -> Batch:
-        tf = import_tensorflow()
+        tf = self._tf
         while True:
             if not self._iterators:
                 self._iterators.append(self._dataset(tf).as_numpy_iterator())
@@ -124,27 +125,31 @@ class Batches(Iterator[Batch]):
         # As bytes: a name need not be UTF-8.
         paths = tf.constant([os.fsencode(name) for name in source.files]) if source.on_disk else None
 
+        # Nothing in them is Python's control flow, and AutoGraph would leave files in the folder for temporary ones
+        # where a process is killed.
+        @tf.autograph.experimental.do_not_convert
         def plan(step: Any) -> Any:
             records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))
             if paths is not None:
-                return records, tf.gather(paths, records)
+                return records, records
             # One call of Python a batch: one an image costs a tenth of what decoding it does.
             data = tf.numpy_function(self._read, [records], tf.string, stateful=False)
             return records, tf.ensure_shape(data, (len(self._slots),))
 
-        def fast(found: Any) -> Any:
-            data = found if paths is None else tf.io.read_file(found)
+        def fast(record: Any, found: Any) -> Any:
+            data = found if paths is None else tf.io.read_file(tf.gather(paths, record))
             image = tf.io.decode_jpeg(data, channels=0, dct_method="INTEGER_ACCURATE")
             image.set_shape((None, None, None))
             return image
 
+        @tf.autograph.experimental.do_not_convert
         def load(record: Any, found: Any) -> Any:
             if all_fast:
-                image = fast(found)
+                image = fast(record, found)
             else:
                 image = tf.cond(
                     tf.equal(tf.gather(routes, record), _FAST),
-                    lambda: fast(found),
+                    lambda: fast(record, found),
                     lambda: tf.ensure_shape(
                         tf.numpy_function(self._slow, [record], tf.uint8, stateful=False), (None, None, None)
                     ),

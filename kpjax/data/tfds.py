@@ -275,24 +275,23 @@ def _array_reader(record: Callable[[int, str], bytes], index: dict[str, Any]) ->
     place, names = index["place"], index["file_name"]
 
     def read(i: int) -> bytes:
-        number, offset, length = (int(v) for v in place[i])
+        number, offset, length = place[i].tolist()
         return _whole(record(number, str(names[i]))[offset : offset + length], length, str(names[i]))
 
     return read
 
 
 def _record_reader(index: dict[str, Any], instructions: list[Any]) -> Callable[[int], bytes]:
-    paths = [str(instruction.filename) for instruction in instructions]
+    pieces = files.Pieces([str(instruction.filename) for instruction in instructions])
     place = index["place"]
 
     def read(i: int) -> bytes:
-        number, offset, length = (int(v) for v in place[i])
+        number, offset, length = place[i].tolist()
+        path = pieces.paths[number]
         try:
-            with files.opened(paths[number]) as file:
-                file.seek(offset)
-                return _whole(file.read(length), length, paths[number])
+            return _whole(pieces.read(number, offset, length), length, path)
         except OSError as error:
-            raise DataError(f"{paths[number]}: cannot be read ({error.strerror})", UNREADABLE) from error
+            raise DataError(f"{path}: cannot be read ({error.strerror})", UNREADABLE) from error
 
     return read
 

@@ -1,0 +1,44 @@
+"""Pieces of files: what stays open, and what cannot be read."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+from kpjax.data.files import Pieces
+
+
+def _open_below(folder: pathlib.Path) -> int:
+    return sum(
+        os.path.realpath(entry.path).startswith(str(folder))
+        for entry in os.scandir("/proc/self/fd")
+        if entry.is_symlink()
+    )
+
+
+@pytest.mark.parametrize("most_open", [3, 2])
+def test_pieces_are_those_of_their_file_however_many_stay_open(tmp_path, monkeypatch, most_open):
+    monkeypatch.setattr(Pieces, "most_open", most_open)
+    contents = [bytes(range(n, n + 50)) for n in (0, 50, 100)]
+    for n, content in enumerate(contents):
+        (tmp_path / str(n)).write_bytes(content)
+    pieces = Pieces([str(tmp_path / str(n)) for n in range(3)])
+    for offset, length in ((0, 50), (7, 5), (49, 1)):
+        for n in (2, 0, 1, 2):
+            assert pieces.read(n, offset, length) == contents[n][offset : offset + length]
+    assert pieces.read(0, 45, 10) == contents[0][45:], "as much as there is"
+    if os.path.isdir("/proc/self/fd"):
+        assert _open_below(tmp_path) == (3 if most_open == 3 else 0)
+        del pieces
+        assert _open_below(tmp_path) == 0
+
+
+def test_a_file_that_is_not_there_is_an_os_error_each_time(tmp_path):
+    pieces = Pieces([str(tmp_path / "a")])
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            pieces.read(0, 0, 1)
+    (tmp_path / "a").write_bytes(b"xyz")
+    assert pieces.read(0, 1, 2) == b"yz"
