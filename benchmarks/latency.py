@@ -45,6 +45,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import kpjax
 from kpjax import testtime
+from kpjax.cpu import compiler_options
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.infer import make_merge, make_parts, protocol_of, true_heads
@@ -119,8 +120,9 @@ class Case:
         scales = protocol_of(detector, preset).scales
         self.views = [testtime.make_view(detector.preprocess, size, scale=scale) for scale in scales]
         heads_of, rows_of = make_parts(detector, mesh, preset=preset)
-        self.network = jax.jit(heads_of)
-        self.decode = jax.jit(rows_of, static_argnums=2, out_shardings=self.everywhere)
+        options = compiler_options(mesh)
+        self.network = jax.jit(heads_of, compiler_options=options)
+        self.decode = jax.jit(rows_of, static_argnums=2, out_shardings=self.everywhere, compiler_options=options)
         self.merge = make_merge(detector, preset, 100)
         self.made: list[list[Any]] = []  # of each view, the head maps that are not the network's
         self.seconds: dict[str, list[float]] = collections.defaultdict(list)

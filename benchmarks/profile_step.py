@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import step as step_benchmark
 
+from kpjax.cpu import compiler_options
 from kpjax.errors import UserError
 from kpjax.flags import config_of
 from kpjax.sharding import make_mesh, put_batch
@@ -91,7 +92,11 @@ def main() -> int:
         return 2
     state = init_state(detector, config, 1000, jax.random.key(0))
     batch = put_batch(step_benchmark.random_batch(config, detector.num_classes), mesh)
-    compiled = jax.jit(make_step(detector, config, 1000)).lower(state, batch).compile()
+    compiled = (
+        jax.jit(make_step(detector, config, 1000), compiler_options=compiler_options(mesh))
+        .lower(state, batch)
+        .compile()
+    )
     jax.block_until_ready(compiled(state, batch))
     names = operation_names(compiled.as_text())
     spent: collections.Counter[tuple[str, str]] = collections.Counter()

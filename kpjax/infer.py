@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import ConfigError
+from kpjax.cpu import compiler_options
 from kpjax.detectors.base import Array, Detections, Detector, Preprocess, Protocol
 
 Infer = Callable[..., tuple[Any, Array]]
@@ -52,7 +53,8 @@ def make_infer(
             heads = {**heads, **{name: truth[name] for name in oracle}}
         return rows_of(heads, windows, size), tags
 
-    return jax.jit(infer, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(infer, out_shardings=everywhere, compiler_options=compiler_options(mesh))
 
 
 def make_parts(

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import Config
+from kpjax.cpu import apart_on_cpu, compiler_options
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.optimizer import learning_rate, make_optimizer, scaled
@@ -41,6 +42,11 @@ class TrainState:
     opt_state: Any
     ema: Any
     first_bad_step: Array
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether no array of the tree has an infinite value or none: () bool."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def init_state(detector: Detector, config: Config, steps: int, key: Array) -> TrainState:
@@ -95,6 +101,7 @@ def make_step(
     """
     optimizer = make_optimizer(scaled(config), steps)
     rate = learning_rate(scaled(config), steps)
+    decay = config.optim.ema
     micro_batches = config.optim.accumulate
 
     def loss_of(params: Any, stats: Any, images: Array, targets: Targets, counts: dict[str, Array]) -> Any:
@@ -132,23 +139,25 @@ def make_step(
         # Every micro-batch moved the same old statistics; their mean is one move by the groups' mean.
         return (loss, (jax.tree.map(lambda s: s / micro_batches, moved), parts)), grads
 
+    def update_of(grads: Any, opt_state: Any, params: Any) -> tuple[Array, Any, Any]:
+        return optax.tree.norm(grads), *optimizer.update(grads, opt_state, params)
+
+    def moved_if(ok: Array, old: Any, updates: Any, stats: Any, opt_state: Any) -> Any:
+        params = optax.apply_updates(old[0], updates)
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, old[3], params) if decay else None
+        return jax.tree.map(lambda new, was: jnp.where(ok, new, was), (params, stats, opt_state, ema), old)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Where devices share the parameters, each first gathers them whole.  Left to itself the compiler computes some
         # layers with a part of them, and sends activations, which are larger.
         whole = gathered(state.params, mesh)
         passes = accumulated if micro_batches > 1 else gradients
         (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
-        norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        norm, updates, opt_state = apart_on_cpu(update_of)(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
-        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((loss, norm, updates, stats))]
-        ok = jnp.stack(finite).all() & (state.first_bad_step < 0)
-        params = optax.apply_updates(state.params, updates)
-        decay = config.optim.ema
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params) if decay else None
-        moved = (params, stats, opt_state, ema)
+        ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
         old = (state.params, state.batch_stats, state.opt_state, state.ema)
-        params, stats, opt_state, ema = jax.tree.map(lambda new, was: jnp.where(ok, new, was), moved, old)
+        params, stats, opt_state, ema = apart_on_cpu(moved_if)(ok, old, updates, stats, opt_state)
         first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
         metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics
@@ -169,4 +178,5 @@ def jit_step(step: Callable[..., Any], mesh: Mesh, state_shapes: Any) -> Any:
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kpjax.cpu import apart
+
 Array = jax.Array
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -36,7 +38,7 @@ def conv2d(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int],
         lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
     )
     if _suits_winograd(x, kernel, stride, padding):
-        return lax.platform_dependent(x, kernel, cpu=_conv_winograd, default=plain)
+        return lax.platform_dependent(x, kernel, cpu=apart(_conv_winograd), default=plain)
     return plain(x, kernel)
 
 
@@ -139,14 +141,14 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
         return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
 
     if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
-        dx = lax.platform_dependent(g, kernel, cpu=input_gradient_winograd, default=input_gradient)
+        dx = lax.platform_dependent(g, kernel, cpu=apart(input_gradient_winograd), default=input_gradient)
     else:
         dx = input_gradient(g, kernel)
     if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
         dk = whole(x, g)
     elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
         columns = functools.partial(_kernel_gradient_columns, size=kernel.shape[:2], padding=padding)
-        dk = lax.platform_dependent(x, g, cpu=columns, default=whole)
+        dk = lax.platform_dependent(x, g, cpu=apart(columns), default=whole)
     else:
         dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
     return dx, dk

@@ -1,0 +1,67 @@
+"""What a program is given of its own when it is compiled for a CPU.  Other devices get it as XLA likes it.
+
+docs/benchmarks.md has what each saves.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, SingleDeviceSharding
+
+# YNNPACK's reductions are faster than XLA's own, its convolutions slower; its products take the same time.  And as
+# XLA loads a program, it looks through all operations for each that it leaves to YNNPACK.
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """The `compiler_options` of `jax.jit` for a program on the devices of `mesh`: none but on a CPU."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return dict(_options()) if on_cpu and _LIBRARY not in os.environ.get("XLA_FLAGS", "") else {}
+
+
+@functools.cache
+def _options() -> dict[str, str]:
+    options = {_LIBRARY: _REDUCTIONS}
+    here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    try:
+        jax.jit(jnp.negative, out_shardings=here, compiler_options=options).lower(jnp.float32(0)).compile()
+    except Exception:  # whatever a JAX says that does not know the option
+        return {}
+    return options
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays or trees of them, called by the program rather than made part of its caller.
+
+    As it loads a program, XLA's CPU runtime compares each operation of a function with all others of that function,
+    which for an hourglass's training step in one piece takes as long as compiling it.  For a CPU alone: as the `cpu`
+    of a `lax.platform_dependent`.  Not for convolutions, which are many times slower where they are called so.
+    """
+
+    def called(*trees: Any) -> Any:
+        leaves, structure = jax.tree.flatten(jax.jit(function)(*trees))
+        try:
+            from jax.experimental.xla_metadata import set_xla_metadata
+        except ImportError:  # not part of JAX's promises; the results are the same
+            return jax.tree.unflatten(structure, leaves)
+        # A mark on one result is a mark on the call; a context manager would mark all operations within it too.
+        return jax.tree.unflatten(structure, [set_xla_metadata(leaves[0], inlineable="false"), *leaves[1:]])
+
+    return called
+
+
+def apart_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
+
+    def either(*trees: Any) -> Any:
+        return lax.platform_dependent(*trees, cpu=apart(function), default=function)
+
+    return either
