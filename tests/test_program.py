@@ -121,7 +121,9 @@ def test_fsdp_gathers_parameters_and_sends_no_activations() -> None:
 
 def test_groups_of_batchnorm_on_their_device_exchange_nothing() -> None:
     _, found = training(fsdp=1, bn_groups=8)
-    assert not found["BatchNorm"] and found["gradients"] and found["running statistics"]
+    assert not found["BatchNorm"] and found["gradients"]
+    # XLA may join them with the gradients, which nothing waits for either.
+    assert any("running_statistics" in one.scope for one in found["gradients"] + found["running statistics"])
     _, found = training(fsdp=1, bn_groups=4)
     assert {one.group for one in found["BatchNorm"]} == {2}
 
