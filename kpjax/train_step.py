@@ -142,9 +142,10 @@ def make_step(
     def update_of(grads: Any, opt_state: Any, params: Any) -> tuple[Array, Any, Any]:
         return optax.tree.norm(grads), *optimizer.update(grads, opt_state, params)
 
-    def moved_if(ok: Array, old: Any, updates: Any, stats: Any, opt_state: Any) -> Any:
-        params = optax.apply_updates(old[0], updates)
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, old[3], params) if decay else None
+    def moved_if(ok: Array, state: TrainState, updates: Any, stats: Any, opt_state: Any) -> Any:
+        params = optax.apply_updates(state.params, updates)
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params) if decay else None
+        old = (state.params, state.batch_stats, state.opt_state, state.ema)
         return jax.tree.map(lambda new, was: jnp.where(ok, new, was), (params, stats, opt_state, ema), old)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -156,8 +157,7 @@ def make_step(
         norm, updates, opt_state = apart_on_cpu(update_of)(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
         ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
-        old = (state.params, state.batch_stats, state.opt_state, state.ema)
-        params, stats, opt_state, ema = apart_on_cpu(moved_if)(ok, old, updates, stats, opt_state)
+        params, stats, opt_state, ema = apart_on_cpu(moved_if)(ok, state, updates, stats, opt_state)
         first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
         metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics

@@ -30,8 +30,12 @@ def test_a_part_is_called_on_a_cpu_and_computes_the_same():
 
 
 def test_other_devices_get_it_in_one_piece():
-    program = jax.export.export(jax.jit(lambda *trees: apart_on_cpu(_tree)(*trees)), platforms=["tpu"])(*_inputs())
-    assert "inlineable" not in program.mlir_module()
+    def text(platform: str) -> str:
+        program = jax.jit(lambda *trees: apart_on_cpu(_tree)(*trees))
+        return jax.export.export(program, platforms=[platform])(*_inputs()).mlir_module()
+
+    assert "inlineable" in text("cpu")
+    assert "inlineable" not in text("tpu") + text("cuda")
 
 
 def test_gradients_pass_through_it():
@@ -41,16 +45,21 @@ def test_gradients_pass_through_it():
 
 
 def test_only_reductions_are_left_to_the_library():
-    def program(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def program(x: jax.Array, kernel: jax.Array, m: jax.Array) -> tuple[jax.Array, ...]:
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return (y @ jnp.ones((64, 64))).sum((0, 1, 2))
+        return y, jnp.tanh(m @ m), x.sum((0, 1, 2))
 
-    shapes = jax.ShapeDtypeStruct((2, 32, 32, 64), jnp.float32), jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 32, 32, 64), (3, 3, 64, 64), (64, 64))]
     options = compiler_options(make_mesh())
     assert options, "this JAX does not know the option any more: look at what it saves, and at docs/benchmarks.md"
-    text = jax.jit(program, compiler_options=options).lower(*shapes).compile().as_text()
-    assert any("ynn" in line and "reduce" in line for line in text.splitlines())
-    assert not any("ynn" in line and ("dot_general" in line or "conv" in line) for line in text.splitlines())
+
+    def left(options: dict[str, str]) -> set[str]:
+        text = jax.jit(program, compiler_options=options).lower(*shapes).compile().as_text()
+        kinds = ("reduce_sum", "dot_general", "conv_general_dilated")
+        return {kind for line in text.splitlines() for kind in kinds if "__ynn_fusion" in line and kind in line}
+
+    assert left(options) == {"reduce_sum"}
+    assert left({}) == {"reduce_sum", "dot_general", "conv_general_dilated"}, "what the option is there for"
 
 
 def test_no_option_where_it_is_not_known_or_chosen_by_the_user(monkeypatch: pytest.MonkeyPatch):

@@ -102,11 +102,17 @@ class Pieces:
             with opened(path) as file:
                 file.seek(offset)
                 return file.read(length)
-        if number not in self._open:
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
+            file = self._open[number]
+        try:
+            return os.pread(file.fileno(), length, offset)
+        except OSError:
+            # A file of a mount that was lost stays unreadable when the mount is back, unless it is opened again.
             with self._lock:
-                if number not in self._open:
-                    self._open[number] = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
-        return os.pread(self._open[number].fileno(), length, offset)
+                self._open.pop(number, None)
+            raise
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -131,7 +131,7 @@ class Batches(Iterator[Batch]):
         def plan(step: Any) -> Any:
             records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))
             if paths is not None:
-                return records, records
+                return records, records  # the file is read where it is decoded
             # One call of Python a batch: one an image costs a tenth of what decoding it does.
             data = tf.numpy_function(self._read, [records], tf.string, stateful=False)
             return records, tf.ensure_shape(data, (len(self._slots),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 
@@ -33,6 +34,19 @@ def test_pieces_are_those_of_their_file_however_many_stay_open(tmp_path, monkeyp
         assert _open_below(tmp_path) == (3 if most_open == 3 else 0)
         del pieces
         assert _open_below(tmp_path) == 0
+
+
+def test_a_file_that_could_not_be_read_is_opened_again(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"xyz")
+    pieces = Pieces([str(tmp_path / "a")])
+    assert pieces.read(0, 0, 1) == b"x"
+    with monkeypatch.context() as lost:
+        lost.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+        with pytest.raises(OSError, match="Stale"):
+            pieces.read(0, 1, 1)
+    os.replace(tmp_path / "a", tmp_path / "old")
+    (tmp_path / "a").write_bytes(b"abc")
+    assert pieces.read(0, 1, 1) == b"b"
 
 
 def test_a_file_that_is_not_there_is_an_os_error_each_time(tmp_path):
