@@ -104,7 +104,7 @@ def comparisons(scale: float) -> list[Comparison]:
         Comparison(
             f"conv 3x3, 128x128x{c256} -> {c256} (Winograd)",
             usual_convolution,
-            convolution._conv_winograd,
+            lambda x, k: convolution._conv_winograd(x, convolution._winograd_kernels(k)),
             (array(1, 128, 128, c256), array(3, 3, c256, c256)),
             False,
         ),

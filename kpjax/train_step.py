@@ -46,7 +46,16 @@ class TrainState:
 
 def all_finite(tree: Any) -> Array:
     """Whether no array of the tree has an infinite value or none: () bool."""
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+    # Arrays of one shape are joined cell by cell, which makes few reductions of many.
+    by_shape: dict[tuple[int, ...], Array] = {}
+    for x in jax.tree.leaves(tree):
+        by_shape[x.shape] = by_shape.get(x.shape, True) & jnp.isfinite(x)
+    return jnp.stack([finite.all() for finite in by_shape.values()]).all()
+
+
+def chosen(ok: Array, new: Any, old: Any) -> Any:
+    """The new tree where `ok`, else the old one."""
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
 def init_state(detector: Detector, config: Config, steps: int, key: Array) -> TrainState:
@@ -139,14 +148,11 @@ def make_step(
         # Every micro-batch moved the same old statistics; their mean is one move by the groups' mean.
         return (loss, (jax.tree.map(lambda s: s / micro_batches, moved), parts)), grads
 
-    def update_of(grads: Any, opt_state: Any, params: Any) -> tuple[Array, Any, Any]:
-        return optax.tree.norm(grads), *optimizer.update(grads, opt_state, params)
+    def moved_if(ok: Array, params: Any, updates: Any) -> Any:
+        return chosen(ok, optax.apply_updates(params, updates), params)
 
-    def moved_if(ok: Array, state: TrainState, updates: Any, stats: Any, opt_state: Any) -> Any:
-        params = optax.apply_updates(state.params, updates)
-        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params) if decay else None
-        old = (state.params, state.batch_stats, state.opt_state, state.ema)
-        return jax.tree.map(lambda new, was: jnp.where(ok, new, was), (params, stats, opt_state, ema), old)
+    def averaged_if(ok: Array, ema: Any, params: Any) -> Any:
+        return chosen(ok, jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params), ema)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Where devices share the parameters, each first gathers them whole.  Left to itself the compiler computes some
@@ -154,10 +160,14 @@ def make_step(
         whole = gathered(state.params, mesh)
         passes = accumulated if micro_batches > 1 else gradients
         (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
-        norm, updates, opt_state = apart_on_cpu(update_of)(grads, state.opt_state, state.params)
+        norm = apart_on_cpu(optax.tree.norm)(grads)
+        updates, opt_state = apart_on_cpu(optimizer.update)(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
         ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
-        params, stats, opt_state, ema = apart_on_cpu(moved_if)(ok, state, updates, stats, opt_state)
+        params = apart_on_cpu(moved_if)(ok, state.params, updates)
+        stats = apart_on_cpu(chosen)(ok, stats, state.batch_stats)
+        opt_state = apart_on_cpu(chosen)(ok, opt_state, state.opt_state)
+        ema = apart_on_cpu(averaged_if)(ok, state.ema, params) if decay else None
         first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
         metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics

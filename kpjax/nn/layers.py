@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kpjax.nn.batch_norm import normalised
 from kpjax.nn.convolution import NHWC, conv2d
 
 Array = jax.Array
@@ -101,9 +102,7 @@ class BatchNorm(nn.Module):
             offset = bias - running_mean.value * factor
             return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
         grouped = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
-        axes = tuple(range(1, x.ndim))
-        mean = grouped.mean(axes)
-        var = jnp.maximum((grouped**2).mean(axes) - mean**2, 0.0)
+        y, mean, var = normalised(grouped, scale, bias, self.epsilon)
         if not self.is_initializing():
             count = grouped.size // (self.groups * channels)
             keep = self.momentum
@@ -111,10 +110,7 @@ class BatchNorm(nn.Module):
                 unbiased = var.mean(0) * (count / max(count - 1, 1))
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        shape = (self.groups, *(1,) * (x.ndim - 1), channels)
-        factor = (scale * lax.rsqrt(var + self.epsilon)).reshape(shape)
-        offset = bias.reshape((1,) * (x.ndim) + (channels,)) - mean.reshape(shape) * factor
-        return (grouped * factor + offset).reshape(x.shape).astype(self.dtype)
+        return y.reshape(x.shape).astype(self.dtype)
 
 
 class ConvBN(nn.Module):

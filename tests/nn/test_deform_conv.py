@@ -17,10 +17,7 @@ from jax import lax
 from kpjax.nn import deform_conv as module
 from kpjax.nn.deform_conv import DeformConv, deform_conv
 from kpjax.nn.layers import NHWC
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+from tests.nn.compare import normal
 
 
 def uniform(seed: int, low: float, high: float, *shape: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,32 +24,7 @@ from kpjax.nn.layers import (
     max_pool_3x3_stride2,
     upsample_depthwise,
 )
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def value_and_vjp(function: Callable[..., Any], *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The output and the inputs' gradients for one fixed random cotangent."""
-
-    def run(*inputs: Any) -> Any:
-        y, pull = jax.vjp(function, *inputs)
-        return (y, *pull(jnp.asarray(normal(99, *y.shape), y.dtype)))
-
-    return tuple(np.asarray(x) for x in jax.jit(run)(*inputs))
-
-
-def assert_same(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...], tolerance: float = 2e-6) -> None:
-    """Equal to float32 summation order: `tolerance` of the largest value of each array."""
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, float(np.abs(b).max())), rtol=0)
-
-
-def lowered_for(platform: str, function: Callable[..., Any], *inputs: np.ndarray) -> str:
-    return jax.jit(function).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
-
+from tests.nn.compare import assert_same, lowered_for, normal, value_and_vjp
 
 # --- convolution ---------------------------------------------------------------------------------
 
@@ -355,7 +329,9 @@ def test_wide_convolutions(shape: tuple[int, ...], features: int, winograd: bool
     limit = 3e-6 * float(jnp.abs(expected).max())
     np.testing.assert_allclose(jax.jit(lambda x, k: layers.conv2d(x, k, 1, padding))(x, kernel), expected, atol=limit)
     if winograd:
-        np.testing.assert_allclose(jax.jit(convolution._conv_winograd)(x, kernel), expected, atol=limit)
+        for kernels in (convolution._winograd_kernels, convolution._winograd_kernels_at_once):
+            found = jax.jit(lambda x, k, kernels=kernels: convolution._conv_winograd(x, kernels(k)))(x, kernel)
+            np.testing.assert_allclose(found, expected, atol=limit)
         # The gradients are those of the plain form.
         ours, theirs = (
             jax.jit(jax.grad(lambda x, k, f=f: (f(x, k) * expected).sum(), argnums=(0, 1)))(x, kernel)
