@@ -13,6 +13,8 @@ CONFIG ?= configs/shapes_$(MODEL).py
 SEED ?= 0
 WORK ?= workdir/demo
 PYTEST_ARGS ?=
+# tests that run at once, each file's one after another
+JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -46,7 +48,7 @@ test: $(BIN)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 format: $(BIN)/.test-installed
 	$(BIN)/ruff check --fix .
