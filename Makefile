@@ -55,10 +55,10 @@ format: $(BIN)/.test-installed
 	$(BIN)/ruff format .
 
 soak: $(BIN)/.test-installed
-	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	XLA_FLAGS="--xla_backend_optimization_level=3 $${XLA_FLAGS-}" $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 golden-full: $(BIN)/.test-installed
-	$(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
+	XLA_FLAGS="--xla_backend_optimization_level=3 $${XLA_FLAGS-}" $(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -56,9 +56,13 @@ def config_file(folder: pathlib.Path, data: pathlib.Path, steps: int) -> pathlib
     return path
 
 
-def environment() -> dict[str, str]:
-    """One CPU device; programs compiled once are kept, so that a restart takes seconds."""
-    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+def environment(devices: int = 1) -> dict[str, str]:
+    """So many CPU devices; all programs compiled once are kept, as without tests, so that a restart takes seconds."""
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
+    flag = "--xla_force_host_platform_device_count"
+    others = [x for x in os.environ.get("XLA_FLAGS", "").split() if not x.startswith(flag)]
+    flags = " ".join([*others, f"{flag}={devices}"])
+    return kept | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def run_program(name: str, *arguments: str, timeout: float = 300, **more: str) -> subprocess.CompletedProcess[str]:

@@ -44,10 +44,7 @@ def test_config(path: pathlib.Path) -> None:
     detector = from_config(config, classes)
     size = (config.augment.height, config.augment.width)
     images = jax.ShapeDtypeStruct((config.batch, *size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), images)
-    outputs, _ = jax.eval_shape(
-        lambda v, x: detector.net.apply(v, x, train=True, mutable=["batch_stats"]), variables, images
-    )
+    outputs, _ = jax.eval_shape(lambda x: detector.net.init_with_output(jax.random.key(0), x, train=True), images)
     cells = (config.batch, -(-size[0] // detector.stride), -(-size[1] // detector.stride))
     heatmaps = [x for name, x in outputs[-1].items() if name.endswith(("heat", "heatmap"))]
     assert heatmaps and all(x.shape == (*cells, classes) and x.dtype == jnp.float32 for x in heatmaps)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import email
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import zipfile
 
 import pytest
+
+from tests.programs import environment as program_environment
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -66,7 +67,7 @@ def test_it_lists_builds_and_predicts_without_tensorflow(wheel: pathlib.Path, tm
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*install, str(wheel)], check=True, capture_output=True)
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "XLA_FLAGS": ""}
+    environment = {**program_environment(), "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import re
 import signal
@@ -14,6 +13,8 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import IO
+
+from tests.programs import environment
 
 ROOT = pathlib.Path(__file__).parents[2]
 LIMIT = 600.0  # seconds within which everything has to happen, on a busy machine too
@@ -58,17 +59,9 @@ class Processes:
         commands = [
             [sys.executable, *program, program_name, *p, *rest, *(own or {}).get(i, ())] for i, p in enumerate(place)
         ]
-        environment = {k: v for k, v in os.environ.items() if k != "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
-        environment |= {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-        }
+        given = environment(devices) | {"PYTHONPATH": str(ROOT)} | more
         self._processes = [
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment | more
-            )
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=given)
             for command in commands
         ]
         self._lines: list[tuple[list[str], list[str]]] = [([], []) for _ in commands]
