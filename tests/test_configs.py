@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import kpjax
 from kpjax import flags
 from kpjax.config import Config, ConfigError, differences, from_json, to_json
 from kpjax.detectors import from_config
 from kpjax.optimizer import learning_rate, scaled
+from tests.convert import released
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -75,6 +77,23 @@ def test_sizes_that_the_network_cannot_take(steps: int, size: tuple[int, int], t
         jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
     )
     assert outputs[-1]["heatmap"].shape == (1, size[0] // 4, size[1] // 4, 3)
+
+
+@pytest.mark.parametrize("name", ["centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104"])
+def test_rematerialisation_reaches_the_network(name: str) -> None:
+    """What it computes then is the backbones' tests' to say."""
+    config = Config(steps=1)
+    config.model.name, config.model.options = name, dict(released.SMALL[name])
+    config.augment.height = config.augment.width = side = 64 - kpjax.build(name, 1).less
+
+    def program() -> str:
+        net = from_config(config, 3).net
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        return str(jax.make_jaxpr(lambda x: net.init_with_output(jax.random.key(0), x, train=True))(images))
+
+    assert not re.search(r"(remat2|checkpoint)\[", program())
+    config.model.remat = True
+    assert re.search(r"(remat2|checkpoint)\[", program())
 
 
 def test_classes_have_to_agree() -> None:

@@ -50,8 +50,13 @@ def sgd() -> Config:
     return config
 
 
-def test_eight_devices_equal_one(sgd: Config) -> None:
-    alone, metrics = trained(sgd, tiny_detector())
+@pytest.fixture(scope="module")
+def on_one_device(sgd: Config) -> tuple[list[TrainState], list[dict]]:
+    return trained(sgd, tiny_detector())
+
+
+def test_eight_devices_equal_one(sgd: Config, on_one_device: tuple[list[TrainState], list[dict]]) -> None:
+    alone, metrics = on_one_device
     states, sharded_metrics = trained(sgd, tiny_detector(), devices=8)
     # Three steps move parameters by 0.01 or more; the two differ by the order of float32 sums.
     assert largest_difference(alone[3].params, alone[0].params) > 0.01
@@ -102,14 +107,15 @@ def test_fsdp_equals_one_device(fsdp: int) -> None:
         assert eight["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-def test_bfloat16_trains_with_float32_parameters(sgd: Config) -> None:
-    _, exact = trained(sgd, two_layer_detector())
-    states, metrics = trained(sgd, two_layer_detector(dtype=jnp.bfloat16))
+def test_bfloat16_trains_with_float32_parameters(
+    on_one_device: tuple[list[TrainState], list[dict]], sgd: Config
+) -> None:
+    states, metrics = trained(sgd, tiny_detector(dtype="bfloat16"))
     assert all(m["ok"] and np.isfinite(m["loss"]) for m in metrics)
     assert {leaf.dtype for leaf in jax.tree.leaves((states[3].params, states[3].batch_stats))} == {np.dtype("float32")}
     # It is the same training, to the precision of bfloat16's eight bits; and it is not float32 by mistake.
-    assert metrics[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
-    assert metrics[0]["loss"] != exact[0]["loss"]
+    assert metrics[0]["loss"] == pytest.approx(on_one_device[1][0]["loss"], rel=0.02)
+    assert metrics[0]["loss"] != on_one_device[1][0]["loss"]
 
 
 def test_accumulation_equals_one_step_with_grouped_statistics() -> None:

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from tests.programs import environment as program_environment
+from tests.programs import environment
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,9 +67,9 @@ def test_it_lists_builds_and_predicts_without_tensorflow(wheel: pathlib.Path, tm
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*install, str(wheel)], check=True, capture_output=True)
-    environment = {**program_environment(), "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {**environment(), "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

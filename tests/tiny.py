@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import kpjax
@@ -44,25 +43,19 @@ class TwoLayers(nn.Module):
     bn_groups: int = 1
     classes: int = CLASSES
     width: int = 4
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
-        x = Conv(self.width, kernel=4, stride=4, padding=0, dtype=self.dtype, name="stem")(images)
-        x = nn.relu(BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, train))
+        x = Conv(self.width, kernel=4, stride=4, padding=0, name="stem")(images)
+        x = nn.relu(BatchNorm(groups=self.bn_groups, name="bn")(x, train))
         x = x * (4 / self.width)  # heads of as many inputs would begin with huge outputs
         channels = {"heatmap": self.classes, "wh": 2, "offset": 2}
-        return [
-            {
-                head: Conv(c, bias=True, dtype=self.dtype, name=head)(x).astype(jnp.float32)
-                for head, c in channels.items()
-            }
-        ]
+        return [{head: Conv(c, bias=True, name=head)(x) for head, c in channels.items()}]
 
 
-def two_layer_detector(bn_groups: int = 1, dtype: Any = jnp.float32) -> Detector:
+def two_layer_detector(bn_groups: int = 1) -> Detector:
     """CenterNet's targets and losses around `TwoLayers`."""
-    return dataclasses.replace(tiny_detector(), net=TwoLayers(bn_groups, dtype=dtype))
+    return dataclasses.replace(tiny_detector(), net=TwoLayers(bn_groups))
 
 
 def random_batch(count: int = 8, step: int = 0, seed: int = 0, boxes: int = 4) -> dict[str, np.ndarray]:
