@@ -26,6 +26,8 @@ from kpjax.sharding import BATCH, batch_sharding, gathered, parameter_sharding, 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
+LONG_SUM = 4096  # numbers from which XLA leaves a sum to YNNPACK (seen)
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -160,7 +162,7 @@ def make_step(
         whole = gathered(state.params, mesh)
         passes = accumulated if micro_batches > 1 else gradients
         (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
-        norm = apart_on_cpu(optax.tree.norm)(grads)
+        norm = global_norm(grads)
         updates, opt_state = apart_on_cpu(optimizer.update)(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
         ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
@@ -173,6 +175,21 @@ def make_step(
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics
 
     return step
+
+
+def global_norm(tree: Any) -> Array:
+    """The root of the sum of all squares.
+
+    On a CPU the long sums have a function of nothing else, as those of `kpjax.nn.batch_norm` and for the same reason.
+    XLA makes short ones of other operations, which it puts last with all that calls them.
+    """
+    leaves = jax.tree.leaves(tree)
+    parts = ([x for x in leaves if (x.size >= LONG_SUM) == long] for long in (True, False))
+    return jnp.sqrt(sum(s for part in parts if part for s in apart_on_cpu(square_sums)(part)))
+
+
+def square_sums(arrays: list[Array]) -> list[Array]:
+    return [jnp.sum(jnp.square(x)) for x in arrays]
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
