@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -475,10 +476,18 @@ def test_an_image_mirrored_within_its_canvas():
 
 def test_options_of_the_file_count_at_test(tmp_path, capsys):
     """eval.py --config takes the model's options from the file, and --nms another soft-NMS; weights have to fit."""
-    small = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, "head_channels": 7}
+    small = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "stacks": 1, "branch": 3, "head_channels": 7}
     detector = kpjax.build("cornernet_hg104", num_classes=2, **small)
     images = np.zeros((1, 7, 7, 3), np.float32)
-    variables = jax.jit(functools.partial(detector.net.init, train=False))(jax.random.key(0), images)
+    shapes = jax.eval_shape(functools.partial(detector.net.init, train=False), jax.random.key(0), images)
+    draw = np.random.default_rng(0).normal
+
+    def drawn(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:  # without a program of a draw for each kernel
+        if x.ndim == 4:
+            return draw(scale=math.sqrt(2 / math.prod(x.shape[:3])), size=x.shape).astype(np.float32)
+        return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
     save_inference(str(tmp_path / "model"), detector, variables, ("cat", "dog"))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "0.png")
     truth = {
