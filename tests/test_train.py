@@ -77,12 +77,12 @@ def test_killed_and_stopped_runs_end_as_the_whole_one(data: pathlib.Path, tmp_pa
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = run_program("train.py", "--config", file, "--workdir", str(whole))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert spoken(done.stderr) == []
     arguments = ("--config", file, "--workdir", str(parts))
     reached = 0
     for number, at in ((signal.SIGKILL, 5), (signal.SIGTERM, 8), (signal.SIGINT, 13)):
         code, lines, errors = stop_at(number, 0.02, *arguments, pattern=rf"^step {at}/")
-        assert errors == ""
+        assert spoken(errors) == []
         resumed = [line for line in lines if line.startswith("resuming at step")]
         assert resumed or not reached, lines  # the first kill may come before any checkpoint is complete
         if number == signal.SIGKILL:
@@ -99,6 +99,11 @@ def test_killed_and_stopped_runs_end_as_the_whole_one(data: pathlib.Path, tmp_pa
         logged = [line for line in read_metrics(str(workdir)) if line["kind"] == "train"]
         assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
         assert events(workdir, "train/loss") == {x["step"]: pytest.approx(x["loss"], rel=1e-6) for x in logged}
+
+
+def spoken(errors: str) -> list[str]:
+    """Lines of stderr but for Orbax's that saves every third step come too soon for a slow disk."""
+    return [line for line in errors.splitlines() if "Waiting for previous save to complete" not in line]
 
 
 def events(workdir: pathlib.Path, tag: str) -> dict[int, float]:
