@@ -61,15 +61,18 @@ class DamagedCheckpoint(CheckpointError):
 def _ocp() -> Any:
     from orbax.checkpoint import v1 as ocp
 
-    logging.getLogger("absl").addFilter(_no_traceback_of_orbax)
+    logging.getLogger("absl").addFilter(_worth_saying)
     _tell_failure_once()
     return ocp
 
 
-def _no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+def _worth_saying(record: logging.LogRecord) -> bool:
+    if "orbax" not in record.pathname:
+        return True
     # What fails in its threads it logs in full, several times over, and then raises: that is said in one line.
     raised = record.filename in ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
-    return not (record.exc_info and raised and "orbax" in record.pathname)
+    # That a save waited for the one before is told by kpjax.train, once.
+    return not (record.exc_info and raised) and not str(record.msg).startswith("Waiting for previous save")
 
 
 @functools.cache

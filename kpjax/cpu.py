@@ -19,6 +19,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 # XLA loads a program, it looks through all operations for each that it leaves to YNNPACK.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
+LONG_SUM = 4096  # numbers from which a sum is left to YNNPACK; 2,048 are not (seen, jax 0.10)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

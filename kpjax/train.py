@@ -54,6 +54,8 @@ from kpjax.workdir import check_workdir, claim, evaluated
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
 
+LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without a word
+
 
 class BadStep(UserError):
     """Loss or gradient was not finite.  Its text names the step, the loss parts and the images."""
@@ -234,7 +236,7 @@ class _Loop:
         self.pending: collections.deque[tuple[int, Any, np.ndarray | None]] = collections.deque()
         self._config, self._source, self._checkpoints = config, source, checkpoints
         self._log, self._clock, self._saved = log, clock, saved
-        self._begun = False
+        self._begun = self._told_to_save_less = False
 
     def read_oldest(self) -> None:
         """Read the oldest step's metrics.  Raises BadStep."""
@@ -262,6 +264,15 @@ class _Loop:
         if self._saved == number:
             return
         with self._clock.aside():
+            began = time.monotonic()
+            self._checkpoints.wait()  # as Orbax would, which tells of it each time
+            waited = time.monotonic() - began
+            if waited > LONG_WAIT and not self._told_to_save_less:
+                self._told_to_save_less = True
+                self._log.say(
+                    f"step {number}: waited {waited:.1f} s for the checkpoint before to be written; "
+                    "a larger config.checkpoint.every costs less time"
+                )
             self._checkpoints.save(state)
         self._saved = number
 

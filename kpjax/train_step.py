@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import Config
-from kpjax.cpu import apart_on_cpu, compiler_options
+from kpjax.cpu import LONG_SUM, apart_on_cpu, compiler_options
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.optimizer import learning_rate, make_optimizer, scaled
@@ -25,8 +25,6 @@ from kpjax.sharding import BATCH, batch_sharding, gathered, parameter_sharding, 
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
-
-LONG_SUM = 4096  # numbers from which XLA leaves a sum to YNNPACK (seen)
 
 
 @flax.struct.dataclass
@@ -178,17 +176,18 @@ def make_step(
 
 
 def global_norm(tree: Any) -> Array:
-    """The root of the sum of all squares.
+    """The root of the sum of all squares, as `optax.tree.norm`.
 
     On a CPU the long sums have a function of nothing else, as those of `kpjax.nn.batch_norm` and for the same reason.
     XLA makes short ones of other operations, which it puts last with all that calls them.
     """
     leaves = jax.tree.leaves(tree)
-    parts = ([x for x in leaves if (x.size >= LONG_SUM) == long] for long in (True, False))
-    return jnp.sqrt(sum(s for part in parts if part for s in apart_on_cpu(square_sums)(part)))
+    long, short = [x for x in leaves if x.size >= LONG_SUM], [x for x in leaves if x.size < LONG_SUM]
+    return jnp.sqrt(sum(sum(apart_on_cpu(square_sums)(part)) for part in (long, short) if part))
 
 
 def square_sums(arrays: list[Array]) -> list[Array]:
+    """Of each array."""
     return [jnp.sum(jnp.square(x)) for x in arrays]
 
 
