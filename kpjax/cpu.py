@@ -63,6 +63,7 @@ def apart_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
 
     def either(*trees: Any) -> Any:
-        return lax.platform_dependent(*trees, cpu=apart(function), default=function)
+        # `apart` runs it under `jax.jit` too: traced for one, it is not traced again for the other.
+        return lax.platform_dependent(*trees, cpu=apart(function), default=jax.jit(function))
 
     return either

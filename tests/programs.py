@@ -27,7 +27,7 @@ from kpjax.config import Config
 
 def get_config():
     config = Config(batch=4, steps={steps}, log_every=1)
-    config.model.options = {{"width": 4, "deconv": (4, 4, 4), "head_channels": 4}}
+    config.model.options = {{"width": 4, "deconv": (4,), "head_channels": 4}}
     config.data.canvas = 64
     config.data.max_boxes = 8
     config.data.threads = 1

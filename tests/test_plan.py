@@ -84,7 +84,7 @@ def test_a_training_step(eight: Topology) -> None:
     # all of the network's parameters but BatchNorm's
     shapes = jax.eval_shape(lambda: plan.detector.net.init(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3))))
     parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-    assert 0.8 * parameters < sum(one.bytes for one in found["gradients"]) < 1.1 * parameters
+    assert 0.8 * parameters < sum(one.bytes for one in found["gradients"]) < 1.25 * parameters
 
 
 def test_a_test_step(eight: Topology) -> None:

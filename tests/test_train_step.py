@@ -191,6 +191,7 @@ def test_the_moving_average_follows_the_parameters() -> None:
 
 def test_each_image_draws_by_its_counter() -> None:
     config = tiny_config()
+    config.augment.kind, config.augment.color, config.augment.lighting = "shift", 0.4, 0.1
     detector = tiny_detector()
     batch = random_batch(4)
     make = jax.jit(lambda b: prepare(detector, config, b))

@@ -45,12 +45,18 @@ def _forward(
         lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
     )
     if _suits_winograd(x, kernel, stride, padding):
-
-        def winograd(x: Array, kernel: Array) -> Array:
-            return _conv_winograd(x, kernels(kernel))
-
-        return lax.platform_dependent(x, kernel, cpu=apart(winograd), default=plain)
+        return lax.platform_dependent(x, kernel, cpu=apart(_winograd_by(kernels)), default=plain)
     return plain(x, kernel)
+
+
+@functools.cache
+def _winograd_by(kernels: Callable[[Array], list[list[Array]]]) -> Callable[[Array, Array], Array]:
+    """The same object for the same `kernels`, so that JAX traces it once for layers of one shape."""
+
+    def winograd(x: Array, kernel: Array) -> Array:
+        return _conv_winograd(x, kernels(kernel))
+
+    return winograd
 
 
 def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
@@ -157,11 +163,6 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
     def input_gradient(g: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)[0]
 
-    def input_gradient_winograd(g: Array, kernel: Array) -> Array:
-        k = _winograd_kernels_at_once(kernel)
-        # Those of the mirrored kernel from outputs to inputs: the first and the last change places.
-        return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)])
-
     def whole(x: Array, g: Array) -> Array:
         return jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)[0]
 
@@ -171,20 +172,32 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
         return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
 
     if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
-        dx = lax.platform_dependent(g, kernel, cpu=apart(input_gradient_winograd), default=input_gradient)
+        dx = lax.platform_dependent(g, kernel, cpu=apart(_input_gradient_winograd), default=input_gradient)
     else:
         dx = input_gradient(g, kernel)
     if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
         dk = whole(x, g)
     elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
-        columns = functools.partial(_kernel_gradient_columns, size=kernel.shape[:2], padding=padding)
+        columns = _kernel_gradient_columns(kernel.shape[:2], tuple(map(tuple, padding)))
         dk = lax.platform_dependent(x, g, cpu=apart(columns), default=whole)
     else:
         dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
     return dx, dk
 
 
-def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any) -> Array:
+def _input_gradient_winograd(g: Array, kernel: Array) -> Array:
+    k = _winograd_kernels_at_once(kernel)
+    # Those of the mirrored kernel from outputs to inputs: the first and the last change places.
+    return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)])
+
+
+@functools.cache
+def _kernel_gradient_columns(size: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Callable[..., Array]:
+    """For one size of kernel the same object, so that JAX traces it once for layers of one shape."""
+    return functools.partial(_columns_gradient, size=size, padding=padding)
+
+
+def _columns_gradient(x: Array, g: Array, size: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Array:
     """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
 
     The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).

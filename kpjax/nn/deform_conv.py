@@ -109,6 +109,7 @@ def _on_platform(function: Callable[..., Any], geometry: _Geometry, *arrays: Any
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.jit, static_argnums=4)  # traced once for layers of one shape
 def _deform_conv(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> Array:
     weights, index = _corners(offset, mask, x.shape[1:3], geometry)
     multiply = functools.partial(_multiply, offset.shape[2])
@@ -130,6 +131,7 @@ def _forward(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geo
     return _deform_conv(x, offset, mask, kernel, geometry), (x, offset, mask, kernel)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _backward(geometry: _Geometry, saved: Any, g: Array) -> tuple[Array, Array, Array, Array]:
     x, offset, mask, kernel = saved
     weights, pull, index = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)

@@ -26,8 +26,9 @@ Array = jax.Array
 Dtype = Any
 Initializer = Callable[..., Any]
 
-# He et al. 2015, by fan-out, as the released ResNets were initialised.
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# He et al. 2015, by fan-out, as the released ResNets were initialised.  Flax asks an initialiser for its shape whenever
+# a parameter is read; under `jax.jit` it is traced once for kernels of one shape.
+he_normal = jax.jit(nn.initializers.variance_scaling(2.0, "fan_out", "normal"), static_argnums=(1, 2))
 
 
 class ConvParams(nn.Module):

@@ -21,7 +21,7 @@ from kpjax.commands.export import run
 from kpjax.config import AugmentConfig, Config
 from kpjax.errors import UserError
 
-TINY: dict[str, Any] = {"width": 4, "deconv": (4, 4, 4), "head_channels": 4}
+TINY: dict[str, Any] = {"width": 4, "deconv": (4,), "head_channels": 4}
 TINY_CORNER: dict[str, Any] = {
     "features": (4, 4),
     "blocks": (1, 1),

@@ -37,7 +37,8 @@ def get_config():
     for split, name in ((config.data.train, "train"), (config.data.val, "val")):
         split.images = {folder!r} + "/" + name
         split.annotations = {folder!r} + "/annotations/instances_" + name + ".json"
-    config.augment.kind = "shift"
+    config.augment.kind = "none"
+    config.augment.color = config.augment.lighting = 0.0
     config.augment.height = config.augment.width = 64
     config.optim.name = "sgd"
     config.optim.lr = 1e-3

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kpjax.config import ConfigError
-from kpjax.ops.nms import MMCV, ORIGINAL, SoftNms, keep_best, soft_nms, soft_nms_merge
+from kpjax.ops.nms import MMCV, ORIGINAL, Rows, SoftNms, keep_best, soft_nms, soft_nms_merge
 
-# rules, stale_rows, exponent of merging: each a compilation
+# rules, stale_rows, exponent of merging: each a compilation, which the tests below share
+COUNT = 40
 CASES = [
     (ORIGINAL, True, None),
     (ORIGINAL, True, 8.0),
@@ -23,8 +24,19 @@ CASES = [
     (SoftNms("hard", pixel=0.0, inclusive=True, drop_apart=True), False, None),
     (SoftNms("gaussian", sigma=0.1, threshold=0.3), True, None),
 ]
-plain = jax.jit(soft_nms, static_argnames=("rules", "stale_rows", "most"))
-merging = jax.jit(soft_nms_merge, static_argnames=("rules", "exponent", "stale_rows", "most"))
+_plain = jax.jit(soft_nms, static_argnames=("rules", "stale_rows", "most"))
+_merging = jax.jit(soft_nms_merge, static_argnames=("rules", "exponent", "stale_rows", "most"))
+
+
+def plain(boxes, scores, labels, valid=None, *, rules=ORIGINAL, stale_rows=False, most=0) -> Rows:
+    valid = np.ones(len(scores), bool) if valid is None else valid
+    return _plain(boxes, scores, labels, valid, rules=rules, stale_rows=stale_rows, most=most)
+
+
+def merging(boxes, scores, labels, weights, valid=None, *, rules, exponent, stale_rows, most=0) -> Rows:
+    valid = np.ones(len(scores), bool) if valid is None else valid
+    options = {"rules": rules, "exponent": exponent, "stale_rows": stale_rows, "most": most}
+    return _merging(boxes, scores, labels, weights, valid, **options)
 
 
 def factor(a: np.ndarray, b: np.ndarray, rules: SoftNms) -> tuple[float, bool]:
@@ -108,7 +120,7 @@ def check(seed: int, count: int, classes: int, rules: SoftNms, stale: bool, expo
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(CASES))
 def test_against_the_loop(seed: int, case: tuple[SoftNms, bool, float | None]) -> None:
-    check(seed, 40, 3, *case)
+    check(seed, COUNT, 3, *case)
 
 
 def test_most_of_a_crowd_dropped_at_once() -> None:
@@ -118,7 +130,7 @@ def test_most_of_a_crowd_dropped_at_once() -> None:
 
 
 def test_images_of_a_batch_do_not_touch() -> None:
-    batch = [random_rows(seed, 30, 4)[:3] for seed in range(3)]
+    batch = [random_rows(seed, COUNT, 4)[:3] for seed in range(3)]
     together = jax.jit(jax.vmap(functools.partial(soft_nms, stale_rows=True)))(*map(np.stack, zip(*batch, strict=True)))
     for i, rows in enumerate(batch):
         alone = plain(*rows, stale_rows=True)
@@ -129,8 +141,8 @@ def test_images_of_a_batch_do_not_touch() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31))
 def test_rows_far_apart_keep_their_scores(seed: int) -> None:
-    _, scores, labels, _ = random_rows(seed, 20, 2)
-    left = np.arange(20, dtype=np.float32) * 100
+    _, scores, labels, _ = random_rows(seed, COUNT, 2)
+    left = np.arange(COUNT, dtype=np.float32) * 100
     boxes = np.stack([left, left, left + 50, left + 50], 1)
     found = plain(boxes, scores, labels)
     assert found.kept.all()
@@ -139,11 +151,12 @@ def test_rows_far_apart_keep_their_scores(seed: int) -> None:
 
 
 def test_no_rows_that_count() -> None:
-    boxes, scores, labels, _ = random_rows(0, 5, 2)
-    assert not plain(boxes, scores, labels, np.zeros(5, bool)).kept.any()
-    weak = plain(boxes, np.full(5, 1e-4, np.float32), np.arange(5, dtype=np.int32))
-    assert weak.kept.all(), "the originals drop a weak row only where another one lowers it"
-    assert not plain(boxes, np.full(5, 1e-4, np.float32), labels, rules=MMCV).kept.any()
+    boxes, _, labels, _ = random_rows(0, COUNT, 2)
+    weak, each_its_own = np.full(COUNT, 1e-4, np.float32), np.arange(COUNT, dtype=np.int32)
+    assert not plain(boxes, np.full(COUNT, 0.5, np.float32), labels, np.zeros(COUNT, bool)).kept.any()
+    kept = plain(boxes, weak, each_its_own).kept
+    assert kept.all(), "the originals drop a weak row only where another one lowers it"
+    assert not plain(boxes, weak, labels, rules=MMCV).kept.any()
 
 
 def test_the_cap_keeps_ties() -> None:
@@ -160,7 +173,7 @@ def test_the_cap_keeps_ties() -> None:
 def test_an_early_end_changes_none_of_the_best(seed: int, case: tuple[SoftNms, bool, float | None], ties: bool) -> None:
     """The rows that the cap keeps, their places and their order are those of the loop that goes on to the threshold."""
     most, (rules, stale, exponent) = 9, case
-    boxes, scores, labels, weights = random_rows(seed, 40, 3)
+    boxes, scores, labels, weights = random_rows(seed, COUNT, 3)
     scores = np.round(scores, 1) if ties else scores
     options = {"rules": rules, "stale_rows": stale}
     if exponent is None:
