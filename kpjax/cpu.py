@@ -59,6 +59,12 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+@functools.cache
+def bound(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """`function` with settings: one object for the same ones, so that JAX traces it once for layers of one shape."""
+    return functools.partial(function, **settings)
+
+
 def apart_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
 

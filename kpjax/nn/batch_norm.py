@@ -7,14 +7,12 @@ backward.  On a CPU these stay functions of their own, which makes a large progr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpjax.cpu import apart_on_cpu
+from kpjax.cpu import apart_on_cpu, bound
 
 Array = jax.Array
 
@@ -30,14 +28,8 @@ def normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Arr
 
 
 def _forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[tuple[Array, Array, Array], tuple]:
-    mean, var, factor, offset = apart_on_cpu(_with(_of_channels, epsilon))(x, scale, bias)
+    mean, var, factor, offset = apart_on_cpu(bound(_of_channels, epsilon=epsilon))(x, scale, bias)
     return (x * _spread(factor, x) + _spread(offset, x), mean, var), (x, scale, mean, var)
-
-
-@functools.cache
-def _with(function: Callable[..., Any], epsilon: float) -> Callable[..., Any]:
-    """The same object for the same epsilon, so that JAX traces it once for layers of one shape."""
-    return functools.partial(function, epsilon=epsilon)
 
 
 def _of_channels(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, ...]:
@@ -51,7 +43,7 @@ def _of_channels(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[A
 def _backward(epsilon: float, saved: tuple, gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     g, g_mean, g_var = gradients
     x, scale, mean, var = saved
-    of_channels = apart_on_cpu(_with(_backward_of_channels, epsilon))
+    of_channels = apart_on_cpu(bound(_backward_of_channels, epsilon=epsilon))
     for_g, for_x, rest, g_scale, g_bias = of_channels(g, g_mean, g_var, x, scale, mean, var)
     return g * _spread(for_g, x) + x * _spread(for_x, x) + _spread(rest, x), g_scale, g_bias
 

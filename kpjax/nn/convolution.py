@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpjax.cpu import apart
+from kpjax.cpu import apart, bound
 
 Array = jax.Array
 
@@ -45,18 +45,12 @@ def _forward(
         lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
     )
     if _suits_winograd(x, kernel, stride, padding):
-        return lax.platform_dependent(x, kernel, cpu=apart(_winograd_by(kernels)), default=plain)
+        return lax.platform_dependent(x, kernel, cpu=apart(bound(_winograd, kernels=kernels)), default=plain)
     return plain(x, kernel)
 
 
-@functools.cache
-def _winograd_by(kernels: Callable[[Array], list[list[Array]]]) -> Callable[[Array, Array], Array]:
-    """The same object for the same `kernels`, so that JAX traces it once for layers of one shape."""
-
-    def winograd(x: Array, kernel: Array) -> Array:
-        return _conv_winograd(x, kernels(kernel))
-
-    return winograd
+def _winograd(x: Array, kernel: Array, kernels: Callable[[Array], list[list[Array]]]) -> Array:
+    return _conv_winograd(x, kernels(kernel))
 
 
 def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
@@ -178,7 +172,7 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
     if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
         dk = whole(x, g)
     elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
-        columns = _kernel_gradient_columns(kernel.shape[:2], tuple(map(tuple, padding)))
+        columns = bound(_kernel_gradient_columns, size=kernel.shape[:2], padding=tuple(map(tuple, padding)))
         dk = lax.platform_dependent(x, g, cpu=apart(columns), default=whole)
     else:
         dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
@@ -191,13 +185,7 @@ def _input_gradient_winograd(g: Array, kernel: Array) -> Array:
     return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)])
 
 
-@functools.cache
-def _kernel_gradient_columns(size: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Callable[..., Array]:
-    """For one size of kernel the same object, so that JAX traces it once for layers of one shape."""
-    return functools.partial(_columns_gradient, size=size, padding=padding)
-
-
-def _columns_gradient(x: Array, g: Array, size: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Array:
+def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any) -> Array:
     """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
 
     The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).
