@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import math
 import os
 import re
 import sys
@@ -29,7 +27,7 @@ from kpjax.data.source import DataError
 from kpjax.sharding import make_mesh
 from kpjax.testtime import keep_view
 from tests import fakes
-from tests.tiny import OPTIONS
+from tests.tiny import OPTIONS, random_variables
 
 # three canvases (32x32, 64x32, 64x96), none with a multiple of the batch; one image without objects
 ITEMS = [
@@ -478,16 +476,7 @@ def test_options_of_the_file_count_at_test(tmp_path, capsys):
     """eval.py --config takes the model's options from the file, and --nms another soft-NMS; weights have to fit."""
     small = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "stacks": 1, "branch": 3, "head_channels": 7}
     detector = kpjax.build("cornernet_hg104", num_classes=2, **small)
-    images = np.zeros((1, 7, 7, 3), np.float32)
-    shapes = jax.eval_shape(functools.partial(detector.net.init, train=False), jax.random.key(0), images)
-    draw = np.random.default_rng(0).normal
-
-    def drawn(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:  # without a program of a draw for each kernel
-        if x.ndim == 4:
-            return draw(scale=math.sqrt(2 / math.prod(x.shape[:3])), size=x.shape).astype(np.float32)
-        return np.full(x.shape, path[-1].key in ("scale", "var"), np.float32)
-
-    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+    variables = random_variables(detector.net, 7, 7)
     save_inference(str(tmp_path / "model"), detector, variables, ("cat", "dog"))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "0.png")
     truth = {

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import kpjax
-from tests.tiny import OPTIONS
+from tests.tiny import OPTIONS, random_variables
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 import latency
@@ -19,7 +19,7 @@ import latency
 
 def case_of(preset: str) -> tuple[latency.Case, np.ndarray]:
     detector = kpjax.build("centernet_r18", 3, **OPTIONS)
-    variables = jax.jit(detector.net.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = random_variables(detector.net, 32, 32)
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
     return latency.Case(detector, variables, preset, image, 2, 4, mesh), image

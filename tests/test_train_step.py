@@ -16,7 +16,7 @@ from kpjax.detectors.base import Detector
 from kpjax.optimizer import learning_rate, make_optimizer
 from kpjax.sharding import make_mesh, put_batch
 from kpjax.train_step import TrainState, global_norm, init_state, jit_step, make_step, prepare, state_shardings
-from tests.tiny import TwoLayers, random_batch, tiny_config, tiny_detector, two_layer_detector
+from tests.tiny import TwoLayers, random_batch, random_variables, tiny_config, tiny_detector, two_layer_detector
 
 
 def trained(
@@ -24,8 +24,7 @@ def trained(
 ) -> tuple[list[TrainState], list[dict]]:
     """On the host: the first state and that after each batch (by default three random ones), each step's metrics."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
-    make = jax.jit(lambda key: init_state(detector, config, config.steps, key))
-    states, metrics = [jax.device_get(make(jax.random.key(config.seed)))], []
+    states, metrics = [first_state(config, detector)], []
     step = jit_step(make_step(detector, config, config.steps, mesh), mesh, states[0])
     state = jax.device_put(states[0], state_shardings(mesh, states[0]))
     for batch in batches or [random_batch(config.batch, i) for i in range(3)]:
@@ -34,6 +33,15 @@ def trained(
         states.append(jax.tree.map(np.array, state))
         metrics.append(jax.device_get(values))
     return states, metrics
+
+
+def first_state(config: Config, detector: Detector) -> TrainState:
+    """Of `init_state`, with random weights of another draw."""
+    shapes = jax.eval_shape(lambda: init_state(detector, config, config.steps, jax.random.key(0)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    variables = random_variables(detector.net)
+    ema = None if shapes.ema is None else jax.tree.map(np.copy, variables["params"])
+    return zeros.replace(**variables, ema=ema, first_bad_step=np.int32(-1))
 
 
 def largest_difference(a: object, b: object) -> float:

@@ -23,8 +23,8 @@ for name in ("tensorflow", "tensorflow_datasets", "torch"):
 import jax, numpy as np
 import kpjax
 
-detector = kpjax.build("centernet_r18", num_classes=3, width=8, deconv=(8, 8, 8), head_channels=8)
-variables = detector.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
+detector = kpjax.build("centernet_r18", num_classes=3, width=8, deconv=(8,), head_channels=8)
+variables = jax.jit(detector.net.init)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
 predictor = kpjax.Predictor(detector, variables, names=("a", "b", "c"))
 found = predictor(np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8))
 assert found.boxes.shape == (len(found), 4) and np.isfinite(found.boxes).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -57,6 +58,19 @@ class TwoLayers(nn.Module):
 def two_layer_detector(bn_groups: int = 1) -> Detector:
     """CenterNet's targets and losses around `TwoLayers`."""
     return dataclasses.replace(tiny_detector(), net=TwoLayers(bn_groups))
+
+
+def random_variables(net: nn.Module, height: int = SIDE, width: int = SIDE, seed: int = 0) -> Any:
+    """Variables as `net.init` gives them, drawn by NumPy: a program that draws each kernel takes seconds to compile."""
+    images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
+    draw = np.random.default_rng(seed).normal
+
+    def one(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        if len(shape.shape) == 4:
+            return draw(scale=math.sqrt(2 / math.prod(shape.shape[:3])), size=shape.shape).astype(np.float32)
+        return np.full(shape.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(net.init, jax.random.key(0), images))
 
 
 def random_batch(count: int = 8, step: int = 0, seed: int = 0, boxes: int = 4) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from kpjax.detectors.base import Detector
 from kpjax.infer import make_infer
 from kpjax.ops.corners import Candidates
 from kpjax.sharding import make_mesh
+from tests.tiny import random_variables
 
 SIZE = (63, 95)  # input height, width
 MAP = (16, 24)
@@ -451,8 +452,7 @@ def test_presets_through_predictor(name: str) -> None:
 
 @functools.cache
 def variables_of(name: str) -> Any:
-    images = jnp.zeros((1, *SIZE, 3))
-    return jax.jit(lambda key: detector(name).net.init(key, images))(jax.random.key(0))
+    return random_variables(detector(name).net, *SIZE)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs the eight (virtual) devices of tests/conftest.py")

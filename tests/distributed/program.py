@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def two_layers(classes: int, options: dict[str, Any]) -> Detector:
     """CenterNet around `TwoLayers`, wide enough for a kernel that fsdp divides (2**14 numbers or more)."""
     centernet = MODELS["centernet_r18"](classes, {})
-    net = TwoLayers(classes=classes, width=512, **options)
+    net = TwoLayers(classes=classes, width=352, **options)
     return dataclasses.replace(centernet, name="two_layers", net=net, options=options)
 
 

@@ -23,7 +23,7 @@ from tests.distributed.processes import LIMIT, SILENCE, Ended, Processes, free_p
 from tests.distributed.program import two_layers
 from tests.programs import same_arrays, stored
 
-STEPS, SAVED = 40, 10
+STEPS, SAVED = 24, 6
 
 CONFIG = """
 from kpjax.config import Config
@@ -34,9 +34,8 @@ def get_config():
     config.data.canvas = 64
     config.data.max_boxes = 8
     config.data.threads = 1
-    for split, name in ((config.data.train, "train"), (config.data.val, "val")):
-        split.images = {folder!r} + "/" + name
-        split.annotations = {folder!r} + "/annotations/instances_" + name + ".json"
+    config.data.train.images = {folder!r} + "/train"
+    config.data.train.annotations = {folder!r} + "/annotations/instances_train.json"
     config.augment.kind = "none"
     config.augment.color = config.augment.lighting = 0.0
     config.augment.height = config.augment.width = 64
@@ -71,6 +70,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def training(folder: pathlib.Path, name: str, *more: str) -> tuple[str, ...]:
     return ("train.py", "--config", str(folder / "config.py"), "--workdir", str(folder / name), *more)
+
+
+def validation(folder: pathlib.Path) -> tuple[str, str]:
+    file = folder / "annotations" / "instances_val.json"
+    return f"--config.data.val.images={folder}/val", f"--config.data.val.annotations={file}"
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +124,11 @@ def test_two_processes_train_as_one(one: pathlib.Path, two: tuple[pathlib.Path, 
 
 
 def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Path, list[Ended]]) -> None:
-    """SIGKILL to either process ends both, SIGTERM to one stops both at one step; in the end nothing is lost."""
-    arguments = training(folder, "parts")
+    """SIGKILL to either process ends both, SIGTERM to one stops both at one step; in the end nothing is lost, and what
+    is evaluated on the way changes nothing."""
+    arguments = training(folder, "parts", *validation(folder))
     for victim, at in ((1, SAVED + 2), (0, 2 * SAVED + 2)):
-        with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.4") as processes:
+        with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.2") as processes:
             processes.until(rf"^step {at}/")
             processes.send(signal.SIGKILL, victim)
             ended = processes.wait(SILENCE + 45)
@@ -132,7 +137,7 @@ def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Pa
         assert other.code == 3, other
         assert len(other.errors) == 1 and other.errors[0] in other.err
         assert re.match(rf"error: process {1 - victim} of 2: .*(is gone|as gone).*goes on", other.errors[0])
-    with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.4") as processes:
+    with Processes(2, *arguments, KPJAX_TEST_SECONDS="0.2") as processes:
         processes.until(rf"^step {2 * SAVED + 4}/")
         processes.send(signal.SIGTERM, 1)
         first, second = processes.wait()
@@ -146,6 +151,7 @@ def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Pa
     first, _ = run(2, *arguments)
     assert f"resuming at step {stopped[1]}" in first.out
     assert same_arrays(stored(two[0], STEPS), stored(folder / "parts", STEPS))
+    assert [line["step"] for line in read_metrics(str(folder / "parts")) if line["kind"] == "eval"] == [STEPS]
 
 
 def begun(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
