@@ -13,8 +13,9 @@ CONFIG ?= configs/shapes_$(MODEL).py
 SEED ?= 0
 WORK ?= workdir/demo
 PYTEST_ARGS ?=
-# tests that run at once, each file's one after another
-JOBS ?= 2
+# tests that run at once, each file's one after another: one more than the two cores of a small machine, as some wait
+# for other processes
+JOBS ?= 3
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -63,15 +64,17 @@ golden-full: $(BIN)/.test-installed
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
+INSTALL = echo "installing kpjax and what it needs into .venv (once; some minutes)"; \
+  $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
+  $(PIP) -e
+
 $(BIN)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing kpjax and what it needs into .venv (once; some minutes)"
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@$(PIP) -e .
+	@$(INSTALL) .
 	@touch $@
 
-$(BIN)/.test-installed: $(BIN)/.demo-installed
-	@$(PIP) -e '.[test]'
-	@touch $@
+$(BIN)/.test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@$(INSTALL) '.[test]'
+	@touch $(BIN)/.demo-installed $@
 
 $(BIN)/python:
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
