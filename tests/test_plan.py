@@ -81,7 +81,7 @@ def test_a_training_step(eight: Topology) -> None:
     # (forms for the CPU exchange more: `tests/test_program.py` has a network without them)
     assert found["gradients"] and found["BatchNorm"]
     assert all(one.group == 8 for one in found["gradients"] + found["BatchNorm"])
-    # all of the network's parameters but BatchNorm's
+    # all of the network's parameters but BatchNorm's; on a CPU the stem's gradient comes in four pieces, a fifth more
     shapes = jax.eval_shape(lambda: plan.detector.net.init(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3))))
     parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert 0.8 * parameters < sum(one.bytes for one in found["gradients"]) < 1.25 * parameters

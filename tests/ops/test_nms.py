@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from kpjax.config import ConfigError
 from kpjax.ops.nms import MMCV, ORIGINAL, Rows, SoftNms, keep_best, soft_nms, soft_nms_merge
 
-# rules, stale_rows, exponent of merging: each a compilation, which the tests below share
-COUNT = 40
+COUNT = 40  # rows of most tests, so that they share what is compiled
+
+# rules, stale_rows, exponent of merging: each a compilation
 CASES = [
     (ORIGINAL, True, None),
     (ORIGINAL, True, 8.0),
