@@ -1,11 +1,12 @@
 # make demo   draw a data set of shapes, train on it, evaluate, and write pictures of what was found
 # make test   formatting, linting, types, tests
-# Both make .venv and install what they need the first time.  The rest: format, soak, golden-full, clean.
+# Both make .venv and install what they need the first time.  The rest: format, test-full (slow tests too, compiled as
+# users compile), soak, golden-full, clean.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test format soak golden-full clean
+.PHONY: demo test test-full format soak golden-full clean
 
 PYTHON ?=
 MODEL ?= r18
@@ -18,6 +19,10 @@ PYTEST_ARGS ?=
 JOBS ?= 3
 
 BIN := .venv/bin
+# loadfile alone would begin with the files of most tests; tests/conftest.py says which take longest
+PYTEST_FILES = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# optimised; tests/conftest.py asks for a quick compilation otherwise
+AS_USERS = XLA_FLAGS="--xla_backend_optimization_level=3 $${XLA_FLAGS-}"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA := $(WORK)/shapes-$(SEED)
 RUN := $(WORK)/$(basename $(notdir $(CONFIG)))-$(SEED)
@@ -49,17 +54,20 @@ test: $(BIN)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST_FILES) $(PYTEST_ARGS)
+
+test-full: $(BIN)/.test-installed
+	$(AS_USERS) $(PYTEST_FILES) -m 'not soak and not golden_full' $(PYTEST_ARGS)
 
 format: $(BIN)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 soak: $(BIN)/.test-installed
-	XLA_FLAGS="--xla_backend_optimization_level=3 $${XLA_FLAGS-}" $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	$(AS_USERS) $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 golden-full: $(BIN)/.test-installed
-	XLA_FLAGS="--xla_backend_optimization_level=3 $${XLA_FLAGS-}" $(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
+	$(AS_USERS) $(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

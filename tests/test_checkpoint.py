@@ -360,7 +360,7 @@ DAMAGE = {
 
 
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # what Orbax drops when it gives up on reading
-@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_damage_to_the_newest_falls_back_or_changes_nothing(tmp_path: pathlib.Path, turn: int) -> None:
     """Each file of a checkpoint damaged in turn: either its exact state comes back, or that of the step before it."""
     save_steps(tmp_path / "whole", 3, 5)

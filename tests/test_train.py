@@ -27,7 +27,7 @@ from kpjax.workdir import claim
 from tests.programs import config_file, run_program, same_weights, shapes_set, stop_at
 from tests.tiny import tiny_config, two_layer_detector
 
-STEPS = 15
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +76,11 @@ def train(config: Config, workdir: pathlib.Path) -> Result:
 def test_killed_and_stopped_runs_end_as_the_whole_one(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = str(config_file(tmp_path, data, STEPS))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = run_program("train.py", "--config", file, "--workdir", str(whole))
+    saving = "--config.checkpoint.every=4"
+    done = run_program("train.py", "--config", file, "--workdir", str(whole), saving)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    arguments = ("--config", file, "--workdir", str(parts))
+    arguments = ("--config", file, "--workdir", str(parts), saving)
     reached = 0
     for number, at in ((signal.SIGKILL, 5), (signal.SIGTERM, 8)):
         code, lines, errors = stop_at(number, 0.02, *arguments, pattern=rf"^step {at}/")

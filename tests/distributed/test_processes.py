@@ -167,7 +167,7 @@ def begun(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     "count, devices, fsdp, written_by",
-    [(1, 2, 2, "two"), (2, 1, 2, "one"), (4, 1, 2, "two")],
+    [(1, 2, 2, "two"), pytest.param(2, 1, 2, "one", marks=pytest.mark.slow), (4, 1, 2, "two")],
     ids=["2to1", "1to2", "2to4"],
 )
 def test_restored_on_other_processes_and_meshes(
