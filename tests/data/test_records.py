@@ -92,6 +92,18 @@ def test_batches_are_those_of_the_folder_bit_for_bit(odd: DataConfig, tmp_path: 
     assert_same_batches(odd, records, steps=2, start_step=9, process_index=1, process_count=2)
 
 
+def test_array_records_are_not_compressed(odd: DataConfig, tmp_path: pathlib.Path) -> None:
+    """Nor are those that TFDS writes by itself any other than they were."""
+    from array_record.python.array_record_module import ArrayRecordReader
+    from tensorflow_datasets.core import file_adapters
+
+    before = dict(file_adapters.ADAPTER_FOR_FORMAT)
+    prepared(odd, tmp_path / "out", "array_record")
+    for path in (tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"):
+        assert {"group_size:1", "uncompressed"} <= set(ArrayRecordReader(str(path)).writer_options_string().split(","))
+    assert before == file_adapters.ADAPTER_FOR_FORMAT
+
+
 def test_images_that_are_not_there_are_refused_or_become_empty_records(odd: DataConfig, tmp_path: pathlib.Path) -> None:
     (pathlib.Path(odd.train.images) / "6.jpg").unlink()
     with pytest.raises(DataError, match=r"6\.jpg: image not found"):
