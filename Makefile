@@ -21,8 +21,6 @@ JOBS ?= 3
 BIN := .venv/bin
 # loadfile alone would begin with the files of most tests; tests/conftest.py says which take longest
 PYTEST_FILES = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-# optimised; tests/conftest.py asks for a quick compilation otherwise
-AS_USERS = XLA_FLAGS="--xla_backend_optimization_level=3 $${XLA_FLAGS-}"
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA := $(WORK)/shapes-$(SEED)
 RUN := $(WORK)/$(basename $(notdir $(CONFIG)))-$(SEED)
@@ -57,17 +55,17 @@ test: $(BIN)/.test-installed
 	$(PYTEST_FILES) $(PYTEST_ARGS)
 
 test-full: $(BIN)/.test-installed
-	$(AS_USERS) $(PYTEST_FILES) -m 'not soak and not golden_full' $(PYTEST_ARGS)
+	$(PYTEST_FILES) -m 'not soak and not golden_full' $(PYTEST_ARGS)
 
 format: $(BIN)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 soak: $(BIN)/.test-installed
-	$(AS_USERS) $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 golden-full: $(BIN)/.test-installed
-	$(AS_USERS) $(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m golden_full $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

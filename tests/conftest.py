@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -12,12 +13,14 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = ["--xla_force_host_platform_device_count=8"]
 if "--xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    # A quarter of the usual time on tiny networks: LLVM optimises nothing, and XLA's older code for fusions is shorter.
-    # XLA's own passes are all run.  Large networks run slower so, and nobody else compiles so: `make soak`, `make
-    # golden-full` and `make test-full` compile as users do.
-    flags.append("--xla_backend_optimization_level=0")
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
-        flags.append("--xla_cpu_use_fusion_emitters=false")
+    if "-m" in sys.argv:  # large networks or long runs are asked for, as by `make golden-full`: compiled as users do
+        flags.append("--xla_backend_optimization_level=3")
+    else:
+        # A quarter of the time on tiny networks: LLVM optimises nothing, and XLA's older code for fusions is shorter.
+        # XLA's own passes are all run.
+        flags.append("--xla_backend_optimization_level=0")
+        if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
+            flags.append("--xla_cpu_use_fusion_emitters=false")
 for flag in flags:
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
