@@ -13,7 +13,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = ["--xla_force_host_platform_device_count=8"]
 if "--xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    if "-m" in sys.argv:  # large networks or long runs are asked for, as by `make golden-full`: compiled as users do
+    if any(word.startswith("-m") for word in sys.argv):
+        # Large networks or long runs are asked for, as by `make golden-full`: compiled as users do.
         flags.append("--xla_backend_optimization_level=3")
     else:
         # A quarter of the time on tiny networks: LLVM optimises nothing, and XLA's older code for fusions is shorter.
@@ -34,7 +35,8 @@ FIRST = ("distributed/test_processes.py", "test_train.py", "test_evaluate.py", "
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
-    paths = [item.path.as_posix() for item in items]
-    places = [next((k for k, name in enumerate(FIRST) if path.endswith(f"/{name}")), len(FIRST)) for path in paths]
-    order = sorted(range(len(items)), key=places.__getitem__)
-    items[:] = [items[i] for i in order]
+
+    def place(item: pytest.Item) -> int:
+        return next((k for k, name in enumerate(FIRST) if item.path.as_posix().endswith(f"/{name}")), len(FIRST))
+
+    items.sort(key=place)

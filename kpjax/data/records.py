@@ -140,7 +140,6 @@ def _uncompressed() -> Iterator[None]:
 
     TFDS has no setting for that, but its adapters of file formats stand in a table.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core import file_adapters
 
     adapters, key = file_adapters.ADAPTER_FOR_FORMAT, file_adapters.FileFormat.ARRAY_RECORD
@@ -149,6 +148,9 @@ def _uncompressed() -> Iterator[None]:
     class Uncompressed(file_adapters.ArrayRecordFileAdapter):
         @classmethod
         def write_examples(cls, path: Any, iterator: Any) -> None:
+            # Only here: TFRECORD does without the package.
+            from array_record.python.array_record_module import ArrayRecordWriter
+
             writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
             for _, example in iterator:
                 writer.write(example)

@@ -99,7 +99,9 @@ def test_array_records_are_not_compressed(odd: DataConfig, tmp_path: pathlib.Pat
 
     before = dict(file_adapters.ADAPTER_FOR_FORMAT)
     prepared(odd, tmp_path / "out", "array_record")
-    for path in (tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"):
+    paths = list((tmp_path / "out" / "kpjax_records" / "1.0.0").glob("*-of-*"))
+    assert len(paths) == 3
+    for path in paths:
         assert {"group_size:1", "uncompressed"} <= set(ArrayRecordReader(str(path)).writer_options_string().split(","))
     assert before == file_adapters.ADAPTER_FOR_FORMAT
 
