@@ -12,7 +12,7 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.images import shrink
-from kpjax.data.pipeline import Batch, Unread, assemble, check_slices, decode_checked
+from kpjax.data.pipeline import Batch, Unread, assemble, check_slices, decode_checked, sizes_on_canvas
 from kpjax.data.source import LARGEST, Annotations, DataError, Source, make_source
 
 Record = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,)
@@ -62,6 +62,7 @@ class MemoryBatches(Iterator[Batch]):
         self._order: tuple[int, np.ndarray] | None = None
         # All of a small set may be unreadable; of a larger one so many in a row seem gone.
         self._unread = Unread(source, most=min(len(source), max(32, 2 * len(self._slots))))
+        self._sizes = sizes_on_canvas(source, data.canvas)
         self._images = [self._decode(i, images) for i in range(len(source))]
 
     def __next__(self) -> Batch:
@@ -75,7 +76,7 @@ class MemoryBatches(Iterator[Batch]):
                 canvas[slot, : image.shape[0], : image.shape[1]] = image
         empty = np.array([self._images[record] is None for record in records])
         self._step += 1
-        return assemble(self._source, self._data, canvas, counters, records, empty)
+        return assemble(self._source, self._data, canvas, self._sizes[records], counters, records, empty)
 
     def _record(self, counter: int) -> int:
         epoch, place = divmod(counter, len(self._source))

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -86,36 +86,38 @@ class Batches(Iterator[Batch]):
         self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
+        self._sizes = sizes_on_canvas(source, data.canvas)
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
         # In a list, which is emptied before Python ends: TensorFlow waits for its threads as it takes an iterator down,
         # and they for Python, where images pass through it.
-        self._iterators: list[Any] = []
-        weakref.finalize(self, self._iterators.clear)
+        self._readers: list[Callable[[], list[np.ndarray]]] = []
+        weakref.finalize(self, self._readers.clear)
         self._unread = Unread(source, most=max(32, 2 * len(self._slots)))
+        _keep_freed_memory()
 
     def __next__(self) -> Batch:
         tf = self._tf
         while True:
-            if not self._iterators:
-                self._iterators.append(self._dataset(tf).as_numpy_iterator())
+            if not self._readers:
+                self._readers.append(_reader(tf, self._dataset(tf)))
             try:
-                records, rows, shapes = next(self._iterators[0])
-                canvas = self._canvas(records, rows, shapes)
+                records, rows, shapes = self._readers[0]()
+                empty, size = self._routes[records] == _EMPTY, self._sizes[records]
+                canvas = self._canvas(rows, shapes, size, empty)
             except (tf.errors.OpError, _Unexpected) as error:
                 # The stream delivers in order, so the failure lies in this very step.  Find the file, give it
                 # another route, and go on from the same step.
                 self.close()
                 self._reroute(tf, error)
                 continue
-            empty = self._routes[records] == _EMPTY
             self._unread.count(records, empty)
             counters = self._step * self._batch + self._slots
             self._step += 1
-            return assemble(self._source, self._data, canvas, counters, records, empty)
+            return assemble(self._source, self._data, canvas, size, counters, records, empty)
 
     def close(self) -> None:
         """Stop reading ahead; the next batch begins again where the last one ended."""
-        self._iterators.clear()
+        self._readers.clear()
 
     def _dataset(self, tf: Any) -> Any:
         source, side = self._source, self._data.canvas
@@ -173,21 +175,22 @@ class Batches(Iterator[Batch]):
         options.threading.max_intra_op_parallelism = 1
         return dataset.prefetch(self._data.prefetch).with_options(options)
 
-    def _canvas(self, records: np.ndarray, rows: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-        """Padded rows (b, S, S * 3) and decoded shapes (b, 3) -> canvas (b, S, S, 3); raises _Unexpected."""
-        high, wide = fitted_size(self._source.heights[records], self._source.widths[records], self._data.canvas)
-        read = self._routes[records] != _EMPTY
-        if np.any(
-            read & ((shapes[:, 0] != high) | (shapes[:, 1] != wide) | ((shapes[:, 2] != 3) & (shapes[:, 2] != 1)))
-        ):
-            raise _Unexpected
-        grey = np.flatnonzero(read & (shapes[:, 2] == 1))
-        if len(grey):
+    def _canvas(self, rows: np.ndarray, shapes: np.ndarray, size: np.ndarray, empty: np.ndarray) -> np.ndarray:
+        """Padded rows (b, S, S * 3) -> canvas (b, S, S, 3).
+
+        shapes: (b, 3), as decoded.  size: (b, 2), as expected.  empty: (b,), of which no size is.  Raises _Unexpected.
+        """
+        side = self._data.canvas
+        fits, colour = (shapes[:, :2] == size).all(axis=1) | empty, shapes[:, 2] == 3
+        if not (fits & colour).all():
+            grey = shapes[:, 2] == 1
+            if not (fits & (colour | grey)).all():
+                raise _Unexpected
             rows = rows.copy()
-            for slot in grey:
+            for slot in np.flatnonzero(grey):
                 height, width = shapes[slot, :2]
                 rows[slot, :height, : width * 3] = np.repeat(rows[slot, :height, :width], 3, axis=1)
-        return rows.reshape(len(rows), self._data.canvas, self._data.canvas, 3)
+        return rows.reshape(len(rows), side, side, 3)
 
     def _records(self, tf: Any, counters: Any) -> Any:
         """Example counters (n,) int64 -> record indices (n,) int64."""
@@ -232,6 +235,34 @@ class Batches(Iterator[Batch]):
         if not len(fast):
             raise DataError(f"step {self._step}: reading failed ({' '.join(str(error).split())[:200]})") from error
         self._routes[fast] = _PILLOW
+
+
+def _reader(tf: Any, dataset: Any) -> Callable[[], list[np.ndarray]]:
+    """Start the dataset, of flat tuples of tensors; each call gives its next element, as `as_numpy_iterator` does.
+
+    TensorFlow's operations are called by themselves: what its Python does around them there costs half as much again,
+    10 us an image, on the cores that decode.
+    """
+    types, shapes = [spec.dtype for spec in dataset.element_spec], [spec.shape for spec in dataset.element_spec]
+    iterator = tf.raw_ops.AnonymousIteratorV3(output_types=types, output_shapes=shapes)
+    tf.raw_ops.MakeIterator(dataset=tf.data.experimental.to_variant(dataset), iterator=iterator)
+
+    def following() -> list[np.ndarray]:
+        tensors = tf.raw_ops.IteratorGetNext(iterator=iterator, output_types=types, output_shapes=shapes)
+        return [np.asarray(memoryview(tensor)) for tensor in tensors]  # of their memory, not copied
+
+    return following
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep the memory of a batch's encoded files for those of the next.
+
+    glibc gives freed memory back beyond twice the largest block it mapped and freed so far (mallopt(3), "dynamic mmap
+    threshold"), of blocks up to 32 MiB, and the system then clears each page anew: 20 faults an image of records, 3% of
+    all that is done for it. One such block, no page of which is touched, and it keeps 64 MiB. Other C libraries do
+    nothing with it.
+    """
+    np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
 class Unread:
@@ -292,16 +323,26 @@ def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
     return shrink(image, canvas)
 
 
+def sizes_on_canvas(source: Source, canvas: int) -> np.ndarray:
+    """The size of each image of the source on the canvas, height and width, (N, 2) int32."""
+    return np.stack(fitted_size(source.heights, source.widths, canvas), axis=1)
+
+
 def assemble(
-    source: Source, data: DataConfig, canvas: np.ndarray, counters: np.ndarray, records: np.ndarray, empty: np.ndarray
+    source: Source,
+    data: DataConfig,
+    canvas: np.ndarray,
+    size: np.ndarray,
+    counters: np.ndarray,
+    records: np.ndarray,
+    empty: np.ndarray,
 ) -> Batch:
     """The batch of decoded images: boxes looked up, scaled with their image, and padded.
 
-    canvas: (b, S, S, 3).  counters, records: (b,).  empty: (b,) bool, images that lost their boxes with their pixels.
+    canvas: (b, S, S, 3).  size: (b, 2), their heights and widths on it.  counters, records: (b,).
+    empty: (b,) bool, images that lost their boxes with their pixels.
     """
     count, most = len(records), data.max_boxes
-    heights, widths = source.heights[records], source.widths[records]
-    high, wide = fitted_size(heights, widths, data.canvas)
     boxes = np.zeros((count, most, 4), np.float32)
     labels = np.zeros((count, most), np.int32)
     valid = np.zeros((count, most), bool)
@@ -310,10 +351,11 @@ def assemble(
         boxes[slot, :n] = source.boxes[record][:n]
         labels[slot, :n] = source.labels[record][:n]
         valid[slot, :n] = True
-    boxes *= np.stack([wide / widths, high / heights] * 2, axis=1).astype(np.float32)[:, None]
+    scale = size[:, 1] / source.widths[records], size[:, 0] / source.heights[records]
+    boxes *= np.stack([*scale, *scale], axis=1).astype(np.float32)[:, None]
     return {
         "canvas": canvas,
-        "size": np.stack([high, wide], axis=1),
+        "size": size,
         "boxes": boxes,
         "labels": labels,
         "valid": valid,

@@ -9,11 +9,14 @@ that cannot be written), named after everything it depends on.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,11 +76,10 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
         raise DataError(f"tfds set {name!r}: the split {split!r} has no records")
     try:
         if file_format == "array_record":
-            records = _array_records(instructions, name)
-            record = _array_record(records, instructions)
-            count = len(records)
+            _check_array_records(instructions, name)
+            record = _array_record(instructions)
             index = _load_or_build(
-                builder, name, split, instructions, lambda: _scan_array_record(builder, record, count)
+                builder, name, split, instructions, lambda: _scan_array_record(builder, record, instructions)
             )
             read = _array_reader(record, index)
         else:
@@ -98,9 +100,9 @@ def _require_features(builder: Any, name: str) -> None:
         raise DataError(f"tfds set {name!r}: its objects have no 'bbox' and 'label'")
 
 
-def _array_records(instructions: list[Any], name: str) -> Any:
-    """The records of the split by number, as bytes.  Raises DataError where a file has not what TFDS's index states."""
-    from array_record.python import array_record_data_source, array_record_module
+def _check_array_records(instructions: list[Any], name: str) -> None:
+    """Raise DataError where a file has not what TFDS's index states."""
+    from array_record.python import array_record_module
 
     for instruction in instructions:
         path = str(instruction.filename)
@@ -119,20 +121,38 @@ def _array_records(instructions: list[Any], name: str) -> Any:
         except Exception as error:  # whatever its C++ makes of a damaged file
             raise DataError(f"{path}: cut off or damaged, no ArrayRecord as it is; prepare the set anew") from error
         _require_count(path, count, instruction.examples_in_shard)
-    return array_record_data_source.ArrayRecordDataSource(instructions)
 
 
-def _array_record(records: Any, instructions: list[Any]) -> Callable[[int, str], bytes]:
-    """(number, what an error calls it) -> the record.  Raises DataError, with the file, where it is damaged."""
-    ends = np.cumsum([instruction.take for instruction in instructions])
+def _array_record(instructions: list[Any]) -> Callable[[int, str], bytes]:
+    """(number in the split, what an error calls it) -> the record.
+
+    One reader a file, opened when first needed, as its makers advise for random access. It has a place, so one thread
+    at a time; `ArrayRecordDataSource`, which asks it for lists, copies each record once more.
+    Raises DataError, with the file, where a record is damaged.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    ends = list(itertools.accumulate(instruction.take for instruction in instructions))
+    readers: list[Any] = [None] * len(instructions)
+    locks = [threading.Lock() for _ in instructions]
 
     def read(number: int, what: str) -> bytes:
-        try:
-            return bytes(records[number])
-        except Exception as error:  # as above
-            path = instructions[int(np.searchsorted(ends, number, side="right"))].filename
-            text = f"{path}: {what} cannot be read ({files.in_words(error)}); prepare the set anew"
-            raise DataError(text, UNREADABLE) from error
+        part = bisect.bisect_right(ends, number)
+        place = instructions[part].skip + number - (ends[part] - instructions[part].take)
+        path = str(instructions[part].filename)
+        with locks[part]:
+            try:
+                if readers[part] is None:
+                    readers[part] = ArrayRecordReader(
+                        path, options="readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32 << 10
+                    )
+                readers[part].seek(place)
+                record: bytes = readers[part].read()
+            except Exception as error:  # as above
+                readers[part] = None  # it would answer all that is asked of it with this
+                text = f"{path}: {what} cannot be read ({files.in_words(error)}); prepare the set anew"
+                raise DataError(text, UNREADABLE) from error
+        return record
 
     return read
 
@@ -188,10 +208,10 @@ def _parse(builder: Any, record: bytes) -> tuple[dict[str, Any], bytes, int]:
 
 
 def _scan_array_record(
-    builder: Any, record: Callable[[int, str], bytes], count: int
+    builder: Any, record: Callable[[int, str], bytes], instructions: list[Any]
 ) -> Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]]:
     """Each example, its image bytes, and where they lie: (number of the record, offset in it, length)."""
-    for n in range(count):
+    for n in range(sum(instruction.take for instruction in instructions)):
         example, image, offset = _parse(builder, record(n, f"record {n}"))
         yield example, image, (n, offset, len(image))
 

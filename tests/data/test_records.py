@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import io
 import json
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kpjax import train
@@ -340,9 +342,26 @@ def test_an_array_record_that_is_damaged_after_its_index_was_made_is_found_when_
     damage(victim, "flipped")
     shutil.copy(next(pristine("array_record").rglob("kpjax_index_*")), victim.parent)
     source = Tfds("kpjax_records", "train", str(tmp_path / "set"))
-    with pytest.raises(DataError) as caught:
-        [source.read(i) for i in range(7)]
-    assert str(caught.value).startswith(f"{victim}: {source.files[4]} cannot be read (")
+    whole = Tfds("kpjax_records", "train", str(pristine("array_record")))
+    for i in [6, 4, 5, 4, 0]:  # those before and after it in its file are as they were
+        if i == 4:
+            with pytest.raises(DataError) as caught:
+                source.read(i)
+            assert str(caught.value).startswith(f"{victim}: {source.files[4]} cannot be read (")
+        else:
+            assert source.read(i) == whole.read(i)
+
+
+def test_array_records_are_read_by_many_threads_at_once_and_from_a_part_of_the_split(
+    pristine: Callable[[str], pathlib.Path],
+) -> None:
+    whole = Tfds("kpjax_records", "train", str(pristine("array_record")))
+    part = Tfds("kpjax_records", "train[2:6]", str(pristine("array_record")))
+    files = [whole.read(i) for i in range(7)]
+    assert len(set(files)) == 7 and [part.read(i) for i in range(4)] == files[2:6]
+    asked = np.random.default_rng(0).integers(0, 7, 2000).tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(whole.read, asked)) == [files[i] for i in asked]
 
 
 @pytest.mark.parametrize(
