@@ -206,8 +206,9 @@ class Batches(Iterator[Batch]):
         return tf.raw_ops.RandomIndexShuffle(index=place, seed=seeds, max_index=last, rounds=4)
 
     def _read(self, records: np.ndarray) -> np.ndarray:
-        fast = self._routes[records] == _FAST  # the others are read where they are decoded
-        return np.array([self._source.read(int(i)) if f else b"" for i, f in zip(records, fast, strict=True)], object)
+        fast = (self._routes[records] == _FAST).tolist()  # the others are read where they are decoded
+        found = zip(records.tolist(), fast, strict=True)
+        return np.array([self._source.read(record) if f else b"" for record, f in found], object)
 
     def _slow(self, record: int) -> np.ndarray:
         if self._routes[record] == _EMPTY:

@@ -295,8 +295,8 @@ def _array_reader(record: Callable[[int, str], bytes], index: dict[str, Any]) ->
     place, names = index["place"], index["file_name"]
 
     def read(i: int) -> bytes:
-        number, offset, length = place[i].tolist()
-        return _whole(record(number, str(names[i]))[offset : offset + length], length, str(names[i]))
+        (number, offset, length), name = place[i].tolist(), names[i]
+        return _whole(record(number, name)[offset : offset + length], length, name)
 
     return read
 
