@@ -69,7 +69,8 @@ def apart_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
 
     def either(*trees: Any) -> Any:
-        # `apart` runs it under `jax.jit` too: traced for one, it is not traced again for the other.
-        return lax.platform_dependent(*trees, cpu=apart(function), default=jax.jit(function))
+        # Not under `jax.jit` there, though that would spare tracing it twice: as functions of their own XLA for TPUs
+        # leaves sums and products in another order, which cost cornernet_hg104 a fifth more memory at 3 images a chip.
+        return lax.platform_dependent(*trees, cpu=apart(function), default=function)
 
     return either

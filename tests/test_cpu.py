@@ -34,8 +34,8 @@ def test_other_devices_get_it_in_one_piece():
         program = jax.jit(lambda *trees: apart_on_cpu(_tree)(*trees))
         return jax.export.export(program, platforms=[platform])(*_inputs()).mlir_module()
 
-    assert "inlineable" in text("cpu")
-    assert "inlineable" not in text("tpu") + text("cuda")
+    assert "inlineable" in text("cpu") and "call @" in text("cpu")
+    assert "inlineable" not in text("tpu") + text("cuda") and "call @" not in text("tpu") + text("cuda")
 
 
 def test_gradients_pass_through_it():
