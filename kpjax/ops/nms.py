@@ -149,8 +149,9 @@ def _run(
     labels, valid = labels.astype(jnp.int32)[order], valid[order]
     place = jnp.arange(count, dtype=jnp.int32)
     begins = (place == 0) | (labels != jnp.roll(labels, 1)) | (valid != jnp.roll(valid, 1))
-    first = jax.lax.cummax(jnp.where(begins, place, 0))  # where the class of this place begins
-    ends = jax.lax.cummin(jnp.where(jnp.roll(begins, -1).at[-1].set(True), place + 1, count), reverse=True)
+    first = jax.lax.associative_scan(jnp.maximum, jnp.where(begins, place, 0))  # where the class of this place begins
+    ends = jnp.where(jnp.roll(begins, -1).at[-1].set(True), place + 1, count)
+    ends = jax.lax.associative_scan(jnp.minimum, ends, reverse=True)
     table = jnp.concatenate(
         [boxes.astype(jnp.float32).T, scores.astype(jnp.float32)[None], jnp.arange(count, dtype=jnp.float32)[None]]
     )[:, order]
@@ -235,8 +236,9 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     mover = later & ~dropped & (place >= new_end)
     behind = later & (place >= new_end)
     # A row behind the new end is looked at in the gap open when its turn comes, after the last gap at `new_end`.
-    turn = jnp.cumsum(mover[::-1], dtype=jnp.int32)[::-1] - mover
-    gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, jnp.cumsum(gap) - 1, count + 1)].set(place, mode="drop")
+    turn = jax.lax.associative_scan(jnp.add, mover.astype(jnp.int32), reverse=True) - mover
+    number = jax.lax.associative_scan(jnp.add, gap.astype(jnp.int32)) - 1  # of each gap, from the left
+    gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, number, count + 1)].set(place, mode="drop")
     seen_at = jnp.where(behind, gaps[turn], place)
     source = place.at[jnp.where(mover, seen_at, count)].set(place, mode="drop")
     # What is looked at on `new_end` itself is dropped there, with its lowered score; the last such row stays.
