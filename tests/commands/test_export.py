@@ -42,7 +42,7 @@ def saved(model: str, path: pathlib.Path, size: tuple[int, int]) -> tuple[pathli
     """An inference checkpoint of a tiny network with random weights, its detector, and the weights."""
     det = kpjax.build(model, num_classes=2, **(TINY if model == "centernet_r18" else TINY_CORNER))
     shapes = jax.eval_shape(lambda: det.net.init(jax.random.key(0), np.zeros((1, *size, 3), np.float32)))
-    # CornerNet's are wider, of a seed whose corners can be paired, and of embeddings near enough to each other for it
+    # CornerNet's weights are drawn wider, of a seed that gives corners to pair, with embeddings near each other.
     corner = model == "cornernet_hg104"
     rng = np.random.default_rng(2 if corner else 0)
 
