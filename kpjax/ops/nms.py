@@ -149,6 +149,8 @@ def _run(
     labels, valid = labels.astype(jnp.int32)[order], valid[order]
     place = jnp.arange(count, dtype=jnp.int32)
     begins = (place == 0) | (labels != jnp.roll(labels, 1)) | (valid != jnp.roll(valid, 1))
+    # Scans here and below, for `lax.cummax` and `jnp.cumsum`: JAX 0.11 writes those in a form that no version of
+    # StableHLO which TensorFlow reads can hold (kpjax.commands.export).
     first = jax.lax.associative_scan(jnp.maximum, jnp.where(begins, place, 0))  # where the class of this place begins
     ends = jnp.where(jnp.roll(begins, -1).at[-1].set(True), place + 1, count)
     ends = jax.lax.associative_scan(jnp.minimum, ends, reverse=True)
