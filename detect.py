@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from kpjax import flags, predict, video
-from kpjax.config import ConfigError
-from kpjax.data.source import DataError
+from kpjax.errors import ConfigError, DataError
 from kpjax.predict import Predictor
 
 NAMES_SHOWN = 8  # class names in the message about an unknown one

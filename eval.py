@@ -17,7 +17,8 @@ from typing import Any
 from absl import flags as absl_flags
 
 from kpjax import flags
-from kpjax.config import Config, ConfigError, shared
+from kpjax.config import Config, shared
+from kpjax.errors import ConfigError
 
 FAST_CANVASES = 4  # canvases a scale with --fast
 PICTURE_SCORE = 0.3  # least score of a box that --show-dir draws
@@ -73,7 +74,8 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax import distributed
     from kpjax import evaluate as ev
     from kpjax.checkpoint import load_inference
-    from kpjax.data.source import fingerprint, open_source
+    from kpjax.data.opening import open_source
+    from kpjax.data.source import fingerprint
     from kpjax.predict import output_folder, spare_inputs
     from kpjax.sharding import meet
 

@@ -35,11 +35,11 @@ from etils import epath
 
 from kpjax import config as configs
 from kpjax import distributed
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.data import files
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
-from kpjax.errors import UserError, origins
+from kpjax.errors import ConfigError, UserError, origins
 from kpjax.log import read_metrics
 from kpjax.train_step import TrainState
 

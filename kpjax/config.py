@@ -14,11 +14,7 @@ import dataclasses
 import json
 from typing import Any, get_type_hints
 
-from kpjax.errors import UserError
-
-
-class ConfigError(UserError):
-    """A setting that cannot work.  Its text is one line that names the key and what to do."""
+from kpjax.errors import ConfigError
 
 
 @dataclasses.dataclass

@@ -23,8 +23,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from kpjax.config import ConfigError
-from kpjax.errors import origins
+from kpjax.errors import ConfigError, origins
 
 LOST = 3  # exit code where another process is gone: the same command on all of them goes on
 START_SECONDS = 300  # within which all processes have to be there

@@ -9,6 +9,32 @@ class UserError(ValueError):
     """Its text is one line: what is wrong, where, and what to do."""
 
 
+class ConfigError(UserError):
+    """A setting that cannot work.  Its text is one line that names the key and what to do."""
+
+
+# Kinds of mistakes in data, for those who count them.
+MALFORMED = "malformed entry"
+DUPLICATE = "id that occurs twice"
+UNKNOWN_IMAGE = "annotation of an image that is not listed"
+UNKNOWN_CATEGORY = "annotation of a category that is not listed"
+MISSING = "image not found"
+UNREADABLE = "unreadable image"
+TRUNCATED = "truncated image"
+WRONG_SIZE = "image of another size than annotated"
+
+
+class DataError(UserError):
+    """Data that cannot be used.  Its text is one line that names the file or record and what to do.
+
+    kind: one of the kinds of mistakes above.
+    """
+
+    def __init__(self, text: str, kind: str = MALFORMED) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
 def origins(error: BaseException) -> Iterator[BaseException]:
     """The error, then what it came from, and so on back to the first."""
     one: BaseException | None = error

@@ -22,11 +22,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax import testtime
 from kpjax.coco_metric import MAX_DETS, measure
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.data.images import decode
-from kpjax.data.source import DataError, Source
+from kpjax.data.source import Source
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detections, Detector, check_size
+from kpjax.errors import ConfigError, DataError
 from kpjax.infer import Infer, Merge, make_infer, make_merge, protocol_of
 from kpjax.predict import finished, rows_in_image, spare_folder, spare_inputs
 from kpjax.sharding import make_mesh

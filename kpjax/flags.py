@@ -18,8 +18,8 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from kpjax import distributed
-from kpjax.config import Config, ConfigError
-from kpjax.errors import UserError
+from kpjax.config import Config
+from kpjax.errors import ConfigError, UserError
 from kpjax.runtime import escape_unprintable, keep_compiled, quiet_tensorflow, skip_absent_tpu
 
 _REFUSALS = (

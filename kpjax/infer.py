@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kpjax.config import ConfigError
 from kpjax.cpu import compiler_options
 from kpjax.detectors.base import Array, Detections, Detector, Preprocess, Protocol
+from kpjax.errors import ConfigError
 
 Infer = Callable[..., tuple[Any, Array]]
 Merge = Callable[[tuple[Any, ...]], Detections]

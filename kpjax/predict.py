@@ -17,11 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax import testtime, video
-from kpjax.config import ConfigError
 from kpjax.data.images import SUFFIXES, decode
-from kpjax.data.source import DataError
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detections, Detector, check_size
+from kpjax.errors import ConfigError, DataError
 from kpjax.infer import Merge, make_infer, make_merge, protocol_of
 
 MAX_WAITING = 64  # decoded images that may wait for others of their canvas (or four batches, where that is more)

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from kpjax import distributed
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
+from kpjax.errors import ConfigError
 
 
 def quiet_tensorflow() -> None:

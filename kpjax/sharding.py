@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kpjax import distributed
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 
 BATCH = PartitionSpec(("data", "fsdp"))
 

@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image
 
 from kpjax import distributed
-from kpjax.config import Config, ConfigError
-from kpjax.data.source import Source, open_source
+from kpjax.config import Config
+from kpjax.data.opening import open_source
+from kpjax.data.source import Source
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Array, Detector, Preprocess, Targets
 from kpjax.draw import class_color, draw_detections
+from kpjax.errors import ConfigError
 
 _TILE = 256  # smaller images are enlarged to about this side, so that a person sees the pixels
 _GAP = 4

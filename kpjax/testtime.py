@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kpjax.config import ConfigError
 from kpjax.detectors.base import Preprocess
+from kpjax.errors import ConfigError
 
 Size = tuple[int, int]  # (height, width)
 

@@ -14,8 +14,7 @@ import pathlib
 import re
 from typing import Any
 
-from kpjax.config import ConfigError
-from kpjax.errors import UserError
+from kpjax.errors import ConfigError, UserError
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (

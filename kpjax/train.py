@@ -30,19 +30,12 @@ from kpjax.checkpoint import (
     load_inference,
     save_inference,
 )
-from kpjax.config import Config, ConfigError
-from kpjax.data.source import (
-    DataError,
-    Source,
-    fingerprint,
-    has_validation,
-    open_source,
-    require_boxes,
-    require_same_classes,
-)
+from kpjax.config import Config
+from kpjax.data.opening import has_validation, open_source
+from kpjax.data.source import Source, fingerprint, require_boxes, require_same_classes
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
-from kpjax.errors import UserError
+from kpjax.errors import ConfigError, DataError, UserError
 from kpjax.evaluate import make_evaluator
 from kpjax.log import RunLog, StepClock, in_order, plain
 from kpjax.optimizer import scaled

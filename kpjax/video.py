@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.data.source import DataError
-from kpjax.errors import UserError
+from kpjax.errors import DataError, UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts")
 _FASTEST = 240  # frames a second; what claims more counts in milliseconds

@@ -6,7 +6,8 @@ from etils import epath
 
 from kpjax import config as configs
 from kpjax.checkpoint import is_inference, write_text
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
+from kpjax.errors import ConfigError
 from kpjax.log import read_metrics
 
 # Settings that may differ between the runs that share a work directory: they do not change

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kpjax import config as configs
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
+from kpjax.errors import ConfigError
 
 
 def with_value(key: str, value: Any) -> Config:

@@ -14,8 +14,9 @@ import pytest
 
 import kpjax
 from kpjax import flags
-from kpjax.config import Config, ConfigError, differences, from_json, to_json
+from kpjax.config import Config, differences, from_json, to_json
 from kpjax.detectors import from_config
+from kpjax.errors import ConfigError
 from kpjax.optimizer import learning_rate, scaled
 from tests.convert import released
 

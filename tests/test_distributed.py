@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from kpjax import distributed
-from kpjax.config import ConfigError
 from kpjax.distributed import Cluster, find, of_peers
+from kpjax.errors import ConfigError
 
 LAUNCHERS = (
     "RANK",

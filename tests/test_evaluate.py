@@ -22,8 +22,8 @@ from kpjax import evaluate as ev
 from kpjax import flags, testtime
 from kpjax.checkpoint import CheckpointError, Loaded, save_inference
 from kpjax.coco_metric import STATS, measure
-from kpjax.config import Config, ConfigError
-from kpjax.data.source import DataError
+from kpjax.config import Config
+from kpjax.errors import ConfigError, DataError
 from kpjax.sharding import make_mesh
 from kpjax.testtime import keep_view
 from tests import fakes

@@ -21,10 +21,12 @@ import pytest
 import kpjax.train
 from kpjax import flags
 from kpjax.checkpoint import CheckpointError, Checkpoints
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.data.memory import memory_batches
+from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
-from kpjax.data.source import DataError, Source, open_source
+from kpjax.data.source import Source
+from kpjax.errors import ConfigError, DataError
 from kpjax.log import RunLog, read_metrics
 from kpjax.train import Result, run
 from tests.programs import ROOT, config_file, environment, same_arrays, shapes_set, stored

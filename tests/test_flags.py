@@ -10,7 +10,8 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from kpjax import flags
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
+from kpjax.errors import ConfigError
 
 FILE = str(pathlib.Path(__file__).parents[1] / "configs" / "shapes_r18.py")
 

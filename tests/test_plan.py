@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import kpjax
 from kpjax import plan as plans
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
+from kpjax.errors import ConfigError
 from kpjax.tpu import Topology, parse_topology
 from tests.tiny import tiny_config
 

@@ -17,8 +17,7 @@ from PIL import Image
 import detect
 import kpjax
 from kpjax import predict
-from kpjax.config import ConfigError
-from kpjax.data.source import DataError
+from kpjax.errors import ConfigError, DataError
 from kpjax.predict import Predictor
 from tests import fakes
 

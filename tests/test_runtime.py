@@ -16,7 +16,7 @@ import jax
 import pytest
 
 from kpjax import runtime
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 from tests.tiny import tiny_config
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 from kpjax.sharding import check_batch, make_mesh, parameter_sharding, put_batch
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB
 from kpjax.draw import class_color
+from kpjax.errors import ConfigError
 from kpjax.show_batch import show, to_pixels
 from tests.fakes import marker_source
 

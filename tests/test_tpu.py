@@ -7,8 +7,7 @@ import pathlib
 import pytest
 
 from kpjax import tpu
-from kpjax.config import ConfigError
-from kpjax.errors import UserError
+from kpjax.errors import ConfigError, UserError
 
 
 @pytest.mark.parametrize(

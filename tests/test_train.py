@@ -17,9 +17,10 @@ from etils import epath
 
 import kpjax.train
 from kpjax.checkpoint import CheckpointError, Checkpoints, load_inference, save_inference
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.data.memory import memory_batches
-from kpjax.data.source import DataError, open_source
+from kpjax.data.opening import open_source
+from kpjax.errors import ConfigError, DataError
 from kpjax.evaluate import Evaluation
 from kpjax.log import read_metrics
 from kpjax.train import BadStep, Result, run

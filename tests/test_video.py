@@ -13,8 +13,7 @@ from PIL import Image
 
 import detect
 from kpjax import predict
-from kpjax.data.source import DataError
-from kpjax.errors import UserError
+from kpjax.errors import DataError, UserError
 from kpjax.predict import Predictor
 from kpjax.video import Video, VideoWriter, _quiet_cv2, is_video
 from tests import fakes

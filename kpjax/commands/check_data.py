@@ -15,8 +15,9 @@ import numpy as np
 
 from kpjax.config import Config
 from kpjax.data.check import SplitReport, check_split
-from kpjax.data.source import DataError, Source, has_validation, require_boxes, require_same_classes
-from kpjax.errors import UserError
+from kpjax.data.opening import has_validation
+from kpjax.data.source import Source, require_boxes, require_same_classes
+from kpjax.errors import DataError, UserError
 from kpjax.flags import config_of
 
 _EXAMPLES = 3

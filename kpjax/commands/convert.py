@@ -14,11 +14,10 @@ import numpy as np
 
 import kpjax
 from kpjax import convert
-from kpjax.config import ConfigError
 from kpjax.convert.rules import flatten
 from kpjax.detectors import MODELS
 from kpjax.detectors.base import Detector
-from kpjax.errors import UserError
+from kpjax.errors import ConfigError, UserError
 
 _MODULES_SHOWN = 40
 

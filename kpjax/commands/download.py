@@ -17,8 +17,7 @@ import zipfile
 import zlib
 
 from kpjax.commands import released
-from kpjax.config import ConfigError
-from kpjax.errors import UserError
+from kpjax.errors import ConfigError, UserError
 
 _CHUNK = 1 << 20
 _TRIES = 5  # connections that may break without a single new byte in between

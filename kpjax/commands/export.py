@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # The version of StableHLO that a SavedModel holds: JAX 0.11 writes a newer one by itself than TensorFlow 2.21 reads.
@@ -124,7 +124,7 @@ def save_for_tensorflow(
     Weights are variables of the model, so that they stand in it once.  Needs TensorFlow 2.20 or newer to run, and XLA
     in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
     """
-    from kpjax.data.pipeline import import_tensorflow
+    from kpjax.data.tensorflow import import_tensorflow
 
     tf = import_tensorflow()
     from jaxlib.mlir.dialects import stablehlo

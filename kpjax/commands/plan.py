@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import check_size
+from kpjax.errors import ConfigError
 from kpjax.flags import config_of
 from kpjax.infer import protocol_of
 from kpjax.plan import Plan, canvas_of, largest_batch, make_plan, smallest_step, with_batch

@@ -6,9 +6,11 @@ import argparse
 import os
 import time
 
-from kpjax.config import ConfigError, DataConfig, SplitConfig
+from kpjax.config import DataConfig, SplitConfig
+from kpjax.data.opening import open_source
 from kpjax.data.records import FORMATS, NAME, write_records
-from kpjax.data.source import Source, open_source
+from kpjax.data.source import Source
+from kpjax.errors import ConfigError
 from kpjax.flags import config_of
 
 SPLITS = {"train": "train", "val": "validation"}  # as data.tfds_train and data.tfds_val have them

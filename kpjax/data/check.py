@@ -18,29 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from kpjax.config import Config, ConfigError
+from kpjax.config import Config
 from kpjax.data import files
 from kpjax.data.augment import Draw, transform_boxes
+from kpjax.data.batch import decode_checked
 from kpjax.data.images import SUFFIXES, fitted_size, read_header
-from kpjax.data.pipeline import decode_checked
-from kpjax.data.source import (
-    CROWD,
+from kpjax.data.opening import open_source
+from kpjax.data.source import CROWD, NO_AREA, OUTSIDE, Source, left_out
+from kpjax.detectors.base import Detector
+from kpjax.errors import (
     DUPLICATE,
     MALFORMED,
     MISSING,
-    NO_AREA,
-    OUTSIDE,
     TRUNCATED,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
     UNREADABLE,
     WRONG_SIZE,
+    ConfigError,
     DataError,
-    Source,
-    left_out,
-    open_source,
 )
-from kpjax.detectors.base import Detector
 
 TURNED = "image with an EXIF rotation"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"

@@ -16,20 +16,8 @@ from typing import Any
 import numpy as np
 
 from kpjax.data import files
-from kpjax.data.source import (
-    DUPLICATE,
-    LARGEST,
-    MISSING,
-    UNKNOWN_CATEGORY,
-    UNKNOWN_IMAGE,
-    UNREADABLE,
-    Annotations,
-    DataError,
-    Mistake,
-    Source,
-    make_source,
-    stop,
-)
+from kpjax.data.source import LARGEST, Annotations, Mistake, Source, make_source, stop
+from kpjax.errors import DUPLICATE, MISSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError
 
 
 def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake: Mistake = stop) -> Source:

@@ -136,7 +136,7 @@ def write_bytes(path: str, data: bytes) -> None:
 @contextlib.contextmanager
 def _system_errors(path: str) -> Iterator[Any]:
     """TensorFlow, its errors turned into those of the system."""
-    from kpjax.data.pipeline import import_tensorflow
+    from kpjax.data.tensorflow import import_tensorflow
 
     tf = import_tensorflow()
     try:

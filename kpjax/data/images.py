@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from kpjax.data.source import TRUNCATED, UNREADABLE, DataError
+from kpjax.errors import TRUNCATED, UNREADABLE, DataError
 
 # What files of images are called, where a folder is searched for them.
 JPEG_SUFFIXES = (".jpg", ".jpeg")

@@ -13,25 +13,21 @@ TensorFlow is imported at the first call.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from kpjax.config import ConfigError, DataConfig
-from kpjax.data.images import OTHER_SUFFIXES, decode, fitted_size, shrink
-from kpjax.data.source import MISSING, WRONG_SIZE, DataError, Source
-
-Batch = dict[str, np.ndarray]
+from kpjax.config import DataConfig
+from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, sizes_on_canvas
+from kpjax.data.images import OTHER_SUFFIXES
+from kpjax.data.source import Source
+from kpjax.data.tensorflow import element_reader, import_tensorflow
+from kpjax.errors import DataError
 
 _FAST, _PILLOW, _EMPTY = 0, 1, 2  # how a record becomes pixels
-_IMPORTING = threading.Lock()
 _SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbers of a seed
 
 
@@ -99,7 +95,7 @@ class Batches(Iterator[Batch]):
         tf = self._tf
         while True:
             if not self._readers:
-                self._readers.append(_reader(tf, self._dataset(tf)))
+                self._readers.append(element_reader(tf, self._dataset(tf)))
             try:
                 records, rows, shapes = self._readers[0]()
                 empty, size = self._routes[records] == _EMPTY, self._sizes[records]
@@ -238,23 +234,6 @@ class Batches(Iterator[Batch]):
         self._routes[fast] = _PILLOW
 
 
-def _reader(tf: Any, dataset: Any) -> Callable[[], list[np.ndarray]]:
-    """Start the dataset, of flat tuples of tensors; each call gives its next element, as `as_numpy_iterator` does.
-
-    TensorFlow's operations are called by themselves: what its Python does around them there costs half as much again,
-    10 us an image, on the cores that decode.
-    """
-    types, shapes = [spec.dtype for spec in dataset.element_spec], [spec.shape for spec in dataset.element_spec]
-    iterator = tf.raw_ops.AnonymousIteratorV3(output_types=types, output_shapes=shapes)
-    tf.raw_ops.MakeIterator(dataset=tf.data.experimental.to_variant(dataset), iterator=iterator)
-
-    def following() -> list[np.ndarray]:
-        tensors = tf.raw_ops.IteratorGetNext(iterator=iterator, output_types=types, output_shapes=shapes)
-        return [np.asarray(memoryview(tensor)) for tensor in tensors]  # of their memory, not copied
-
-    return following
-
-
 def _keep_freed_memory() -> None:
     """Let the C library keep the memory of a batch's encoded files for those of the next.
 
@@ -266,146 +245,8 @@ def _keep_freed_memory() -> None:
     np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
-class Unread:
-    """Counts the images that could not be read and came one after the other: too many are no broken files.
-
-    It counts in the order of the examples, as batches are handed out, so that no timing of threads decides.
-    """
-
-    def __init__(self, source: Source, most: int) -> None:
-        self._source, self._most, self._row = source, most, 0
-
-    def count(self, records: np.ndarray, empty: np.ndarray) -> None:
-        """Count the next examples, (n,) record numbers and whether each is an empty image.
-
-        Raises DataError at the `most`-th in a row.
-        """
-        for record, is_empty in zip(records.tolist(), empty.tolist(), strict=True):
-            self._row = self._row + 1 if is_empty else 0
-            if self._row == self._most:
-                raise DataError(
-                    f"{self._source.files[record]}: the last of {self._row} images in a row that could not be read; "
-                    "the images seem gone: bring their folder back, and the same command goes on",
-                    MISSING,
-                )
-
-
 def _first_route(source: Source, record: int, canvas: int) -> int:
     if source.files[record].lower().endswith(OTHER_SUFFIXES):
         return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way
     # It would have to resize a larger image itself, and not as OpenCV does.
     return _PILLOW if max(source.heights[record], source.widths[record]) > canvas else _FAST
-
-
-def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
-    """Raise one line where the source is empty or the batch cannot be dealt out."""
-    if not len(source):
-        raise DataError(f"{source.name}: no images")
-    if batch < 1 or batch % process_count:
-        raise ConfigError(f"config.batch is {batch}; it must be a positive multiple of the {process_count} processes")
-    if not 0 <= process_index < process_count or start_step < 0:
-        raise ConfigError(f"process {process_index} of {process_count} at step {start_step} does not exist")
-
-
-def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
-    """Record -> its pixels at their size on the canvas, (h, w, 3) uint8.
-
-    Raises DataError where it cannot be decoded or has another size than its annotations state.
-    """
-    name = source.files[record]
-    image = decode(source.read(record), name)
-    stated = int(source.heights[record]), int(source.widths[record])
-    if image.shape[:2] != stated:
-        raise DataError(
-            f"{name}: decodes to {image.shape[1]} x {image.shape[0]} pixels, "
-            f"the annotations state {stated[1]} x {stated[0]}; correct one of them",
-            WRONG_SIZE,
-        )
-    return shrink(image, canvas)
-
-
-def sizes_on_canvas(source: Source, canvas: int) -> np.ndarray:
-    """The size of each image of the source on the canvas, height and width, (N, 2) int32."""
-    return np.stack(fitted_size(source.heights, source.widths, canvas), axis=1)
-
-
-def assemble(
-    source: Source,
-    data: DataConfig,
-    canvas: np.ndarray,
-    size: np.ndarray,
-    counters: np.ndarray,
-    records: np.ndarray,
-    empty: np.ndarray,
-) -> Batch:
-    """The batch of decoded images: boxes looked up, scaled with their image, and padded.
-
-    canvas: (b, S, S, 3).  size: (b, 2), their heights and widths on it.  counters, records: (b,).
-    empty: (b,) bool, images that lost their boxes with their pixels.
-    """
-    count, most = len(records), data.max_boxes
-    boxes = np.zeros((count, most, 4), np.float32)
-    labels = np.zeros((count, most), np.int32)
-    valid = np.zeros((count, most), bool)
-    for slot, record in enumerate(records):
-        n = 0 if empty[slot] else min(len(source.labels[record]), most)
-        boxes[slot, :n] = source.boxes[record][:n]
-        labels[slot, :n] = source.labels[record][:n]
-        valid[slot, :n] = True
-    scale = size[:, 1] / source.widths[records], size[:, 0] / source.heights[records]
-    boxes *= np.stack([*scale, *scale], axis=1).astype(np.float32)[:, None]
-    return {
-        "canvas": canvas,
-        "size": size,
-        "boxes": boxes,
-        "labels": labels,
-        "valid": valid,
-        "counter": np.asarray(counters, np.int32),
-        "index": np.asarray(records, np.int32),
-    }
-
-
-_GREETING = (b"oneDNN custom operations are on", b"All log messages before absl::InitializeLog() is called")
-
-
-@contextlib.contextmanager
-def _without_greeting() -> Iterator[None]:
-    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            said.seek(0)
-            others = [line for line in said if not any(part in line for part in _GREETING)]
-            if others:
-                os.write(2, b"".join(others))
-
-
-def import_tensorflow() -> Any:
-    """TensorFlow, kept off the accelerators: it would take their memory from JAX, only to decode JPEG."""
-    try:
-        with _IMPORTING:
-            first, level = "tensorflow" not in sys.modules, os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
-            if first and level != "0":
-                # Its errors come as exceptions too, and its log has a line for each broken JPEG. Only while it is
-                # loaded: JAX, which sets the variable to 1, reads it too, and its errors are wanted.
-                os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-            try:
-                with _without_greeting() if first else contextlib.nullcontext():
-                    import tensorflow as tf
-            finally:
-                if first:
-                    os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
-    except ImportError as error:
-        raise DataError("the data pipeline needs TensorFlow; pip install tensorflow") from error
-    for kind in ("GPU", "TPU"):
-        # A program that uses TensorFlow itself may have started them already.
-        with contextlib.suppress(RuntimeError, ValueError):
-            tf.config.set_visible_devices([], kind)
-    return tf

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.config import ConfigError
 from kpjax.data import files
-from kpjax.data.source import DataError, Source, truth_ids
+from kpjax.data.source import Source, truth_ids
 from kpjax.data.tfds import Tfds
+from kpjax.errors import ConfigError, DataError
 
 FORMATS = ("array_record", "tfrecord")
 NAME = "kpjax_records"
@@ -111,7 +111,7 @@ def _prepare(
 ) -> None:
     import tensorflow_datasets as tfds
 
-    from kpjax.data.pipeline import import_tensorflow
+    from kpjax.data.tensorflow import import_tensorflow
 
     tf = import_tensorflow()
     builder = _builder_class(splits, name, skip_missing)(data_dir=folder)

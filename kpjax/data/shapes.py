@@ -22,7 +22,7 @@ import shutil
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 
 CLASSES = ("ellipse", "rectangle", "triangle", "star", "cross")
 SPLITS = ("train", "val")

@@ -1,7 +1,7 @@
 """A source: one split of a data set, open for random access by record index.
 
-Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow Datasets
-(`kpjax.data.tfds`) end in the same `Source`; the pipeline and the evaluation know nothing else.
+Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow Datasets (`kpjax.data.tfds`) end in
+the same `Source`; `kpjax.data.opening` opens either.  The pipeline and the evaluation know nothing else.
 """
 
 from __future__ import annotations
@@ -14,35 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.config import ConfigError, DataConfig
-from kpjax.errors import UserError
+from kpjax.errors import ConfigError, DataError
 
 CROWD = "crowd"
 OUTSIDE = "outside the image"
 NO_AREA = "no area"
 LARGEST = 1e9  # number in a box: what is computed from them has to fit in float32
-
-# Kinds of mistakes, for those who count them.
-MALFORMED = "malformed entry"
-DUPLICATE = "id that occurs twice"
-UNKNOWN_IMAGE = "annotation of an image that is not listed"
-UNKNOWN_CATEGORY = "annotation of a category that is not listed"
-MISSING = "image not found"
-UNREADABLE = "unreadable image"
-TRUNCATED = "truncated image"
-WRONG_SIZE = "image of another size than annotated"
-
-
-class DataError(UserError):
-    """Data that cannot be used.  Its text is one line that names the file or record and what to do.
-
-    kind: one of the kinds of mistakes above.
-    """
-
-    def __init__(self, text: str, kind: str = MALFORMED) -> None:
-        super().__init__(text)
-        self.kind = kind
-
 
 Mistake = Callable[[DataError], None]
 
@@ -105,42 +82,12 @@ class Source:
         return len(self.image_ids)
 
 
-def open_source(config: DataConfig, split: str, mistake: Mistake = stop) -> Source:
-    """Open the split "train" or "val" that `config` describes.
-
-    mistake: see `kpjax.data.coco.CocoFolder`.
-    Raises ConfigError where a setting is missing and DataError where the data cannot be used.
-    """
-    if split not in ("train", "val"):
-        raise ConfigError(f"split is {split!r}; choose 'train' or 'val'")
-    if config.source == "coco":
-        from kpjax.data.coco import CocoFolder
-
-        folder = config.train if split == "train" else config.val
-        for key, value in (("images", folder.images), ("annotations", folder.annotations)):
-            if not value:
-                raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
-        return CocoFolder(folder.images, folder.annotations, config.bad_images, mistake)
-    if config.source == "tfds":
-        from kpjax.data.tfds import Tfds
-
-        return Tfds(
-            config.tfds_name, config.tfds_train if split == "train" else config.tfds_val, config.tfds_dir or None
-        )
-    raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
-
-
 def fingerprint(source: Source) -> str:
     """A short text that differs where two splits differ in classes, images or boxes; files and folders may differ."""
     digest = hashlib.sha256(repr((source.classes, source.category_ids)).encode())
     for array in (source.image_ids, source.heights, source.widths, *source.boxes, *source.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"{len(source)} images, {sum(map(len, source.labels))} boxes, {digest.hexdigest()[:12]}"
-
-
-def has_validation(config: DataConfig) -> bool:
-    """Whether the settings name a validation split."""
-    return bool(config.val.annotations if config.source == "coco" else config.tfds_val)
 
 
 def require_boxes(source: Source) -> None:

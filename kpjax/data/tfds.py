@@ -25,8 +25,9 @@ import numpy as np
 
 from kpjax.data import files
 from kpjax.data.images import size_of
-from kpjax.data.pipeline import import_tensorflow
-from kpjax.data.source import TRUNCATED, UNREADABLE, Annotations, DataError, Source, make_source
+from kpjax.data.source import Annotations, Source, make_source
+from kpjax.data.tensorflow import import_tensorflow
+from kpjax.errors import TRUNCATED, UNREADABLE, DataError
 
 _INDEX_VERSION = 2
 METADATA = "metadata.json"  # where TFDS keeps a set's own metadata, and `python -m kpjax records` the category ids

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kpjax.data.images import SUFFIXES
-from kpjax.data.source import DataError
+from kpjax.errors import DataError
 
 DIFFICULT = ("keep", "ignore", "drop")
 

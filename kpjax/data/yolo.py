@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Any
 
 from kpjax.data.images import SUFFIXES, size_of
-from kpjax.data.source import DataError
 from kpjax.data.voc import Converted
+from kpjax.errors import DataError
 
 _NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 

@@ -8,9 +8,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kpjax.config import Config, ConfigError, ModelConfig
+from kpjax.config import Config, ModelConfig
 from kpjax.detectors import centernet, cornernet, triplet
 from kpjax.detectors.base import Detections, Detector, check_size
+from kpjax.errors import ConfigError
 
 # name -> (num_classes, options) -> Detector
 MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {

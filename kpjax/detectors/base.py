@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 
 Array = jax.Array
 Targets = dict[str, Array]

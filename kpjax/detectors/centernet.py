@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from kpjax.backbones.dla import LEVELS, DLAUp
 from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
-from kpjax.config import ConfigError
 from kpjax.detectors.base import (
     COCO_BGR,
     IMAGENET_RGB,
@@ -30,6 +29,7 @@ from kpjax.detectors.base import (
     Targets,
     replace_options,
 )
+from kpjax.errors import ConfigError
 from kpjax.nn.layers import ConvParams, conv2d
 from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius

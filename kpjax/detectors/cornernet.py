@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.backbones.hourglass import StackedHourglass
-from kpjax.config import ConfigError
 from kpjax.detectors.base import (
     COCO_BGR,
     IMAGENET_RGB,
@@ -33,6 +32,7 @@ from kpjax.detectors.base import (
     replace_options,
 )
 from kpjax.detectors.centernet import Heads, best_rows, merge_mirrored
+from kpjax.errors import ConfigError
 from kpjax.nn.pooling import CornerPool
 from kpjax.ops import corners, losses, nms
 from kpjax.ops.corners import Candidates, Points

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 from kpjax.ops.largest import largest
 
 Array = jax.Array

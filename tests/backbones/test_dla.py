@@ -12,7 +12,7 @@ import pytest
 
 import kpjax
 from kpjax.backbones.dla import DLA, LEVELS, Aggregation, DLANeck, DLAUp, Tree
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 
 from .test_resnet import count, images, initialise, shapes
 

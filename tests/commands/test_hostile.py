@@ -16,7 +16,7 @@ import pytest
 import kpjax
 from kpjax import convert
 from kpjax.__main__ import main
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 from kpjax.train import _from_torch
 from tests.convert import hostile, released
 from tests.convert import torch_bytes as tb

@@ -19,8 +19,9 @@ from kpjax.commands.check_data import count_bins, size_bins
 from kpjax.config import Config, DataConfig
 from kpjax.data import check
 from kpjax.data.check import Collisions, check_split, count_collisions
+from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
-from kpjax.data.source import DataError, open_source
+from kpjax.errors import DataError
 from kpjax.plots import draw_bars
 from tests.data.conftest import picture
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kpjax.config import ConfigError, DataConfig
+from kpjax.config import DataConfig
 from kpjax.data.coco import CocoFolder
 from kpjax.data.memory import memory_batches
+from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
-from kpjax.data.source import DataError, count_over, open_source
+from kpjax.data.source import count_over
+from kpjax.errors import ConfigError, DataError
 
 
 def test_order_classes_boxes_and_files(folder):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kpjax.data.images import decode, fitted_size, shrink, size_of
-from kpjax.data.source import DataError
+from kpjax.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
 

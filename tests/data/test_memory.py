@@ -10,7 +10,8 @@ import pytest
 
 from kpjax.config import DataConfig
 from kpjax.data.memory import memory_batches
-from kpjax.data.source import DataError, open_source
+from kpjax.data.opening import open_source
+from kpjax.errors import DataError
 
 
 def records(count=5):

@@ -23,10 +23,13 @@ from kpjax import train
 from kpjax.__main__ import main
 from kpjax.config import Config, DataConfig
 from kpjax.data import files, records
-from kpjax.data.pipeline import import_tensorflow, train_batches
+from kpjax.data.opening import has_validation, open_source
+from kpjax.data.pipeline import train_batches
 from kpjax.data.records import write_records
-from kpjax.data.source import DataError, Source, has_validation, open_source
+from kpjax.data.source import Source
+from kpjax.data.tensorflow import import_tensorflow
 from kpjax.data.tfds import Tfds
+from kpjax.errors import DataError
 from tests.data.conftest import picture
 
 pytest.importorskip("tensorflow_datasets")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from kpjax.__main__ import main
-from kpjax.config import ConfigError
 from kpjax.data import shapes
+from kpjax.errors import ConfigError
 
 SIZE = 96
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from kpjax.config import DataConfig
 from kpjax.data.images import decode
+from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
-from kpjax.data.source import DataError, open_source
 from kpjax.data.tfds import COCO_CATEGORY_IDS, Tfds
+from kpjax.errors import DataError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

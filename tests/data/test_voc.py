@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from kpjax.data.source import DataError
 from kpjax.data.voc import convert_voc
+from kpjax.errors import DataError
 
 
 def page(objects, width=40, height=30, filename="elsewhere.jpg"):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from kpjax.data.source import DataError
 from kpjax.data.yolo import convert_yolo
+from kpjax.errors import DataError
 
 
 @pytest.fixture(params=["images/train labels/train", "train/images train/labels", "images labels"])

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kpjax
-from kpjax.config import ConfigError
 from kpjax.detectors import at_test, centernet
 from kpjax.detectors.base import Detections, Detector
+from kpjax.errors import ConfigError
 from kpjax.nn.layers import NHWC
 
 SIZE = (64, 96)  # input height, width

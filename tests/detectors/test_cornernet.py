@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import kpjax
-from kpjax.config import ConfigError
 from kpjax.detectors import cornernet
 from kpjax.detectors.base import Detector
+from kpjax.errors import ConfigError
 from kpjax.infer import make_infer
 from kpjax.ops.corners import Candidates
 from kpjax.sharding import make_mesh

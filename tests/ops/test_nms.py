@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpjax.config import ConfigError
+from kpjax.errors import ConfigError
 from kpjax.ops.nms import MMCV, ORIGINAL, Rows, SoftNms, keep_best, soft_nms, soft_nms_merge
 
 COUNT = 40  # rows of most tests, so that they share what is compiled

@@ -1,0 +1,107 @@
+"""A training batch on the host: which images it holds, their pixels, and their boxes padded to fixed shapes.
+
+Shared by `kpjax.data.pipeline` (tf.data) and `kpjax.data.memory` (NumPy alone).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kpjax.config import DataConfig
+from kpjax.data.images import decode, fitted_size, shrink
+from kpjax.data.source import Source
+from kpjax.errors import MISSING, WRONG_SIZE, ConfigError, DataError
+
+Batch = dict[str, np.ndarray]
+
+
+class Unread:
+    """Counts the images that could not be read and came one after the other: too many are no broken files.
+
+    It counts in the order of the examples, as batches are handed out, so that no timing of threads decides.
+    """
+
+    def __init__(self, source: Source, most: int) -> None:
+        self._source, self._most, self._row = source, most, 0
+
+    def count(self, records: np.ndarray, empty: np.ndarray) -> None:
+        """Count the next examples, (n,) record numbers and whether each is an empty image.
+
+        Raises DataError at the `most`-th in a row.
+        """
+        for record, is_empty in zip(records.tolist(), empty.tolist(), strict=True):
+            self._row = self._row + 1 if is_empty else 0
+            if self._row == self._most:
+                raise DataError(
+                    f"{self._source.files[record]}: the last of {self._row} images in a row that could not be read; "
+                    "the images seem gone: bring their folder back, and the same command goes on",
+                    MISSING,
+                )
+
+
+def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
+    """Raise one line where the source is empty or the batch cannot be dealt out."""
+    if not len(source):
+        raise DataError(f"{source.name}: no images")
+    if batch < 1 or batch % process_count:
+        raise ConfigError(f"config.batch is {batch}; it must be a positive multiple of the {process_count} processes")
+    if not 0 <= process_index < process_count or start_step < 0:
+        raise ConfigError(f"process {process_index} of {process_count} at step {start_step} does not exist")
+
+
+def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
+    """Record -> its pixels at their size on the canvas, (h, w, 3) uint8.
+
+    Raises DataError where it cannot be decoded or has another size than its annotations state.
+    """
+    name = source.files[record]
+    image = decode(source.read(record), name)
+    stated = int(source.heights[record]), int(source.widths[record])
+    if image.shape[:2] != stated:
+        raise DataError(
+            f"{name}: decodes to {image.shape[1]} x {image.shape[0]} pixels, "
+            f"the annotations state {stated[1]} x {stated[0]}; correct one of them",
+            WRONG_SIZE,
+        )
+    return shrink(image, canvas)
+
+
+def sizes_on_canvas(source: Source, canvas: int) -> np.ndarray:
+    """The size of each image of the source on the canvas, height and width, (N, 2) int32."""
+    return np.stack(fitted_size(source.heights, source.widths, canvas), axis=1)
+
+
+def assemble(
+    source: Source,
+    data: DataConfig,
+    canvas: np.ndarray,
+    size: np.ndarray,
+    counters: np.ndarray,
+    records: np.ndarray,
+    empty: np.ndarray,
+) -> Batch:
+    """The batch of decoded images: boxes looked up, scaled with their image, and padded.
+
+    canvas: (b, S, S, 3).  size: (b, 2), their heights and widths on it.  counters, records: (b,).
+    empty: (b,) bool, images that lost their boxes with their pixels.
+    """
+    count, most = len(records), data.max_boxes
+    boxes = np.zeros((count, most, 4), np.float32)
+    labels = np.zeros((count, most), np.int32)
+    valid = np.zeros((count, most), bool)
+    for slot, record in enumerate(records):
+        n = 0 if empty[slot] else min(len(source.labels[record]), most)
+        boxes[slot, :n] = source.boxes[record][:n]
+        labels[slot, :n] = source.labels[record][:n]
+        valid[slot, :n] = True
+    scale = size[:, 1] / source.widths[records], size[:, 0] / source.heights[records]
+    boxes *= np.stack([*scale, *scale], axis=1).astype(np.float32)[:, None]
+    return {
+        "canvas": canvas,
+        "size": size,
+        "boxes": boxes,
+        "labels": labels,
+        "valid": valid,
+        "counter": np.asarray(counters, np.int32),
+        "index": np.asarray(records, np.int32),
+    }

@@ -1,0 +1,78 @@
+"""TensorFlow, as the data pipeline needs it: imported late, quietly, and off the accelerators."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from kpjax.errors import DataError
+
+_IMPORTING = threading.Lock()
+_GREETING = (b"oneDNN custom operations are on", b"All log messages before absl::InitializeLog() is called")
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            others = [line for line in said if not any(part in line for part in _GREETING)]
+            if others:
+                os.write(2, b"".join(others))
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, kept off the accelerators: it would take their memory from JAX, only to decode JPEG."""
+    try:
+        with _IMPORTING:
+            first, level = "tensorflow" not in sys.modules, os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+            if first and level != "0":
+                # Its errors come as exceptions too, and its log has a line for each broken JPEG. Only while it is
+                # loaded: JAX, which sets the variable to 1, reads it too, and its errors are wanted.
+                os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+            try:
+                with _without_greeting() if first else contextlib.nullcontext():
+                    import tensorflow as tf
+            finally:
+                if first:
+                    os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
+    except ImportError as error:
+        raise DataError("the data pipeline needs TensorFlow; pip install tensorflow") from error
+    for kind in ("GPU", "TPU"):
+        # A program that uses TensorFlow itself may have started them already.
+        with contextlib.suppress(RuntimeError, ValueError):
+            tf.config.set_visible_devices([], kind)
+    return tf
+
+
+def element_reader(tf: Any, dataset: Any) -> Callable[[], list[np.ndarray]]:
+    """Start the dataset, of flat tuples of tensors; each call gives its next element, as `as_numpy_iterator` does.
+
+    TensorFlow's operations are called by themselves: what its Python does around them there costs half as much again,
+    10 us an image, on the cores that decode.
+    """
+    types, shapes = [spec.dtype for spec in dataset.element_spec], [spec.shape for spec in dataset.element_spec]
+    iterator = tf.raw_ops.AnonymousIteratorV3(output_types=types, output_shapes=shapes)
+    tf.raw_ops.MakeIterator(dataset=tf.data.experimental.to_variant(dataset), iterator=iterator)
+
+    def following() -> list[np.ndarray]:
+        tensors = tf.raw_ops.IteratorGetNext(iterator=iterator, output_types=types, output_shapes=shapes)
+        return [np.asarray(memoryview(tensor)) for tensor in tensors]  # of their memory, not copied
+
+    return following
