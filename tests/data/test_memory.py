@@ -85,7 +85,7 @@ import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None  # import now fails
 from kpjax.config import DataConfig, SplitConfig
 from kpjax.data.memory import memory_batches
-from kpjax.data.source import open_source
+from kpjax.data.opening import open_source
 config = DataConfig(train=SplitConfig({config.train.images!r}, {config.train.annotations!r}), canvas=64)
 print(next(memory_batches(open_source(config, "train"), config, batch=3, seed=0))["canvas"].shape)
 """

@@ -175,7 +175,7 @@ import jax  # sets the level of TensorFlow's log, where nobody has
 level = os.environ["TF_CPP_MIN_LOG_LEVEL"]
 from kpjax.config import DataConfig, SplitConfig
 from kpjax.data.pipeline import train_batches
-from kpjax.data.source import open_source
+from kpjax.data.opening import open_source
 config = DataConfig(train=SplitConfig(*sys.argv[1:]), canvas=64, bad_images="skip", prefetch=64)
 stream = train_batches(open_source(config, "train"), config, batch=7, seed=0)
 next(stream)
