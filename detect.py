@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from kpjax import flags, predict, video
+from kpjax.commands import flags
 from kpjax.errors import ConfigError, DataError
-from kpjax.predict import Predictor
+from kpjax.images import video
+from kpjax.inference import predict
+from kpjax.inference.predict import Predictor
 
 NAMES_SHOWN = 8  # class names in the message about an unknown one
 
@@ -103,7 +105,7 @@ class Shown:
 
     def picture(self, image: np.ndarray, found: Any) -> np.ndarray:
         """The image with its boxes, enlarged where it is small."""
-        from kpjax.draw import draw_detections, enlarge
+        from kpjax.show.drawing import draw_detections, enlarge
 
         boxes, labels, scores = self.kept(found)
         large, boxes = enlarge(image, boxes)

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from kpjax import flags
+from kpjax.commands import flags
 from kpjax.config import Config, shared
 from kpjax.errors import ConfigError
 
@@ -71,13 +71,13 @@ def main(values: absl_flags.FlagValues) -> int:
 
     import jax  # after the flags: a typing mistake should not wait for the devices
 
-    from kpjax import distributed
-    from kpjax import evaluate as ev
-    from kpjax.checkpoint import load_inference
     from kpjax.data.opening import open_source
     from kpjax.data.source import fingerprint
-    from kpjax.predict import output_folder, spare_inputs
-    from kpjax.sharding import meet
+    from kpjax.inference import evaluate as ev
+    from kpjax.inference.predict import output_folder, spare_inputs
+    from kpjax.parallel import distributed
+    from kpjax.parallel.sharding import meet
+    from kpjax.training.checkpoints import load_inference
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
     detector, config = settings(given, loaded, workdir or checkpoint)
@@ -142,7 +142,7 @@ def main(values: absl_flags.FlagValues) -> int:
     if chosen["per-class"] and result.per_class:
         print(ev.class_table(result))
     if plots:
-        from kpjax.plots import write_plots
+        from kpjax.show.plots import write_plots
 
         print("plots       " + ", ".join(write_plots(plots, result, source, PICTURE_SCORE)))
     if result.skipped:
@@ -155,7 +155,7 @@ def main(values: absl_flags.FlagValues) -> int:
 
 def max_dets(text: str) -> tuple[int, int, int]:
     """--max-dets: three ascending numbers, 100 among them, at which COCO's AP is taken."""
-    from kpjax.coco_metric import MAX_DETS
+    from kpjax.metrics.coco import MAX_DETS
 
     if not text:
         return MAX_DETS
@@ -224,8 +224,8 @@ def settings(given: Config | None, loaded: Any, path: str) -> tuple[Any, Config]
 
     Raises ConfigError or CheckpointError where they do not fit.
     """
-    from kpjax.checkpoint import check_shapes
     from kpjax.detectors import build, options_of
+    from kpjax.training.checkpoints import check_shapes
 
     if given is None:
         if loaded.config is None:

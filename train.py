@@ -10,7 +10,7 @@ configuration (kpjax/config.py) can be changed with --config.key=value.
 
 from absl import flags as absl_flags
 
-from kpjax import flags
+from kpjax.commands import flags
 
 
 def define(values):
@@ -27,13 +27,13 @@ def define(values):
 def main(values) -> int:
     config = flags.read_config(values)
     if values["show-batch"].value:
-        from kpjax.show_batch import show
+        from kpjax.show.batch import show
 
         show(config, values["show-batch"].value)
         return 0
     if not values["workdir"].value:
         raise flags.UserError("no --workdir given; name a folder for checkpoints and logs, e.g. --workdir runs/mine")
-    from kpjax.train import run
+    from kpjax.training.run import run
 
     run(config, values["workdir"].value)
     return 0

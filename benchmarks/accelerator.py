@@ -63,10 +63,10 @@ from kpjax.data import memory
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
-from kpjax.infer import make_parts
-from kpjax.runtime import keep_compiled, skip_absent_tpu
-from kpjax.sharding import make_mesh
-from kpjax.train import run
+from kpjax.inference.program import make_parts
+from kpjax.parallel.sharding import make_mesh
+from kpjax.parallel.startup import keep_compiled, skip_absent_tpu
+from kpjax.training.run import run
 
 MODELS = ("centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104", "triplet_hg104")
 BATCHES = [2**n for n in range(9)]

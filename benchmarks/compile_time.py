@@ -51,9 +51,9 @@ def one_start(name: str, batch: int, dtype: str, tiny: bool) -> dict[str, Any]:
     import jax
 
     from kpjax.detectors import from_config
-    from kpjax.runtime import keep_compiled
-    from kpjax.sharding import make_mesh
-    from kpjax.train_step import batch_shapes, init_state, jit_step, make_step
+    from kpjax.parallel.sharding import make_mesh
+    from kpjax.parallel.startup import keep_compiled
+    from kpjax.training.step import batch_shapes, init_state, jit_step, make_step
 
     events: list[str] = []
     jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rsplit("/", 1)[-1]))

@@ -26,10 +26,10 @@ from typing import Any
 from kpjax.config import DataConfig, SplitConfig
 from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
-from kpjax.data.records import NAME, write_records
 from kpjax.data.source import Source
 from kpjax.data.tensorflow import import_tensorflow
-from kpjax.runtime import quiet_tensorflow
+from kpjax.datasets.records import NAME, write_records
+from kpjax.parallel.startup import quiet_tensorflow
 
 FORMATS = ("folder", "tfrecord", "array_record")
 

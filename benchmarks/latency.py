@@ -44,12 +44,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import kpjax
-from kpjax import testtime
-from kpjax.cpu import compiler_options
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
-from kpjax.infer import make_merge, make_parts, protocol_of, true_heads
-from kpjax.predict import finished, rows_in_image
+from kpjax.images.views import View, make_view, place, to_canvas
+from kpjax.inference.predict import finished, rows_in_image
+from kpjax.inference.program import make_merge, make_parts, protocol_of, true_heads
+from kpjax.nn.cpu import compiler_options
 
 HEADS = ("random", "planted", "crowd")
 POST = ("decode", "host", "merge")
@@ -118,7 +118,7 @@ class Case:
         self.variables = variables
         size = (image.shape[0], image.shape[1])
         scales = protocol_of(detector, preset).scales
-        self.views = [testtime.make_view(detector.preprocess, size, scale=scale) for scale in scales]
+        self.views = [make_view(detector.preprocess, size, scale=scale) for scale in scales]
         heads_of, rows_of = make_parts(detector, mesh, preset=preset)
         options = compiler_options(mesh)
         self.network = jax.jit(heads_of, compiler_options=options)
@@ -130,15 +130,15 @@ class Case:
         boxes, labels = random_objects(objects, detector.num_classes, size)
         for view in self.views:
             like = jax.eval_shape(heads_of, variables, *self.place(view))
-            planted = planted_heads(detector, like, testtime.to_canvas(boxes, view), labels, view.canvas, seed=batch)
+            planted = planted_heads(detector, like, to_canvas(boxes, view), labels, view.canvas, seed=batch)
             self.made.append(jax.device_put([planted, crowded_heads(like, seed=batch)], self.everywhere))
         start = time.perf_counter()
         self.rows = {kind: int(found.scores.size) for kind, found in self.round()}
         self.first_s = time.perf_counter() - start
 
-    def place(self, view: testtime.View) -> tuple[jax.Array, jax.Array]:
+    def place(self, view: View) -> tuple[jax.Array, jax.Array]:
         """Canvases and windows on the device."""
-        canvases = np.stack([testtime.place(self.image, view, self.detector.preprocess) for _ in range(self.batch)])
+        canvases = np.stack([place(self.image, view, self.detector.preprocess) for _ in range(self.batch)])
         windows = np.tile(np.array(view.window, np.int32), (self.batch, 1))
         return jax.device_put((canvases, windows), self.everywhere)
 
@@ -173,7 +173,7 @@ class Case:
             self.cpu[name].append(spent[name] / self.batch)
         return iter(results)
 
-    def in_image(self, found: Any, view: testtime.View) -> list[Any]:
+    def in_image(self, found: Any, view: View) -> list[Any]:
         """Rows of each image in its pixels."""
         fetched = jax.device_get(found)
         return [rows_in_image(fetched, slot, view) for slot in range(self.batch)]

@@ -23,11 +23,11 @@ from typing import Any
 import jax
 import step as step_benchmark
 
-from kpjax.cpu import compiler_options
+from kpjax.commands.flags import config_of
 from kpjax.errors import UserError
-from kpjax.flags import config_of
-from kpjax.sharding import make_mesh, put_batch
-from kpjax.train_step import init_state, make_step
+from kpjax.nn.cpu import compiler_options
+from kpjax.parallel.sharding import make_mesh, put_batch
+from kpjax.training.step import init_state, make_step
 
 
 def operation_names(text: str) -> dict[str, str]:

@@ -32,15 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kpjax.aot.hlo import memory_of
+from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
-from kpjax.flags import config_of
-from kpjax.infer import make_infer
-from kpjax.program import memory_of
-from kpjax.sharding import check_batch, make_mesh, put_batch
-from kpjax.train_step import init_state, jit_step, make_step, state_shardings
+from kpjax.inference.program import make_infer
+from kpjax.parallel.sharding import check_batch, make_mesh, put_batch
+from kpjax.training.step import init_state, jit_step, make_step, state_shardings
 
 
 def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np.ndarray]:

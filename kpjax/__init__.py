@@ -21,7 +21,7 @@ __all__ = ["Detections", "Detector", "Predictor", "build", "import_torch", "list
 def __getattr__(name: str) -> Any:
     # Imported at first use, so that building a network does not wait for Orbax and OpenCV.
     if name in ("Predictor", "load"):
-        from kpjax import predict
+        from kpjax.inference import predict
 
         return getattr(predict, name)
     if name == "import_torch":

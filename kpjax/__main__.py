@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from kpjax.errors import UserError
-from kpjax.runtime import escape_unprintable, quiet_tensorflow, skip_absent_tpu
+from kpjax.parallel.startup import escape_unprintable, quiet_tensorflow, skip_absent_tpu
 
 # name -> (module, what --help says); a module is imported only when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -2,7 +2,7 @@
 
 A file in `configs/` returns a `Config`; `--config.optim.lr=1e-3` on the command
 line changes one field of it.  A key that does not exist is an error (see
-`kpjax.flags`), and `Config.check` tests values and the rules between fields once,
+`kpjax.commands.flags`), and `Config.check` tests values and the rules between fields once,
 before anything is allocated.
 
 Units: sizes are pixels of the network's input unless a name says otherwise.
@@ -92,8 +92,8 @@ class OptimConfig:
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
     accumulate: int = 1  # micro-batches a step
     # How lr and warmup_steps follow the batch: "none": not at all; "linear": in proportion to batch / lr_batch, see
-    # kpjax.optimizer.scaled.  `epochs` follow by themselves; `steps` are taken as they are: for as many passes over the
-    # data set them to the recipe's steps * lr_batch / batch
+    # kpjax.training.optimizer.scaled.  `epochs` follow by themselves; `steps` are taken as they are: for as many passes
+    # over the data set them to the recipe's steps * lr_batch / batch
     scale_lr: str = "none"
     lr_batch: int = 0  # images a step that lr and warmup_steps are meant for: the recipe's batch
     scale_warmup: int = 1000  # least steps of warm-up where scale_lr raises the rate

@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Files of minutes, which would keep one core busy when nothing is left for the other.
-FIRST = ("distributed/test_processes.py", "test_train.py", "test_evaluate.py", "test_train_step.py", "test_convert.py")
+FIRST = ("distributed/test_processes.py", "test_run.py", "test_evaluate.py", "training/test_step.py", "test_convert.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,3 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((k for k, name in enumerate(FIRST) if item.path.as_posix().endswith(f"/{name}")), len(FIRST))
 
     items.sort(key=place)
+
+
+from tests.folders import folder  # noqa: E402, F401 (a fixture; it imports JAX, for which the environment is now set)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import pytest
 
 import kpjax
-from kpjax import flags
+from kpjax.commands import flags
 from kpjax.config import Config, differences, from_json, to_json
 from kpjax.detectors import from_config
 from kpjax.errors import ConfigError
-from kpjax.optimizer import learning_rate, scaled
+from kpjax.training.optimizer import learning_rate, scaled
 from tests.convert import released
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from kpjax.commands.flags import config_of
 from kpjax.config import Config
-from kpjax.data.check import SplitReport, check_split
 from kpjax.data.opening import has_validation
 from kpjax.data.source import Source, require_boxes, require_same_classes
+from kpjax.datasets.check import SplitReport, check_split
 from kpjax.errors import DataError, UserError
-from kpjax.flags import config_of
 
 _EXAMPLES = 3
 
@@ -111,7 +111,7 @@ def draw(report: SplitReport, folder: str) -> None:
     """Write SPLIT_objects.png, SPLIT_sizes.png and SPLIT_classes.png."""
     from PIL import Image
 
-    from kpjax.plots import draw_bars
+    from kpjax.show.plots import draw_bars
 
     counts, names = count_bins(report.objects)
     pictures = {"objects": draw_bars(counts, names, f"{report.split}: images by their number of boxes", "boxes")}

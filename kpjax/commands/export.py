@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
-    from kpjax.checkpoint import describe, load_inference
     from kpjax.detectors.base import check_size
-    from kpjax.infer import protocol_of
-    from kpjax.predict import output_folder
+    from kpjax.inference.predict import output_folder
+    from kpjax.inference.program import protocol_of
+    from kpjax.training.checkpoints import describe, load_inference
 
     if args.top_k < 1:
         raise ConfigError(f"--top-k is {args.top_k}; it must be at least 1")
@@ -159,7 +159,7 @@ def _program(detector: Any, tree: Any, size: tuple[int, int], preset: str, top_k
     import jax
     import jax.numpy as jnp
 
-    from kpjax.infer import normalise, protocol_of
+    from kpjax.inference.program import normalise, protocol_of
 
     mirrored = protocol_of(detector, preset).mirror == "maps"
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import jax
 
+from kpjax.aot.hlo import PURPOSES, Collective
+from kpjax.aot.plan import Plan, canvas_of, largest_batch, make_plan, smallest_step, with_batch
+from kpjax.aot.tpu import find_libtpu, parse_topology, prepare
+from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import check_size
 from kpjax.errors import ConfigError
-from kpjax.flags import config_of
-from kpjax.infer import protocol_of
-from kpjax.plan import Plan, canvas_of, largest_batch, make_plan, smallest_step, with_batch
-from kpjax.program import PURPOSES, Collective
-from kpjax.tpu import find_libtpu, parse_topology, prepare
+from kpjax.inference.program import protocol_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,12 @@ import argparse
 import os
 import time
 
+from kpjax.commands.flags import config_of
 from kpjax.config import DataConfig, SplitConfig
 from kpjax.data.opening import open_source
-from kpjax.data.records import FORMATS, NAME, write_records
 from kpjax.data.source import Source
+from kpjax.datasets.records import FORMATS, NAME, write_records
 from kpjax.errors import ConfigError
-from kpjax.flags import config_of
 
 SPLITS = {"train": "train", "val": "validation"}  # as data.tfds_train and data.tfds_val have them
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import time
 
-from kpjax.data import shapes
+from kpjax.datasets import shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

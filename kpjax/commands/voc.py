@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kpjax.commands.yolo import report
-from kpjax.data.voc import DIFFICULT, convert_voc
+from kpjax.datasets.voc import DIFFICULT, convert_voc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ import json
 import os
 from collections import Counter
 
-from kpjax.data.voc import Converted
-from kpjax.data.yolo import convert_yolo
+from kpjax.datasets.voc import Converted
+from kpjax.datasets.yolo import convert_yolo
 
 _NOTES_SHOWN = 20
 

@@ -18,8 +18,8 @@ from jax import lax
 
 from kpjax.config import AugmentConfig
 from kpjax.data.photometric import distort, draw_distortion
-from kpjax.data.window import Window, visible, window_boxes, window_positions
 from kpjax.detectors.base import Preprocess
+from kpjax.images.window import Window, visible, window_boxes, window_positions
 
 Array = jax.Array
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from kpjax.config import DataConfig
-from kpjax.data.images import decode, fitted_size, shrink
 from kpjax.data.source import Source
 from kpjax.errors import MISSING, WRONG_SIZE, ConfigError, DataError
+from kpjax.images.decode import decode, fitted_size, shrink
 
 Batch = dict[str, np.ndarray]
 

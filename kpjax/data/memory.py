@@ -12,9 +12,9 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, sizes_on_canvas
-from kpjax.data.images import shrink
 from kpjax.data.source import LARGEST, Annotations, Source, make_source
 from kpjax.errors import DataError
+from kpjax.images.decode import shrink
 
 Record = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,)
 

@@ -4,7 +4,7 @@ The step number is the only state.  Example counter i = step * batch + position 
 permutation of its epoch to a record, so that a batch is a pure function of (source, seed, step): resuming
 is starting at a step, and P processes read P slices of one and the same global batch.
 
-The fast path is TensorFlow's own JPEG decoder.  What it does not do as `kpjax.data.images` does (other
+The fast path is TensorFlow's own JPEG decoder.  What it does not do as `kpjax.images.decode` does (other
 formats, CMYK, images larger than the canvas) goes through that module instead, inside the same pipeline:
 each record has a route, and one that turns out wrong is corrected and its step started again, so that
 the fast path pays for no test of what a file is.
@@ -22,10 +22,10 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, sizes_on_canvas
-from kpjax.data.images import OTHER_SUFFIXES
 from kpjax.data.source import Source
 from kpjax.data.tensorflow import element_reader, import_tensorflow
 from kpjax.errors import DataError
+from kpjax.images.decode import OTHER_SUFFIXES
 
 _FAST, _PILLOW, _EMPTY = 0, 1, 2  # how a record becomes pixels
 _SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbers of a seed

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from kpjax.data import files
-from kpjax.data.images import size_of
 from kpjax.data.source import Annotations, Source, make_source
 from kpjax.data.tensorflow import import_tensorflow
 from kpjax.errors import TRUNCATED, UNREADABLE, DataError
+from kpjax.images.decode import size_of
 
 _INDEX_VERSION = 2
 METADATA = "metadata.json"  # where TFDS keeps a set's own metadata, and `python -m kpjax records` the category ids
@@ -42,7 +42,7 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
 
     name: e.g. "coco/2017"; any set with `image` and `objects` of `bbox` and `label` as TFDS's COCO has them
         (`image/id`, `image/filename`, `objects/area`, `objects/is_crowd`, `objects/id` are used where present, and
-        what `kpjax.data.records` adds).
+        what `kpjax.datasets.records` adds).
     split: e.g. "train" or "validation[:10%]".  data_dir: TFDS's folder; None: its default.
     Areas are those TFDS kept, whole numbers; boxes are its fractions times the image's size, unless the exact
     ones are there.

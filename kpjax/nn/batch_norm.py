@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpjax.cpu import apart_on_cpu, bound
+from kpjax.nn.cpu import apart_on_cpu, bound
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpjax.cpu import apart, bound
+from kpjax.nn.cpu import apart, bound
 
 Array = jax.Array
 

@@ -107,7 +107,7 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             count = grouped.size // (self.groups * channels)
             keep = self.momentum
-            with jax.named_scope("running_statistics"):  # kpjax.program tells their sums by it
+            with jax.named_scope("running_statistics"):  # kpjax.aot.hlo tells their sums by it
                 unbiased = var.mean(0) * (count / max(count - 1, 1))
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased

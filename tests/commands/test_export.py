@@ -16,10 +16,10 @@ from etils import epath
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.checkpoint import Loaded, is_inference, save_inference
 from kpjax.commands.export import run
 from kpjax.config import AugmentConfig, Config
 from kpjax.errors import UserError
+from kpjax.training.checkpoints import Loaded, is_inference, save_inference
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4,), "head_channels": 4}
 TINY_CORNER: dict[str, Any] = {
@@ -140,7 +140,7 @@ def test_the_size_that_is_not_given(
     model: str, config: Any, size: tuple[int, int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(kpjax.build(model, 2), {}, (), config, None)
-    monkeypatch.setattr("kpjax.checkpoint.load_inference", lambda path: loaded)
+    monkeypatch.setattr("kpjax.training.checkpoints.load_inference", lambda path: loaded)
 
     def export(detector: Any, tree: Any, leaves: Any, size: tuple[int, int], *_: Any) -> Any:
         raise UserError(f"would export {size}")

@@ -14,10 +14,10 @@ import jax
 import pytest
 
 from kpjax.__main__ import main
+from kpjax.aot.plan import Plan
+from kpjax.aot.tpu import Topology, find_libtpu
 from kpjax.commands import plan as command
 from kpjax.errors import UserError
-from kpjax.plan import Plan
-from kpjax.tpu import Topology, find_libtpu
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kpjax.data.images import decode, shrink
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
 from kpjax.errors import ConfigError, DataError
+from kpjax.images.decode import decode, shrink
 
 tf = pytest.importorskip("tensorflow")
 

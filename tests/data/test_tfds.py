@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from kpjax.config import DataConfig
-from kpjax.data.images import decode
 from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
 from kpjax.data.tfds import COCO_CATEGORY_IDS, Tfds
 from kpjax.errors import DataError
+from kpjax.images.decode import decode
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

@@ -19,9 +19,9 @@ import kpjax
 from kpjax.detectors import cornernet
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
-from kpjax.infer import make_infer
+from kpjax.inference.program import make_infer
 from kpjax.ops.corners import Candidates
-from kpjax.sharding import make_mesh
+from kpjax.parallel.sharding import make_mesh
 from tests.tiny import random_variables
 
 SIZE = (63, 95)  # input height, width

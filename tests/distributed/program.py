@@ -25,8 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
-import kpjax.distributed
-import kpjax.train
+import kpjax.parallel.distributed
+import kpjax.training.run
 from kpjax.data.memory import memory_batches
 from kpjax.detectors import MODELS
 from kpjax.detectors.base import Detector
@@ -60,7 +60,7 @@ def sums(state: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(k): hashlib.sha256(np.asarray(v).tobytes()).hexdigest() for k, v in leaves}
 
 
-class Checkpoints(kpjax.train.Checkpoints):
+class Checkpoints(kpjax.training.run.Checkpoints):
     """Writes down what it restores; its disk can be full."""
 
     def save(self, state: Any) -> None:
@@ -78,9 +78,11 @@ class Checkpoints(kpjax.train.Checkpoints):
 
 
 if __name__ == "__main__":
-    kpjax.distributed.START_SECONDS = int(os.environ.get("KPJAX_TEST_START", kpjax.distributed.START_SECONDS))
+    kpjax.parallel.distributed.START_SECONDS = int(
+        os.environ.get("KPJAX_TEST_START", kpjax.parallel.distributed.START_SECONDS)
+    )
     MODELS["two_layers"] = two_layers
-    kpjax.train._pipeline = feed
-    kpjax.train.Checkpoints = Checkpoints  # type: ignore[misc]
+    kpjax.training.run._pipeline = feed
+    kpjax.training.run.Checkpoints = Checkpoints  # type: ignore[misc]
     del sys.argv[0]
     runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

@@ -13,9 +13,9 @@ import numpy as np
 
 import kpjax
 from kpjax.detectors import cornernet
+from kpjax.images.views import View, keep_view, to_image
+from kpjax.inference.predict import rows_in_image
 from kpjax.ops import peaks
-from kpjax.predict import rows_in_image
-from kpjax.testtime import View, keep_view, to_image
 
 from .cases import each_case, fill, nhwc
 from .test_decode import assert_same_rows, rows_of

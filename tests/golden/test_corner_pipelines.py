@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.infer import normalise
-from kpjax.predict import read_image
-from kpjax.testtime import keep_view, place
+from kpjax.images.views import keep_view, place
+from kpjax.inference.predict import read_image
+from kpjax.inference.program import normalise
 
 from .cases import GOLDEN, KINDS, TESTED, case_names, kind_of, load_case
 from .test_pipelines import assert_matched, picture

@@ -10,7 +10,7 @@ import numpy as np
 
 import kpjax
 from kpjax.data.augment import resample
-from kpjax.data.window import Window, visible, window_boxes, window_positions
+from kpjax.images.window import Window, visible, window_boxes, window_positions
 
 from .cases import each_case, fill
 from .test_mmdet_targets import image_boxes, mmdet_targets

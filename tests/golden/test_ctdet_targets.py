@@ -12,8 +12,8 @@ import pytest
 import kpjax
 from kpjax.data.augment import Draw, resample, source_positions, transform_boxes
 from kpjax.detectors.base import COCO_BGR
+from kpjax.images.views import fixed_view, keep_view, place
 from kpjax.ops.heatmap import draw_dense, gaussian_radius
-from kpjax.testtime import fixed_view, keep_view, place
 
 from .cases import each_case, fill
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.testtime import View, affine, to_image
+from kpjax.images.views import View, affine, to_image
 
 from .cases import each_case, fill, nhwc
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.predict import read_image
+from kpjax.inference.predict import read_image
 
 from .cases import DATA, GOLDEN, KINDS, TESTED, case_names, fill, kind_of, load_case
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kpjax.detectors.base import COCO_BGR
-from kpjax.testtime import View, affine, fixed_view, keep_view, place, to_image
+from kpjax.images.views import View, affine, fixed_view, keep_view, place, to_image
 
 from .cases import each_case, fill
 

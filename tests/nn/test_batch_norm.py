@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kpjax.nn.batch_norm import normalised
-from kpjax.sharding import BATCH, make_mesh
+from kpjax.parallel.sharding import BATCH, make_mesh
 from tests.nn.compare import assert_same, lowered_for, normal, value_and_vjp
 
 SHAPES = {

@@ -1,0 +1,1 @@
+"""Programs compiled for a machine that is not there: memory, traffic, roofline."""

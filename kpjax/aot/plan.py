@@ -1,0 +1,199 @@
+"""A step compiled for a TPU slice ahead of time: its memory, its work, and the largest batch that a slice holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from kpjax.aot.hlo import (
+    Collective,
+    Memory,
+    Roofline,
+    counts_loops_once,
+    largest_fitting,
+    memory_of,
+    memory_refused,
+    read_collectives,
+    roofline,
+    sort_by_purpose,
+)
+from kpjax.aot.tpu import Topology
+from kpjax.config import Config
+from kpjax.detectors import from_config
+from kpjax.detectors.base import Detector
+from kpjax.images.views import make_view
+from kpjax.inference.program import make_infer, protocol_of
+from kpjax.parallel.sharding import batch_sharding, check_batch, make_mesh, replicated
+from kpjax.training.step import batch_shapes, init_state, jit_step, make_step
+
+_STEPS = 1000  # of the run: they set the schedule's constants, nothing that is counted here
+_LONGEST = (640, 640)  # pixels of COCO's largest images
+_TRIES = 6  # compilations that `largest_batch` may use, the first included
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one chip does in a step: arithmetic, bytes from and to its memory, and collectives by purpose.
+
+    at_least: the program has loops (deformable convolution's slabs, a decoder's), whose bodies XLA counts once.
+    """
+
+    flops: float
+    moved: float
+    collectives: dict[str, list[Collective]]
+    at_least: bool = False
+
+    def roofline(self, topology: Topology) -> Roofline:
+        """Its time on `topology` at the published peaks."""
+        return roofline(topology, self.flops, self.moved, [one for kind in self.collectives.values() for one in kind])
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One program on one slice.
+
+    batch: images a step over all chips.  canvas: the input's height and width.  seconds: of compiling.
+    work: None where the compiler refused the program, which then needs more memory than a chip has: `memory` is
+    what it said.  text: the compiled program's.
+    """
+
+    topology: Topology
+    config: Config
+    detector: Detector
+    evaluation: bool
+    canvas: tuple[int, int]
+    batch: int
+    memory: Memory
+    seconds: float
+    work: Work | None = None
+    text: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip's memory holds it."""
+        return self.work is not None and self.memory.total <= self.topology.chip.memory
+
+
+def make_plan(topology: Topology, config: Config, evaluation: bool, canvas: tuple[int, int], classes: int) -> Plan:
+    """Compile the step of `config` for `topology`."""
+    mesh = make_mesh(config.sharding.fsdp, topology.devices())
+    detector = from_config(config, config.model.num_classes or classes)
+    accumulate = 1 if evaluation else config.optim.accumulate
+    batch = config.eval.batch if evaluation else config.batch
+    if not evaluation:
+        check_batch(batch // accumulate, mesh, "config.batch / config.optim.accumulate")
+        state = jax.eval_shape(lambda key: init_state(detector, config, _STEPS, key), jax.random.key(0))
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        step = jit_step(make_step(detector, config, _STEPS, mesh), mesh, state)
+        inputs: tuple[Any, ...] = (state, batch_shapes(config))
+    else:
+        check_batch(batch, mesh, "config.eval.batch")
+        inputs = test_shapes(detector, mesh, batch, canvas)
+        variables = inputs[0]
+        step = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
+    what = "test" if evaluation else "training"
+    print(f"compiling the {what} step of batch {batch} for {topology.name}: seconds to many minutes", flush=True)
+    started = time.perf_counter()
+    plan = Plan(topology, config, detector, evaluation, canvas, batch, Memory(0, 0), 0.0)
+    try:
+        compiled = step.lower(*inputs).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = memory_refused(str(error))
+        if not needed:
+            raise
+        return dataclasses.replace(plan, memory=Memory(0, needed), seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    text, cost = compiled.as_text(), compiled.cost_analysis() or {}
+    work = Work(
+        # The compiler counts the body of a loop over micro-batches once; nearly all of a step is in there.
+        flops=accumulate * cost.get("flops", 0.0),
+        moved=accumulate * cost.get("bytes accessed", 0.0),
+        collectives=sort_by_purpose(
+            read_collectives(text, topology.size),
+            parameters=[leaf.shape for leaf in jax.tree.leaves(variables["params"])],
+            norms=sorted({path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["batch_stats"])}),
+            fsdp=config.sharding.fsdp,
+            evaluation=evaluation,
+        ),
+        at_least=counts_loops_once(text, int(accumulate > 1)),
+    )
+    return dataclasses.replace(plan, memory=memory_of(compiled), seconds=seconds, work=work, text=text)
+
+
+def test_shapes(detector: Detector, mesh: Any, batch: int, canvas: tuple[int, int]) -> tuple[Any, ...]:
+    """Shapes of what the test-time program takes, laid out as `evaluate` does: weights everywhere, images divided."""
+    images = jax.ShapeDtypeStruct((1, *canvas, 3), "float32")
+    variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), images)
+    everywhere, divided = replicated(mesh), batch_sharding(mesh)
+    shapes = (("uint8", (*canvas, 3)), ("int32", (4,)), ("int32", (2,)))
+    return (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables),
+        *(jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=divided) for dtype, shape in shapes),
+    )
+
+
+def canvas_of(detector: Detector, config: Config) -> tuple[int, int]:
+    """The largest input of the test-time program on COCO: that of a 640x640 image at the preset's largest scale."""
+    view = make_view(
+        detector.preprocess,
+        _LONGEST,
+        resolution=config.eval.resolution,
+        fixed=(config.augment.height, config.augment.width),
+        max_side=config.eval.max_side,
+        scale=max(protocol_of(detector, config.eval.preset).scales),
+    )
+    return view.canvas
+
+
+def with_batch(config: Config, batch: int, evaluation: bool) -> Config:
+    """`config` with another batch, checked."""
+    if evaluation:
+        return dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch=batch)).check()
+    return dataclasses.replace(config, batch=batch).check()
+
+
+def smallest_step(chips: int, config: Config, evaluation: bool) -> int:
+    """Batches are multiples of this: of the chips and of BatchNorm's groups, in each micro-batch."""
+    if evaluation:
+        return chips
+    return math.lcm(chips, config.model.bn_groups) * config.optim.accumulate
+
+
+def largest_batch(measure: Callable[[int], int], unit: int, batch: int, size: int, available: int) -> int:
+    """The largest multiple of `unit` whose memory is at most `available`; 0: none.
+
+    measure: batch -> bytes, by compiling.  batch, size: a first measurement, of a multiple of `unit`.  Memory grows
+    nearly in a straight line, so that two measurements predict the batch and the others verify: the one returned was
+    compiled, and either the next larger did not fit when it was compiled, or would not by the line through the
+    nearest two.
+    """
+    points = {batch: size}
+
+    def fits(count: int) -> bool:
+        if count * unit not in points:
+            points[count * unit] = measure(count * unit)
+        return points[count * unit] <= available
+
+    start = max(batch // unit, 1)
+    fits(max(start // 2, 1) if size > available and start > 1 else 2 * start)
+    below, above = 0, math.inf  # of units: known to fit, known not to
+    while len(points) < _TRIES:
+        below = max((b // unit for b, m in points.items() if m <= available), default=0)
+        above = min((b // unit for b, m in points.items() if m > available), default=math.inf)
+        if above - below <= 1:
+            break
+        # The line through the two measurements nearest to the limit.
+        nearest = sorted(points, key=lambda b: abs(points[b] - available))[:2]
+        try:
+            guess = largest_fitting([(b, points[b]) for b in nearest], available) // unit
+        except ValueError:
+            guess = 2 * below
+        if guess == below and below:
+            break
+        fits(int(min(max(guess, below + 1), above - 1)))
+    return max((b for b, m in points.items() if m <= available), default=0)

@@ -1,0 +1,1 @@
+"""Checkpoints of weights, through Orbax: `load_inference` and `save_inference`."""

@@ -1,0 +1,215 @@
+"""Command lines of train.py and eval.py (detect.py has no configuration): parsed once, every mistake one line.
+
+def main(values): ...
+if __name__ == "__main__":
+    flags.run(main, define)  # define(values) declares the flags
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from kpjax.config import Config
+from kpjax.errors import ConfigError, UserError
+from kpjax.parallel import distributed
+from kpjax.parallel.startup import escape_unprintable, keep_compiled, quiet_tensorflow, skip_absent_tpu
+
+_REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
+
+
+def define_config(values: absl_flags.FlagValues) -> None:
+    """Add `--config FILE` and `--config.key=value`."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values
+    )
+
+
+def define_processes(values: absl_flags.FlagValues) -> None:
+    """Add --coordinator, --num-processes, --process-id and --peer-timeout."""
+    absl_flags.DEFINE_string(
+        "coordinator",
+        None,
+        "several processes: HOST:PORT on which process 0 listens (found by itself on TPU pods, Slurm, torchrun)",
+        flag_values=values,
+    )
+    absl_flags.DEFINE_integer("num-processes", None, "several processes: how many", flag_values=values)
+    absl_flags.DEFINE_integer("process-id", None, "several processes: this one's number, from 0", flag_values=values)
+    absl_flags.DEFINE_integer(
+        "peer-timeout",
+        distributed.SILENCE_SECONDS,
+        "several processes: seconds after which one that says nothing counts as gone",
+        10,
+        flag_values=values,
+    )
+
+
+def _join(argv: list[str], saves: bool) -> None:
+    """Connect to the other processes, if there are any, before the rest of the command line is looked at.
+
+    So that a mistake in one process's configuration is told to the others, which would wait for it.
+    """
+    values = absl_flags.FlagValues()
+    values.set_gnu_getopt()  # the values of flags unknown here look like arguments: go on after them
+    define_processes(values)
+    try:
+        values(argv, known_only=True)
+    except absl_flags.Error as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    given = values.flag_values_dict()
+    cluster = distributed.find(given["coordinator"], given["num-processes"], given["process-id"])
+    if cluster is not None:
+        distributed.start(cluster, given["peer-timeout"], saves=saves)
+
+
+def read_config(values: absl_flags.FlagValues) -> Config:
+    """The checked configuration that --config names.  Raises ConfigError."""
+    config = values["config"].value
+    if config is None:
+        raise ConfigError("no --config given; name one of the files in configs/, e.g. --config configs/shapes_r18.py")
+    try:
+        is_config = isinstance(config, Config)
+    except Exception as error:
+        raise ConfigError(str(error)) from error
+    if not is_config:
+        raise ConfigError("the --config file did not return a kpjax.config.Config from get_config()")
+    return config.check()
+
+
+def config_of(path: str, settings: Sequence[str] = ()) -> Config:
+    """The checked configuration of a file, for programs that parse with argparse.  Raises ConfigError.
+
+    settings: "--config.key=value", or the two words "--config.key" and "value".
+    """
+    argv, before = [sys.argv[0], f"--config={path}", *settings], sys.argv
+    sys.argv = argv  # ml_collections looks there for the keys to define
+    try:
+        return read_config(parse(argv, define_config))
+    finally:
+        sys.argv = before
+
+
+def _check_config_arguments(argv: list[str]) -> None:
+    # ml_collections reports a missing file or an unknown key late and in its own words; look first.
+    fields = [a for a in argv if a.startswith("--config.")]
+    if fields and not any(a == "--config" or a.startswith("--config=") for a in argv):
+        raise ConfigError(f"{fields[0]} changes a configuration, but no --config FILE is given")
+    for i, argument in enumerate(argv):
+        name, _, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("--"):
+            continue
+        if name == "config":
+            path = (value or (argv[i + 1] if i + 1 < len(argv) else "")).split(":")[0]
+            if path and not os.path.isfile(path):
+                raise ConfigError(f"--config {path}: no such file; the released recipes are in configs/")
+        elif name.startswith("config."):
+            node: Any = Config()
+            parts = name.split(".")[1:]
+            for depth, part in enumerate(parts):
+                if isinstance(node, dict):
+                    break
+                keys = [k for k in vars(node)] if hasattr(node, "__dict__") else []
+                if part not in keys:
+                    here = ".".join(["config", *parts[:depth]])
+                    near = difflib.get_close_matches(part, keys, n=1, cutoff=0.0)
+                    hint = f"; did you mean {here}.{near[0]}?" if near else ""
+                    raise ConfigError(f"--{name}: {here} has no key {part!r}{hint}")
+                node = getattr(node, part)
+
+
+def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
+    """Parse argv[1:] with the flags that `define` adds.  Raises ConfigError with one line."""
+    values = absl_flags.FlagValues()
+    define(values)
+    define_processes(values)
+    absl_flags.DEFINE_boolean("help", False, "show the flags and exit", flag_values=values, short_name="h")
+    _check_config_arguments(argv[1:])
+    try:
+        rest = values(argv)
+    except absl_flags.Error as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    except (SyntaxError, ImportError, AttributeError, TypeError, ValueError, KeyError, NameError) as error:
+        raise ConfigError(
+            f"the --config file or a --config.key=value cannot be used: {' '.join(str(error).split())}"
+        ) from error
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name value")
+    return values
+
+
+def run(
+    main: Callable[[absl_flags.FlagValues], int | None],
+    define: Callable[[absl_flags.FlagValues], None],
+    *,
+    saves: bool = False,
+) -> None:
+    """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2.
+
+    saves: with several processes, SIGTERM is main's to act on (see `kpjax.parallel.distributed.start`).
+    """
+
+    def parsed() -> int | None:
+        if not {"--help", "-h"} & set(sys.argv):
+            _join(sys.argv, saves)
+        values = parse(sys.argv, define)
+        if values["help"].value:
+            print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
+            print(values.get_help(include_special_flags=False))
+            return 0
+        return main(values)
+
+    sys.exit(guarded(parsed))
+
+
+def guarded(program: Callable[[], int | None]) -> int:
+    """Call the program and return its exit code.  What a user can put right prints one line and gives 2.
+
+    One of several processes (kpjax.parallel.distributed) tells the others, and does not return.
+    """
+    escape_unprintable()
+    quiet_tensorflow()
+    skip_absent_tpu()
+    keep_compiled()
+    code = 2
+    try:
+        ended = program() or 0
+        distributed.finish()
+        return ended
+    except KeyboardInterrupt:
+        text, code = "stopped", 130
+    except Exception as error:
+        found = _mistake(error)
+        if found is None:
+            if distributed.active():
+                distributed.fail_with(error)
+            raise
+        text = found
+    if distributed.active():
+        distributed.fail(text, code)
+    print("stopped" if code == 130 else f"error: {text}", file=sys.stderr)
+    return code
+
+
+def _mistake(error: Exception) -> str | None:
+    """What a user can put right, as one line; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        # A full disk, a file that may not be read, a folder of its name: the user's to put right.  Others are bugs.
+        return f"{error.filename or 'writing'}: {os.strerror(error.errno)}"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # JAX's JaxRuntimeError is one
+        return (
+            f"the device's memory is too small ({str(error).splitlines()[0][:200]}); lower config.batch "
+            "(in evaluation: --batch), raise config.optim.accumulate, or set config.model.remat=true"
+        )
+    return None

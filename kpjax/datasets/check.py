@@ -1,0 +1,336 @@
+"""What training would do with a data set: every annotation and every image's header looked at, oddities counted.
+
+It opens splits, reads files and encodes objects with the functions that training uses, so that what it says is what
+happens.  Images are decoded only where the header or the end of the file gives reason to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from kpjax.config import Config
+from kpjax.data import files
+from kpjax.data.augment import Draw, transform_boxes
+from kpjax.data.batch import decode_checked
+from kpjax.data.opening import open_source
+from kpjax.data.source import CROWD, NO_AREA, OUTSIDE, Source, left_out
+from kpjax.detectors.base import Detector
+from kpjax.errors import (
+    DUPLICATE,
+    MALFORMED,
+    MISSING,
+    TRUNCATED,
+    UNKNOWN_CATEGORY,
+    UNKNOWN_IMAGE,
+    UNREADABLE,
+    WRONG_SIZE,
+    ConfigError,
+    DataError,
+)
+from kpjax.images.decode import SUFFIXES, fitted_size, read_header
+
+TURNED = "image with an EXIF rotation"
+GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
+NOT_JPEG = "image that is no JPEG"
+LARGE = "image larger than the canvas"
+PARTLY = "box partly outside the image"
+OVER = "image with more boxes than config.data.max_boxes"
+NO_BOXES = "image without boxes to train on"
+UNLISTED = "image file that the JSON does not list"
+
+_MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA": ALPHA, "LA": ALPHA, "PA": ALPHA}
+_BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE)
+_LEFT_OUT = {CROWD: "crowd", NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
+_REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY)
+_CHUNK = 4096  # objects encoded at a time
+
+# What is done with each kind: (in training, in evaluation).
+ACTIONS = {
+    **dict.fromkeys(_REFUSED, ("stops before the first step", "stops before the first step")),
+    "crowd": ("left out", "detections on it count neither way"),
+    "box without area": ("left out", "as annotated: counts as missed"),
+    "box wholly outside the image": ("left out", "as annotated"),
+    PARTLY: ("used, cut where the model's recipe cuts", "as annotated"),
+    OVER: ("its last boxes are left out", "as annotated"),
+    NO_BOXES: ("used as background", "used"),
+    TURNED: ("used as stored, not turned", "used as stored, not turned"),
+    GREY: ("made RGB", "made RGB"),
+    CMYK: ("made RGB", "made RGB"),
+    PALETTE: ("made RGB", "made RGB"),
+    ALPHA: ("made RGB, transparency dropped", "made RGB, transparency dropped"),
+    DEEP: ("made RGB of its upper 8 bits", "made RGB of its upper 8 bits"),
+    NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
+    LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
+    UNLISTED: ("never read", "never read"),
+}
+_SKIPPED = ("an empty image", "no detections in it")
+
+
+@dataclasses.dataclass
+class Oddity:
+    """All cases of a kind.  action: what is done with them.  cases: a line each.  stops: whether that ends the run."""
+
+    kind: str
+    action: str
+    cases: list[str]
+    stops: bool
+
+
+@dataclasses.dataclass
+class Collisions:
+    """Objects of one image that fall into one cell of a keypoint's map, the whole image placed on the input.
+
+    objects: that have a cell.  same_class: that share it with an earlier one of their class: one peak for both.
+    other_class: further classes in cells of several: one size or offset for both.
+    """
+
+    objects: int
+    same_class: int
+    other_class: int
+
+
+@dataclasses.dataclass
+class SplitReport:
+    """What was found in a split.
+
+    objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes' areas in pixels of the network's
+    input, the whole image placed on it.  max_boxes: the setting that leaves no box out.  collisions: by keypoint.
+    stride: pixels a cell.  stop: the line with which a run would end, or "".
+    """
+
+    split: str
+    name: str
+    images: int
+    classes: tuple[str, ...]
+    objects: np.ndarray
+    class_counts: np.ndarray
+    sizes: np.ndarray
+    max_boxes: int
+    oddities: list[Oddity]
+    collisions: dict[str, Collisions] = dataclasses.field(default_factory=dict)
+    stride: int = 0
+    stop: str = ""
+
+
+def check_split(
+    config: Config, split: str, detector_of: Callable[[int], Detector], *, decode: bool = False, progress: bool = True
+) -> tuple[SplitReport, Source]:
+    """Look at the split "train" or "val" of a configuration.
+
+    detector_of: number of classes -> the detector whose keypoints are counted.  decode: decode every image, not the
+    suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
+    Raises DataError or ConfigError where the split cannot be opened at all.
+    """
+    mistakes: list[DataError] = []
+    source = open_source(config.data, split, mistakes.append)
+    which = 0 if split == "train" else 1
+    skip = config.data.bad_images == "skip"
+    cases: dict[str, list[str]] = {}
+    for mistake in mistakes:
+        if mistake.kind != MISSING:  # met again, each by itself, when the files are looked at
+            cases.setdefault(mistake.kind, []).append(str(mistake))
+    first_bad: DataError | None = None
+    for kind, text, bad in _look_at_images(source, config, decode, progress):
+        cases.setdefault(kind, []).append(text)
+        first_bad = first_bad or bad
+    for kind, found in _look_at_boxes(source, config.data.max_boxes):
+        cases.setdefault(kind, []).extend(found)
+    unlisted = _unlisted(source, getattr(config.data, split).images if config.data.source == "coco" else "")
+    if unlisted:
+        cases[UNLISTED] = unlisted
+
+    oddities: list[Oddity] = []
+    for kind in (*_REFUSED, *_BAD_IMAGES, *ACTIONS):
+        if kind in cases and kind not in {o.kind for o in oddities}:
+            stops = kind in _REFUSED or (kind in _BAD_IMAGES and not skip)
+            action = ACTIONS[kind][which] if kind in ACTIONS else _SKIPPED[which] if skip else "stops the run"
+            oddities.append(Oddity(kind, action, cases[kind], stops))
+    report = SplitReport(
+        split=split,
+        name=source.name,
+        images=len(source),
+        classes=source.classes,
+        objects=np.array([len(labels) for labels in source.labels]),
+        class_counts=np.bincount(np.concatenate(source.labels), minlength=len(source.classes)),
+        sizes=np.sqrt(np.prod(np.maximum(_on_input(source, config)[:, 2:], 0), axis=1)),
+        max_boxes=max(1, max(map(len, source.labels))),
+        oddities=oddities,
+    )
+    if mistakes:
+        report.stop = str(mistakes[0])
+    elif first_bad is not None and not skip:
+        report.stop = f"{first_bad}; or set config.data.bad_images='skip'"
+    try:
+        detector = detector_of(len(source.classes))
+        report.stride, report.collisions = detector.stride, count_collisions(source, config, detector)
+    except ConfigError as error:
+        report.stop = report.stop or str(error)
+    return report, source
+
+
+def _look_at_images(
+    source: Source, config: Config, decode: bool, progress: bool
+) -> Iterator[tuple[str, str, DataError | None]]:
+    """(kind, a line, the error where the image cannot be used) for each oddity, in the order of the records."""
+    threads = config.data.threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda i: _look_at(source, i, config.data.canvas, decode), range(len(source)))
+        bar = tqdm(found, total=len(source), unit="image", desc=source.name[-40:], disable=None if progress else True)
+        for of_image in bar:
+            yield from of_image
+
+
+def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[str, str, DataError | None]]:
+    name = source.files[i]
+    suspicious = decode
+    found: list[tuple[str, str, DataError | None]] = []
+    try:
+        if source.on_disk:
+            try:
+                with files.opened(name) as file:
+                    header = read_header(file, name)
+            except OSError:
+                source.read(i)  # says what is wrong in the words of training
+                raise
+        else:
+            header = read_header(io.BytesIO(source.read(i)), name)
+    except DataError:
+        suspicious = True
+    except OSError as error:
+        bad = DataError(f"{name}: cannot be read ({error.strerror or error})", UNREADABLE)
+        return [(bad.kind, str(bad), bad)]
+    else:
+        stated = int(source.heights[i]), int(source.widths[i])
+        suspicious |= (header.height, header.width) != stated or not header.ended or header.mode == "F"
+        if header.orientation != 1:
+            turned = stated == (header.width, header.height) and header.orientation > 4 and stated[0] != stated[1]
+            more = "; the annotations state the size of the turned image" if turned else ""
+            found.append((TURNED, f"{name}: EXIF orientation {header.orientation}{more}", None))
+        kind = DEEP if header.mode.startswith("I") else _MODES.get(header.mode)
+        if kind:
+            found.append((kind, f"{name}: {header.mode}", None))
+        if header.kind not in ("JPEG", "MPO"):
+            found.append((NOT_JPEG, f"{name}: {header.kind}", None))
+        if max(stated) > canvas:
+            found.append((LARGE, f"{name}: {stated[1]} x {stated[0]}", None))
+    if suspicious:
+        try:
+            # Pillow answers for training: what TensorFlow refuses goes there too, and TensorFlow takes nothing that
+            # Pillow refuses, but libjpeg inside it writes to the terminal.
+            decode_checked(source, i, canvas)
+        except DataError as bad:
+            # An EXIF rotation is worth knowing where it is the reason; all else does not come to bear.
+            return [(bad.kind, str(bad), bad), *(f for f in found if f[0] == TURNED)]
+    return found
+
+
+def _look_at_boxes(source: Source, max_boxes: int) -> Iterator[tuple[str, list[str]]]:
+    a = source.annotations
+    reasons = left_out(a, source.heights, source.widths)
+
+    def line(n: Any) -> str:
+        image, box = int(a.image[n]), [round(float(v), 2) for v in a.bbox[n]]
+        return f"{source.files[image]}: annotation {a.ids[n]}, {source.classes[a.label[n]]}, bbox {box}"
+
+    for reason, kind in _LEFT_OUT.items():
+        yield from _some(kind, [line(n) for n in np.flatnonzero(reasons == reason)])
+    right, bottom = source.widths[a.image], source.heights[a.image]
+    x, y, w, h = a.bbox.T
+    # Half a pixel: the rounding of annotation tools is no oddity.
+    partly = (reasons == "") & ((x < -0.5) | (y < -0.5) | (x + w > right + 0.5) | (y + h > bottom + 0.5))
+    yield from _some(PARTLY, [line(n) for n in np.flatnonzero(partly)])
+    counts = [len(labels) for labels in source.labels]
+    over = [f"{source.files[i]}: {c} boxes, {c - max_boxes} beyond it" for i, c in enumerate(counts) if c > max_boxes]
+    yield from _some(OVER, over)
+    yield from _some(NO_BOXES, [source.files[i] for i, c in enumerate(counts) if not c])
+
+
+def _some(kind: str, found: list[str]) -> Iterator[tuple[str, list[str]]]:
+    if found:
+        yield kind, found
+
+
+def _unlisted(source: Source, folder: str) -> list[str]:
+    """Image files in the folder, and locally in all folders below it, that no record names."""
+    if not folder:
+        return []
+    root, listed = files.absolute(os.path.expanduser(folder)), set(source.files)
+    if files.is_url(root):
+        found = [files.join(root, name) for name in files.names_in(root)]
+    else:
+        found = [os.path.join(place, name) for place, _, names in os.walk(root) for name in names]
+    return sorted(path for path in found if path.lower().endswith(SUFFIXES) and path not in listed)
+
+
+def _on_input(source: Source, config: Config) -> np.ndarray:
+    """The trainable boxes (n, 4) float32 as x1 y1 w h of the network's input, the whole image placed on it."""
+    boxes, _ = _placed(source, config)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _placed(source: Source, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Trainable boxes (n, 4) xyxy in input pixels, as config.augment.kind="none" places them, and their images (n,)."""
+    counts = [len(labels) for labels in source.labels]
+    image = np.repeat(np.arange(len(source)), counts)
+    high, wide = fitted_size(source.heights, source.widths, config.data.canvas)
+    scale = np.stack([wide / source.widths, high / source.heights] * 2, axis=1).astype(np.float32)
+    boxes = np.concatenate(source.boxes) * scale[image]
+    size = (config.augment.height, config.augment.width)
+
+    def place(box: Any, extent: Any) -> Any:
+        sides = extent[::-1].astype(jnp.float32)
+        return transform_boxes(box[None], extent, Draw(sides / 2, sides.max(), jnp.bool_(False)), size)[0]
+
+    placed = _in_chunks(jax.jit(jax.vmap(place)), boxes, np.stack([high, wide], axis=1)[image])
+    return placed.reshape(-1, 4), image
+
+
+def count_collisions(source: Source, config: Config, detector: Detector) -> dict[str, Collisions]:
+    """By keypoint of the detector ("" where there is one), the objects that share a cell.
+
+    Cells are those of `detector.encode`, an object at a time.
+    """
+    boxes, image = _placed(source, config)
+    labels = np.concatenate(source.labels)
+    size = (config.augment.height, config.augment.width)
+
+    def cells(box: Any, label: Any) -> Any:
+        targets = detector.encode(box[None], label[None], jnp.ones(1, bool), size)
+        # The heatmaps are never computed: nothing of them is asked for.
+        names = [key[: -len("index")] for key in targets if key.endswith("index")]
+        return {n: jnp.where(targets[f"{n}mask"], targets[f"{n}index"], -1)[0] for n in names}
+
+    found = _in_chunks(jax.jit(jax.vmap(cells)), boxes, labels)
+    return {name.rstrip("_"): _collisions(image, cell, labels) for name, cell in found.items()}
+
+
+def _collisions(image: np.ndarray, cell: np.ndarray, labels: np.ndarray) -> Collisions:
+    has = cell >= 0
+    places = np.stack([image[has], cell[has], labels[has]], axis=1)
+    with_class = len(np.unique(places, axis=0))
+    return Collisions(
+        objects=len(places),
+        same_class=len(places) - with_class,
+        other_class=with_class - len(np.unique(places[:, :2], axis=0)),
+    )
+
+
+def _in_chunks(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """A vmapped function of n objects, always of one shape, so that it is compiled once."""
+    results = []
+    for begin in range(0, max(len(arrays[0]), 1), _CHUNK):
+        parts = [a[begin : begin + _CHUNK] for a in arrays]
+        count = len(parts[0])
+        padded = [np.concatenate([p, np.ones((_CHUNK - count, *p.shape[1:]), p.dtype)]) for p in parts]
+        results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], function(*padded)))
+    return jax.tree.map(lambda *x: np.concatenate(x), *results)

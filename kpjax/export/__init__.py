@@ -1,0 +1,1 @@
+"""Detectors as StableHLO and as TensorFlow's SavedModel."""

@@ -1,0 +1,1 @@
+"""Images: decoding, preprocessing, and the geometry of training and of test time."""

@@ -1,0 +1,1 @@
+"""From images to detections: the compiled test-time program, prediction, evaluation."""

@@ -1,0 +1,170 @@
+"""The compiled test-time program: canvases in, detections out.  Shared by `Predictor` and `evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kpjax.detectors.base import Array, Detections, Detector, Preprocess, Protocol
+from kpjax.errors import ConfigError
+from kpjax.nn.cpu import compiler_options
+
+Infer = Callable[..., tuple[Any, Array]]
+Merge = Callable[[tuple[Any, ...]], Detections]
+
+
+def make_infer(
+    detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100, oracle: Sequence[str] = ()
+) -> Infer:
+    """The jitted function (variables, canvases, windows, tags) -> (rows in canvas pixels, tags).
+
+    The rows are Detections, or what the preset's protocol decodes to where it merges later; see `make_merge`.
+
+    canvases: (B, H, W, 3) uint8 RGB.  windows: (B, 4) int32 top, left, bottom, right of the image
+    on each canvas.  tags: (B, T) int32 that come back beside the detections, so that the
+    caller can tell which image each row belongs to.  B is a multiple of the mesh's devices.
+    One compilation for each shape of canvases; keep the function to keep its programs.
+
+    oracle: heads whose maps are replaced by the ground truth's.  The function then has a fifth argument, objects:
+    (B, M, 6) float32 x1 y1 x2 y2 in canvas pixels, label, and 1 where the slot holds an object.
+
+    The batch is divided over all axes of the mesh.  Decoding runs under `jax.shard_map`: `lax.top_k` on
+    a sharded heatmap would gather it.  Only the detections are replicated.
+
+    Raises ConfigError for a preset that the detector lacks, and for an oracle's head that it lacks.
+    """
+    if oracle:
+        _check_oracle(detector, preset, oracle)
+    heads_of, rows_of = make_parts(detector, mesh, preset=preset, top_k=top_k)
+
+    def infer(
+        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Array | None = None
+    ) -> tuple[Detections, Array]:
+        size = (canvases.shape[1], canvases.shape[2])
+        heads = heads_of(variables, canvases, windows)
+        if oracle and objects is not None:
+            truth = true_heads(detector, objects, size)
+            heads = {**heads, **{name: truth[name] for name in oracle}}
+        return rows_of(heads, windows, size), tags
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(infer, out_shardings=everywhere, compiler_options=compiler_options(mesh))
+
+
+def make_parts(
+    detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100
+) -> tuple[Callable[[Any, Array, Array], dict[str, Array]], Callable[[dict[str, Array], Array, tuple[int, int]], Any]]:
+    """The two halves of `make_infer`, neither of them jitted yet: the network's, and what comes after it.
+
+    The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
+    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) ->
+    rows.
+    """
+    protocol = protocol_of(detector, preset)
+    to_rows = protocol.rows or detector.decode
+    rows = PartitionSpec(tuple(mesh.axis_names))
+
+    def heads_of(variables: Any, canvases: Array, windows: Array) -> dict[str, Array]:
+        images = normalise(detector.preprocess, canvases, windows)
+        if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
+            mirrored = images[:, :, ::-1]
+            if protocol.mirror == "boxes":
+                mirrored = normalise(detector.preprocess, mirror_within(canvases, windows), windows)
+            images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
+        outputs: Any = detector.net.apply(variables, images, train=False)
+        return outputs[-1]
+
+    def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
+        options = {"top_k": top_k, "size": size}
+        if protocol.mirror == "maps":
+            # pairs were interleaved for the sharding's sake; merge_flip wants [plain; mirrored]
+            heads = {name: jnp.concatenate([x[0::2], x[1::2]]) for name, x in heads.items()}
+            heads = detector.merge_flip(heads)
+        if protocol.mirror != "boxes":
+            return to_rows(heads, windows=windows, **options)
+        plain, mirrored = (
+            to_rows({name: x[start::2] for name, x in heads.items()}, windows=windows, **options) for start in (0, 1)
+        )
+        mirrored = dataclasses.replace(mirrored, boxes=mirror_boxes(mirrored.boxes, windows))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), plain, mirrored)
+
+    def rows_of(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
+        # check_vma=False: decoders may start a loop from constants, which the check would refuse
+        sharded = jax.shard_map(
+            functools.partial(decode, size=size), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+        )
+        return sharded(heads, windows)
+
+    return heads_of, rows_of
+
+
+def true_heads(detector: Detector, objects: Array, size: tuple[int, int]) -> dict[str, Array]:
+    """The detector's head maps as the ground truth has them, (B, h, w, .).  objects: as in `make_infer`."""
+    assert detector.oracle is not None
+    boxes, labels, valid = objects[..., :4], objects[..., 4].astype(jnp.int32), objects[..., 5] > 0
+    targets = jax.vmap(lambda b, k, v: detector.encode(b, k, v, size))(boxes, labels, valid)
+    return detector.oracle(targets, size)
+
+
+def _check_oracle(detector: Detector, preset: str, heads: Sequence[str]) -> None:
+    if detector.oracle is None:
+        raise ConfigError(f"{detector.name} has no ground truth for its heads; leave the oracle out")
+    protocol = protocol_of(detector, preset)
+    if protocol.mirror or protocol.scales != Protocol().scales:
+        raise ConfigError(f"the oracle works on one view of an image, as in the paper; preset {preset!r} has more")
+    side = 2 * detector.multiple - detector.less
+    objects = jax.ShapeDtypeStruct((1, 1, 6), jnp.float32)
+    known = jax.eval_shape(lambda x: true_heads(detector, x, (side, side)), objects)
+    for head in heads:
+        if head not in known:
+            raise ConfigError(f"oracle: {detector.name} has no head {head!r}; choose among {', '.join(sorted(known))}")
+
+
+def normalise(preprocess: Preprocess, canvases: Array, windows: Array) -> Array:
+    """(B, H, W, 3) uint8 RGB canvases -> the network's float32 input.
+
+    A border of the mean is exactly 0 afterwards; its uint8 pixels can only be near it.  An image that reaches the last
+    row or column of a canvas of odd sides loses it to the border: the originals paste 2 (side // 2) of them (golden:
+    pipeline_cornernet, image 000000403385; mmdetection's RandomCenterCropPad does the same).
+    """
+    y = jnp.arange(canvases.shape[1])[None, :, None, None]
+    x = jnp.arange(canvases.shape[2])[None, None, :, None]
+    top, left, bottom, right = (windows[:, i, None, None, None] for i in range(4))
+    if preprocess.centred:
+        bottom, right = (jnp.minimum(end, canvases.shape[i] // 2 * 2) for i, end in ((1, bottom), (2, right)))
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    if preprocess.border == "mean":
+        return jnp.where(inside, preprocess.normalise(canvases), 0.0)
+    return preprocess.normalise(jnp.where(inside, canvases, jnp.uint8(0)))
+
+
+def mirror_within(images: Array, windows: Array) -> Array:
+    """Mirror each image where it lies on its canvas, (B, H, W, 3); the border, which is of one colour, stays."""
+    turned = windows[:, 1, None] + windows[:, 3, None] - 1 - jnp.arange(images.shape[2])
+    return jnp.take_along_axis(images, (turned % images.shape[2])[:, None, :, None], axis=2)
+
+
+def mirror_boxes(boxes: Array, windows: Array) -> Array:
+    """(B, N, 4) boxes on canvases mirrored by `mirror_within`, and back."""
+    turn = (windows[:, 1] + windows[:, 3]).astype(jnp.float32)[:, None]
+    return jnp.stack([turn - boxes[..., 2], boxes[..., 1], turn - boxes[..., 0], boxes[..., 3]], axis=-1)
+
+
+def make_merge(detector: Detector, preset: str, top_k: int) -> Merge | None:
+    """The jitted function (one image's rows for each scale, in image pixels) -> Detections; None: nothing to merge."""
+    merge = protocol_of(detector, preset).merge
+    return None if merge is None else jax.jit(functools.partial(merge, top_k=top_k))
+
+
+def protocol_of(detector: Detector, preset: str) -> Protocol:
+    """The detector's protocol of a preset, or ConfigError: one line that lists those it has."""
+    if preset not in detector.protocols:
+        has = ", ".join(map(repr, detector.protocols))
+        raise ConfigError(f"preset {preset!r}: {detector.name} has no such test protocol; choose one of {has}")
+    return detector.protocols[preset]

@@ -1,0 +1,108 @@
+"""Where a detector errs, beyond one number: precision against recall, and which class is taken for which."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kpjax.metrics.coco import run_coco
+
+RECALLS = np.linspace(0, 1, 101)  # COCO's
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Precision at the 101 `RECALLS`, by the curve's name; nan where the images hold no object of the kind.
+
+    by_iou: mean over the classes, at IoU 0.5, 0.75 and over all ten.  by_size: the same over all ten IoUs of small,
+    medium and large objects (COCO's limits of 32 and 96 pixels squared).  by_class: of each class at IoU 0.5.
+    """
+
+    by_iou: dict[str, np.ndarray]
+    by_size: dict[str, np.ndarray]
+    by_class: dict[str, np.ndarray]
+
+
+def precision_recall(
+    ground_truth: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    image_ids: Sequence[int],
+    classes: dict[int, str],
+) -> Curves:
+    """COCO's own precisions, 100 detections an image.  classes: category id -> name; the rest as `measure` has it."""
+    run = run_coco(ground_truth, detections, image_ids)
+    precision = np.where(run.eval["precision"] > -1, run.eval["precision"], np.nan)[..., -1]  # (T, R, K, A)
+
+    def mean(part: np.ndarray) -> np.ndarray:
+        """Over IoUs and classes, (T, R, K) -> (R,)."""
+        known = ~np.isnan(part)
+        total, count = np.where(known, part, 0).sum((0, 2)), known.sum((0, 2))
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    return Curves(
+        by_iou={
+            "IoU 0.50": mean(precision[:1, :, :, 0]),
+            "IoU 0.75": mean(precision[5:6, :, :, 0]),
+            "IoU 0.50:0.95": mean(precision[:, :, :, 0]),
+        },
+        by_size={name: mean(precision[:, :, :, a]) for a, name in ((1, "small"), (2, "medium"), (3, "large"))},
+        by_class={classes[int(c)]: precision[0, :, k, 0] for k, c in enumerate(run.params.catIds)},
+    )
+
+
+def confusion_matrix(
+    ground_truth: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    *,
+    least_score: float = 0.3,
+    least_iou: float = 0.5,
+) -> np.ndarray:
+    """(K + 1, K + 1) int64: [i, j] objects of class i that were detected as class j.
+
+    The last column counts objects that were missed, the last row detections of nothing.  Detections scored at least
+    `least_score` and objects of an image are paired whatever their classes, those of the largest IoU (at least
+    `least_iou`) first, of equal ones a pair of one class before others.  Crowds are no objects, and a detection
+    that lies in one with more than `least_iou` of its area is left out unless it found an object.
+    """
+    label_of = {category: k for k, category in enumerate(category_ids)}
+    counts = np.zeros((len(category_ids) + 1, len(category_ids) + 1), np.int64)
+    objects, found = (collections.defaultdict(list) for _ in range(2))
+    for row in ground_truth["annotations"]:
+        objects[row["image_id"]].append(row)
+    for row in detections:
+        if row["score"] >= least_score:
+            found[row["image_id"]].append(row)
+    for image_id in image_ids:
+        crowds, theirs = ([r for r in objects[image_id] if bool(r["iscrowd"]) == crowd] for crowd in (True, False))
+        ours = found[image_id]
+        truth = np.array([label_of[r["category_id"]] for r in theirs], int)
+        said = np.array([label_of[r["category_id"]] for r in ours], int)
+        overlap, _ = _overlaps(theirs, ours)
+        order = np.lexsort(((truth[:, None] != said).reshape(-1), -overlap.reshape(-1)))
+        missed, spare = np.ones(len(theirs), bool), np.ones(len(ours), bool)
+        for i, j in zip(*np.unravel_index(order, overlap.shape), strict=True):
+            if overlap[i, j] < least_iou:
+                break
+            if missed[i] and spare[j]:
+                counts[truth[i], said[j]] += 1
+                missed[i] = spare[j] = False
+        np.add.at(counts[:, -1], truth[missed], 1)
+        in_crowd = (_overlaps(crowds, ours)[1] > least_iou).any(0) if crowds else np.zeros(len(ours), bool)
+        np.add.at(counts[-1], said[spare & ~in_crowd], 1)
+    return counts
+
+
+def _overlaps(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """IoU of every box of `one` with every box of `other`, (n, m), and the part of the other's area that they share."""
+    a, b = (np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4) for rows in (one, other))
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    area_a, area_b = a[:, 2:].prod(-1)[:, None], b[:, 2:].prod(-1)[None]
+    return shared / np.maximum(area_a + area_b - shared, 1e-9), shared / np.maximum(area_b, 1e-9)

@@ -1,0 +1,429 @@
+"""Many processes: how they find each other, and how all of them stop when one does.
+
+`jax.distributed` connects them and beats hearts; which cluster a process is in is asked of JAX too.  What is ours is
+small: the flags and torchrun's variables, a watch that makes the first error of any process the end of all of them
+within seconds (JAX alone leaves the others waiting in a collective), and answers that all processes have to agree on.
+
+With one process nothing is started, and every function here is a plain answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+from kpjax.errors import ConfigError, origins
+
+LOST = 3  # exit code where another process is gone: the same command on all of them goes on
+START_SECONDS = 300  # within which all processes have to be there
+SILENCE_SECONDS = 100  # after which a process that says nothing counts as gone
+
+_FAILED, _LEFT, _BEAT, _END = "kpjax/failed", "kpjax/left/", "kpjax/beat/", "kpjax/end"
+_LOOKS = 10  # beats, and looks for those of others, within the time of silence
+_DAY_MS = 24 * 3600 * 1000  # waits are ended by the watch, not by a clock
+# What a collective or the coordination service says when the other side is gone.
+_OF_COLLECTIVES = ("Gloo ", "NCCL")
+_OF_PEERS = (*_OF_COLLECTIVES, "UNAVAILABLE", "CANCELLED", "coordination", "DEADLINE_EXCEEDED", "Connection")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where this process stands among all of them.
+
+    coordinator: host:port on which process 0 listens.  local_devices: the GPUs of this host that are this process's
+    (None: all).  found_by: for messages.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+    local_devices: tuple[int, ...] | None = None
+    found_by: str = ""
+
+
+def find(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> Cluster | None:
+    """The cluster that the flags name, else the environment: torchrun's variables, Open MPI, Slurm, a TPU pod.
+
+    Returns None for a single process.  Raises ConfigError, one line, where what is given does not fit together.
+    """
+    flags = {"--coordinator": coordinator, "--num-processes": processes, "--process-id": process}
+    missing = [name for name, value in flags.items() if value is None]
+    if not missing:
+        assert coordinator is not None and processes is not None and process is not None
+        return _checked(Cluster(coordinator, processes, process, None, "the flags"))
+    if len(missing) < 3:
+        given = next(name for name in flags if name not in missing)
+        raise ConfigError(f"{given} is given without {' and '.join(missing)}; give all three, or none of them")
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if not missing:
+        return _of_torchrun()
+    found = _of_jax()
+    if found is None and not {"RANK", "WORLD_SIZE"} & set(missing) and _number("WORLD_SIZE") > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {_number('WORLD_SIZE')}, but {' and '.join(missing)} is not set; set all four"
+        )
+    return found
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError as error:
+        raise ConfigError(f"the environment's {name} is {os.environ[name]!r}; it must be a whole number") from error
+
+
+def _checked(cluster: Cluster) -> Cluster | None:
+    host, _, port = cluster.coordinator.rpartition(":")
+    by = cluster.found_by
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"the coordinator is {cluster.coordinator!r} by {by}; give HOST:PORT of process 0")
+    if cluster.processes < 1 or not 0 <= cluster.process < cluster.processes:
+        raise ConfigError(
+            f"process {cluster.process} of {cluster.processes} does not exist ({by}); "
+            "they are numbered from 0, and there is at least one"
+        )
+    return cluster if cluster.processes > 1 else None
+
+
+def _of_torchrun() -> Cluster | None:
+    port = os.environ["MASTER_PORT"]
+    if os.environ.get("JAX_COORDINATOR_PORT"):
+        port = os.environ["JAX_COORDINATOR_PORT"]
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        port = str(_number("MASTER_PORT") + 1)  # torchrun itself may listen on MASTER_PORT
+    count, local = _number("WORLD_SIZE"), None
+    if "LOCAL_RANK" in os.environ:
+        local = _gpus(_number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else count)
+    address = f"{os.environ['MASTER_ADDR']}:{port}"
+    return _checked(Cluster(address, count, _number("RANK"), local, "torchrun's variables"))
+
+
+def _of_jax() -> Cluster | None:
+    """What JAX's own detection says.
+
+    `jax.distributed.initialize()` would do all of it, but starts a service for a lone process too, and gives a
+    process of Slurm one GPU also where it is alone on its host.  Which class of JAX's detects what is private.
+    """
+    from jax._src import clusters
+
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    kinds: list[Any] = [clusters.OmpiCluster, clusters.SlurmCluster]
+    if not platforms or "tpu" in platforms:
+        kinds += [clusters.GkeTpuCluster, clusters.GceTpuCluster]
+    found = next((kind for kind in kinds if kind.is_env_present()), None)
+    if found is None or (found.name == "slurm" and os.environ.get("SLURM_STEP_NUM_TASKS") == "1"):
+        return None  # a shell within an allocation has SLURM_NTASKS of the allocation
+    try:
+        if found.get_process_count() == 1:
+            return None
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS") or found.get_coordinator_address(
+            timeout_secs=START_SECONDS, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
+        )
+        local = found.get_local_process_id()
+        here = _processes_here(found.name)
+        cluster = Cluster(
+            address,
+            found.get_process_count(),
+            found.get_process_id(),
+            None if local is None or here is None else _gpus(local, here),
+            f"the environment of {found.name}",
+        )
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"this is a process of {found.name}, but its place cannot be read ({type(error).__name__}: "
+            f"{_line(error)}); give --coordinator, --num-processes and --process-id"
+        ) from error
+    return _checked(cluster)
+
+
+def _processes_here(kind: str) -> int | None:
+    """How many of the cluster's processes run on this host; None where that does not matter (TPUs)."""
+    if kind == "ompi":
+        return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+    if kind != "slurm":
+        return None
+    # "2(x3),1": two tasks on each of three nodes, one on the fourth
+    counts: list[int] = []
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        tasks, _, times = part.partition("(x")
+        counts += [int(tasks)] * int(times.rstrip(")") or 1)
+    return counts[min(int(os.environ.get("SLURM_NODEID", "0")), len(counts) - 1)]
+
+
+def _gpus(local: int, here: int) -> tuple[int, ...] | None:
+    """The GPU of process `local` of `here` on a host; None (all it sees) where it is alone or the launcher chose."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    bound = visible is not None and len(visible.split(",")) < here
+    return None if here == 1 or bound else (local,)
+
+
+# The run of this process among the others, once it has started.
+_cluster: Cluster | None = None
+_watch: _Watch | None = None
+_ending = threading.Lock()  # held by the thread that ends the process
+_numbers = itertools.count()
+
+
+def start(cluster: Cluster, silence: int = SILENCE_SECONDS, *, saves: bool = False) -> None:
+    """Connect to the other processes.  Has to come before JAX looks for devices.
+
+    silence: seconds after which a process that says nothing is taken for gone.  saves: SIGTERM of one process
+    is told to all, to be asked for with `kpjax.parallel.startup.StopSignal`; else it ends the process.
+    Raises ConfigError where process 0 cannot listen.  Where the others do not come within START_SECONDS, the process
+    ends with LOST and a line that says so.
+    """
+    global _cluster, _watch
+    import jax
+
+    _cluster = cluster
+    if cluster.process == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_port(int(cluster.coordinator.rpartition(":")[2]))
+    _explain_aborts(
+        f"the {cluster.processes} processes did not find each other at {cluster.coordinator} within the time; start "
+        "all, each with its own number, and see that this address is process 0's and can be reached from here"
+    )
+    if not saves:
+        jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process,
+            None if cluster.local_devices is None else list(cluster.local_devices),
+            cluster_detection_method="deactivate",
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=silence + 30,  # JAX's own watch is the second: it ends processes less kindly
+        )
+    except RuntimeError as error:
+        print(f"error: {_me()}: cannot start at {cluster.coordinator} ({_line(error)})", file=sys.stderr, flush=True)
+        os._exit(2)  # leaving Python in the ordinary way, JAX takes down what was never there, and may crash
+    _explain_aborts(
+        "JAX ended this process (its report is above), as it does where process 0 or the network to it is gone; "
+        "the same command on all of them goes on"
+    )
+    _watch = _Watch(silence)
+    _watch.start()
+
+
+def _check_port(port: int) -> None:
+    """Raise ConfigError where the port is taken.  JAX finds out too, but may crash then."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{_me()}: cannot listen on port {port} ({os.strerror(error.errno or 0)}); give another --coordinator port"
+        ) from error
+
+
+def active() -> bool:
+    """Whether this process is one of several that `start` connected."""
+    return _watch is not None
+
+
+def connected() -> bool:
+    """Whether this process is one of several, connected by `start` or by the caller's own jax.distributed."""
+    return _client() is not None
+
+
+def first() -> bool:
+    """Whether this is the process that speaks and writes for all."""
+    return _cluster is None or _cluster.process == 0
+
+
+def _me() -> str:
+    assert _cluster is not None
+    return f"process {_cluster.process} of {_cluster.processes}"
+
+
+def _client() -> Any:
+    """JAX's connection to the coordination service, None with a single process.  It has no public name."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def gather(values: Any) -> list[Any]:
+    """Every process's `values` (plain JSON), in the order of the processes.  All have to call it, equally often."""
+    client = _client()
+    if client is None:
+        return [values]
+    import jax
+
+    key = f"kpjax/gather/{next(_numbers)}/"
+    client.key_value_set(f"{key}{jax.process_index()}", json.dumps(values))
+    return [json.loads(client.blocking_key_value_get(f"{key}{i}", _DAY_MS)) for i in range(jax.process_count())]
+
+
+def agree(values: dict[str, Any]) -> None:
+    """Raise ConfigError unless every process has the same `values` (plain JSON) as process 0, naming the first other.
+
+    Processes that went on from different settings would wait for each other for ever.
+    """
+    theirs = gather(values)
+    for number, other in enumerate(theirs):
+        for key in [*theirs[0], *other]:
+            one, two = theirs[0].get(key), other.get(key)
+            if one != two:
+                raise ConfigError(
+                    f"{key} is {one!r} in process 0 and {two!r} in process {number}; start all processes with "
+                    "the same command, and let all of them see the same files"
+                )
+
+
+def finish() -> None:
+    """Wait until all processes have come here, then part from them."""
+    global _watch
+    if _watch is None:
+        return
+    import jax
+
+    _client().wait_at_barrier(_END, _DAY_MS)
+    _watch.done.set()
+    _watch.join()  # a thread that is inside JAX when Python ends takes the process down
+    _watch = None
+    jax.distributed.shutdown()
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """Say why this process cannot go on, tell the others, and exit with `code`."""
+    assert _cluster is not None
+    _tell(text, code)
+    _end(f"error: {_me()}: {text}", code)
+
+
+def fail_with(error: BaseException) -> NoReturn:
+    """`fail` for an exception that is no user's mistake: another process's end, or a bug with its traceback."""
+    time.sleep(3)  # the process that failed first has said why: then the watch ends this one
+    if of_peers(error):
+        fail(f"another process is gone ({_line(error)}); the same command on all of them goes on", LOST)
+    traceback.print_exception(error)
+    fail(f"{type(error).__name__}: {_line(error)}", 1)
+
+
+def of_peers(error: BaseException) -> bool:
+    """Whether it comes from a collective or the coordination service, where the other side is gone."""
+    import jax
+
+    for one in origins(error):
+        # A program that fails as it is started raises ValueError; UNAVAILABLE would be a storage's there.
+        parts = _OF_PEERS if isinstance(one, jax.errors.JaxRuntimeError) else _OF_COLLECTIVES
+        if any(part in str(one) for part in parts):
+            return True
+    return False
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _tell(text: str, code: int) -> None:
+    """Leave the reason where the others' watches look.  The first one counts."""
+    assert _cluster is not None
+    with contextlib.suppress(Exception):  # said by another before, or the service is gone
+        _client().key_value_set(_FAILED, json.dumps({"process": _cluster.process, "text": text, "code": code}))
+
+
+def _end(line: str, code: int) -> NoReturn:
+    """Print the line and leave at once: Python's way out would wait for the others in JAX's shutdown."""
+    assert _cluster is not None
+    if not _ending.acquire(blocking=False):
+        time.sleep(60)  # another thread is at it
+    with contextlib.suppress(OSError, ValueError):  # the launcher may be gone, and its pipes with it
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+    client = _client()
+    with contextlib.suppress(Exception):  # the service is gone
+        client.key_value_set(f"{_LEFT}{_cluster.process}", "1", True)
+        # The service lives in process 0: it stays until the others have read the reason.
+        waited = time.monotonic() + 5 * (_cluster.process == 0)
+        while time.monotonic() < waited and len(client.key_value_dir_get(_LEFT)) < _cluster.processes:
+            time.sleep(0.1)
+    os._exit(code)
+
+
+class _Watch(threading.Thread):
+    """Beats this process's heart, looks for the first error of any process, and in process 0 for silent ones."""
+
+    def __init__(self, silence: float):
+        super().__init__(name="kpjax-watch", daemon=True)
+        self.done = threading.Event()
+        self._silence = silence
+        self._pause = min(0.5, silence / _LOOKS)
+
+    def run(self) -> None:
+        client = _client()
+        assert _cluster is not None
+        beats = itertools.count()
+        due = 0.0
+        heard = {str(i): ("", 0) for i in range(1, _cluster.processes)}
+        while not self.done.is_set():
+            try:
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self._silence / _LOOKS
+                    client.key_value_set(f"{_BEAT}{_cluster.process}", str(next(beats)), True)
+                    if _cluster.process == 0:
+                        self._look(heard, client.key_value_dir_get(_BEAT))
+                self._read(client.blocking_key_value_get(_FAILED, int(1000 * self._pause)))
+            except Exception as error:
+                if "DEADLINE_EXCEEDED" in str(error) or self.done.is_set():
+                    continue  # nothing was said
+                _end(f"error: {_me()}: process 0 or the network to it is gone; {_AGAIN}", LOST)
+
+    def _look(self, heard: dict[str, tuple[str, int]], beats: list[tuple[str, str]]) -> None:
+        """heard: each process's last beat, and for how many looks it has been the same.
+
+        Looks are counted, not seconds: a machine that stood still, this one or all, has lost no heart.
+        """
+        now = {key.rpartition("/")[2]: beat for key, beat in beats}
+        for process, (beat, looks) in heard.items():
+            latest = now.get(process, "")
+            heard[process] = (latest, looks + 1 if latest == beat else 0)
+        silent = [process for process, (_, looks) in heard.items() if looks > _LOOKS]
+        if silent:
+            text = f"process {', '.join(silent)} has been silent for {self._silence:g} s and counts as gone; {_AGAIN}"
+            _tell(text, LOST)
+
+    def _read(self, said: str) -> None:
+        assert _cluster is not None
+        reason = json.loads(said)
+        plain = reason["code"] == LOST or reason["process"] == _cluster.process
+        by = "" if plain else f"stops because process {reason['process']} did: "
+        _end(f"error: {_me()}: {by}{reason['text']}", reason["code"])
+
+
+_AGAIN = "the same command on all of them goes on"
+_ABORT_HANDLERS: list[Any] = []  # kept: C calls them
+
+
+def _explain_aborts(text: str) -> None:
+    """Make `text` the last line where JAX ends this process from inside: it aborts, with a long report of its own.
+
+    That is how it acts on a lost coordinator, and no Python function of ours can come before it.
+    """
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    line = f"error: {_me()}: {text}\n".encode()
+
+    def last_words(_: int) -> None:
+        if _ending.acquire(blocking=False):
+            os.write(2, line)
+        else:
+            time.sleep(5)  # the thread that is ending the process has a line and a code of its own
+        os._exit(LOST)
+
+    _ABORT_HANDLERS.append(kind(last_words))
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, kind]
+    libc.signal(signal.SIGABRT, _ABORT_HANDLERS[-1])

@@ -1,0 +1,139 @@
+"""A picture of what the network sees: augmented images with their boxes and heatmaps."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from kpjax.config import Config
+from kpjax.data.opening import open_source
+from kpjax.data.source import Source
+from kpjax.detectors import from_config
+from kpjax.detectors.base import Array, Detector, Preprocess, Targets
+from kpjax.errors import ConfigError
+from kpjax.parallel import distributed
+from kpjax.show.drawing import class_color, draw_detections
+
+_TILE = 256  # smaller images are enlarged to about this side, so that a person sees the pixels
+_GAP = 4
+_MOST = 16  # images in a picture
+
+
+def show(config: Config, path: str, *, train_source: Source | None = None) -> None:
+    """Write the first batch of a training run as a picture: `train.py --show-batch PATH`.
+
+    What is drawn is what the first step gets, made by the same program: images after augmentation,
+    boxes after it, and the heatmaps that the loss compares with.  At most 16 images.
+    train_source: the training split, where the caller has it; by default `config.data`'s.
+    Raises ConfigError or DataError for what a user can put right.
+    """
+    from kpjax.data.pipeline import train_batches  # TensorFlow
+    from kpjax.training.step import prepare
+
+    config.check()
+    if not distributed.first():  # one picture; the other processes only wait
+        return
+    if os.path.isdir(path):
+        raise ConfigError(f"--show-batch {path} is a folder; name a PNG file")
+    source = train_source or open_source(config.data, "train")
+    detector = with_boxes(from_config(config, len(source.classes)))
+    # Examples are numbered from 0, so a smaller batch holds the first images of the real one.
+    batch = next(train_batches(source, config.data, batch=min(_MOST, config.batch), seed=config.seed))
+    del batch["index"]
+    images, targets = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))
+    seen = to_pixels(images, detector.preprocess)
+    height, width = seen.shape[1:3]
+    boxes, valid = targets["boxes"], targets["valid"]
+    corner = np.array([width, height], np.float32)
+    inside = (np.minimum(boxes[..., 2:], corner) > np.maximum(boxes[..., :2], 0)).all(-1)
+    # A detector of several keypoints has a heatmap each.
+    heatmaps = np.maximum.reduce([v for k, v in targets.items() if k.endswith(("heat", "heatmap"))])
+    try:
+        show_batch(path, seen, boxes, targets["labels"], valid & inside, heatmaps, source.classes, _MOST)
+    except OSError as error:
+        raise ConfigError(f"--show-batch {path} cannot be written: {error.strerror or error}") from error
+    gone = int((valid & ~inside).sum())
+    print(
+        f"{path}: the first {len(seen)} training images of {config.augment.width} x {config.augment.height} pixels, "
+        f"left with their {int((valid & inside).sum())} boxes ({gone} more are outside the crops), "
+        f"right with the heatmaps of {detector.num_classes} classes"
+    )
+
+
+def with_boxes(detector: Detector) -> Detector:
+    """The detector with targets that also hold what they were made from: "boxes", "labels" and "valid"."""
+
+    def encode(boxes: Array, labels: Array, valid: Array, size: tuple[int, int]) -> Targets:
+        return {**detector.encode(boxes, labels, valid, size), "boxes": boxes, "labels": labels, "valid": valid}
+
+    return dataclasses.replace(detector, encode=encode)
+
+
+def to_pixels(images: Any, preprocess: Preprocess) -> np.ndarray:
+    """The network's input (B, H, W, 3) float32 -> uint8 RGB, cut to 0..255 where colour jitter left that range."""
+    pixels = (np.asarray(images) * np.array(preprocess.std, np.float32) + np.array(preprocess.mean, np.float32)) * 255
+    if preprocess.order == "BGR":
+        pixels = pixels[..., ::-1]
+    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
+
+
+def show_batch(
+    path: str,
+    images: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    valid: np.ndarray,
+    heatmaps: np.ndarray,
+    names: Sequence[str],
+    limit: int = _MOST,
+) -> None:
+    """Write a PNG grid: each training image with its boxes, and beside it with its heatmaps.
+
+    images: (B, H, W, 3) uint8 RGB, as augmented, before normalisation.  boxes: (B, M, 4) xyxy in
+    pixels of these images.  labels: (B, M) ints.  valid: (B, M) bool.  heatmaps: (B, h, w, K)
+    floats in 0..1, the targets; each class has the colour of its boxes.  At most `limit` images
+    are shown.  Raises ValueError where the shapes do not belong together.
+    """
+    images, heatmaps = np.asarray(images), np.asarray(heatmaps, np.float32)
+    if images.ndim != 4 or images.dtype != np.uint8 or heatmaps.ndim != 4 or len(heatmaps) != len(images):
+        raise ValueError(
+            "show_batch needs (B, H, W, 3) uint8 images and (B, h, w, K) heatmaps, "
+            f"not {images.shape} {images.dtype} and {heatmaps.shape}"
+        )
+    height, width = images.shape[1:3]
+    scale = max(1, _TILE // max(height, width))
+    tiles = []
+    for b in range(min(limit, len(images))):
+        keep = np.asarray(valid[b], bool)
+        image = images[b].repeat(scale, 0).repeat(scale, 1)
+        drawn = draw_detections(image, np.asarray(boxes[b])[keep] * scale, np.asarray(labels[b])[keep], None, names)
+        tiles.append(np.concatenate([drawn, _overlay(image, heatmaps[b])], axis=1))
+    columns = 1 if len(tiles) < 3 else 2 if len(tiles) < 12 else 3
+    rows = -(-len(tiles) // columns)
+    h, w = height * scale + _GAP, 2 * width * scale + _GAP
+    grid = np.full((rows * h + _GAP, columns * w + _GAP, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // columns * h + _GAP, i % columns * w + _GAP
+        grid[y : y + h - _GAP, x : x + w - _GAP] = tile
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    Image.fromarray(grid).save(path, format="PNG")
+
+
+def _overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """Heatmaps (h, w, K) in their classes' colours over the darkened grey image (H, W, 3) -> uint8."""
+    height, width = image.shape[:2]
+    colors = np.asarray([class_color(k) for k in range(heatmap.shape[-1])], np.float32)
+    heat = np.clip(heatmap, 0, 1)
+    strength = heat.max(-1, initial=0.0)
+    mixed = (heat @ colors) / np.maximum(heat.sum(-1, keepdims=True), 1e-6)
+    # nearest: one output cell is seen as one square
+    rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), heat.shape[:2], strict=True))
+    alpha = 0.9 * strength[rows][:, columns, None]
+    grey = 0.45 * image.mean(-1, keepdims=True)
+    return np.rint(grey * (1 - alpha) + mixed[rows][:, columns] * alpha).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Training: the run, its step, its state on disk, its logs."""

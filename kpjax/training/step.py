@@ -1,0 +1,208 @@
+"""One training step as one program: augment, encode, forward, backward, update.
+
+`make_step` returns a pure function; `jit_step` compiles it for a mesh with the state
+donated.  Nothing here reads the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kpjax.config import Config
+from kpjax.data.augment import augment
+from kpjax.detectors.base import Array, Detector, Targets
+from kpjax.nn.cpu import LONG_SUM, apart_on_cpu, compiler_options
+from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
+from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    step: int32, steps taken.  ema: moving average of params, or None.  first_bad_step: the
+    step whose loss or gradient was not finite, -1 while there is none; from it on nothing
+    else changes.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    first_bad_step: Array
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether no array of the tree has an infinite value or none: () bool."""
+    # Arrays of one shape are joined cell by cell, which makes few reductions of many.
+    by_shape: dict[tuple[int, ...], Array] = {}
+    for x in jax.tree.leaves(tree):
+        by_shape[x.shape] = by_shape.get(x.shape, True) & jnp.isfinite(x)
+    return jnp.stack([finite.all() for finite in by_shape.values()]).all()
+
+
+def chosen(ok: Array, new: Any, old: Any) -> Any:
+    """The new tree where `ok`, else the old one."""
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+
+def init_state(detector: Detector, config: Config, steps: int, key: Array) -> TrainState:
+    """A fresh state, float32.  Pure: may run under jit with sharded outputs, or under eval_shape."""
+    images = jnp.zeros((1, config.augment.height, config.augment.width, 3), jnp.float32)
+    # bn_groups divides the training batch, not this one image; shapes do not depend on it.
+    variables = detector.net.init(key, images, train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=make_optimizer(scaled(config), steps).init(params),
+        # A copy: the step gives away its state's memory, each array once.
+        ema=jax.tree.map(jnp.copy, params) if config.optim.ema else None,
+        first_bad_step=jnp.int32(-1),
+    )
+
+
+def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the step takes beside its state: shapes and dtypes of a global batch."""
+    n, side, boxes = config.batch, config.data.canvas, config.data.max_boxes
+    return {
+        "canvas": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
+        "size": jax.ShapeDtypeStruct((n, 2), np.int32),
+        "boxes": jax.ShapeDtypeStruct((n, boxes, 4), np.float32),
+        "labels": jax.ShapeDtypeStruct((n, boxes), np.int32),
+        "valid": jax.ShapeDtypeStruct((n, boxes), np.bool_),
+        "counter": jax.ShapeDtypeStruct((n,), np.int32),
+    }
+
+
+def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Targets]:
+    """A raw batch -> the network's input (B, H, W, 3) float32 and its targets."""
+    size = (config.augment.height, config.augment.width)
+
+    def one(counter: Array, canvas: Array, extent: Array, boxes: Array, labels: Array, valid: Array) -> Any:
+        key = jax.random.fold_in(jax.random.key(config.seed), counter)
+        image, boxes = augment(key, canvas, extent, boxes, config.augment, detector.preprocess)
+        return image, detector.encode(boxes, labels, valid, size)
+
+    return jax.vmap(one)(*(batch[k] for k in ("counter", "canvas", "size", "boxes", "labels", "valid")))
+
+
+def make_step(
+    detector: Detector, config: Config, steps: int, mesh: Mesh | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step as a pure function (state, batch) -> (state, metrics).
+
+    mesh: the mesh that `jit_step` gets.  Without it, accumulation and fsdp are laid out as the compiler likes.
+    metrics: float32 scalars "loss", the loss's parts, "grad_norm", "lr"; "ok" bool.
+    """
+    optimizer = make_optimizer(scaled(config), steps)
+    rate = learning_rate(scaled(config), steps)
+    decay = config.optim.ema
+    micro_batches = config.optim.accumulate
+
+    def loss_of(params: Any, stats: Any, images: Array, targets: Targets, counts: dict[str, Array]) -> Any:
+        outputs, changed = detector.net.apply(
+            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+        )
+        loss, parts = detector.loss(outputs, targets, counts)
+        return loss, (changed["batch_stats"], parts)
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
+    def gradients(params: Any, stats: Any, batch: Batch, counts: dict[str, Array] | None = None) -> Any:
+        images, targets = prepare(detector, config, batch)
+        counts = detector.normaliser(targets) if counts is None else counts
+        results, grads = value_and_grad(params, stats, images, targets, counts)
+        return results, split_over_fsdp(grads, mesh)
+
+    def accumulated(params: Any, stats: Any, batch: Batch) -> Any:
+        split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+        if mesh is not None:
+            # The whole batch lies device after device; without this each micro-batch would lie on a few of them.
+            over_images = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+            split = jax.lax.with_sharding_constraint(split, over_images)
+        # Losses divide by the whole batch's objects, so those are counted first; the images of
+        # this pass are never computed.
+        each = jax.lax.map(lambda micro: detector.normaliser(prepare(detector, config, micro)[1]), split)
+        counts = jax.tree.map(lambda x: x.sum(0), each)
+
+        def add(total: Any, micro: Batch) -> Any:
+            return jax.tree.map(jnp.add, total, gradients(params, stats, micro, counts)), None
+
+        shapes = jax.eval_shape(lambda b: gradients(params, stats, jax.tree.map(lambda x: x[0], b), counts), split)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        ((loss, (moved, parts)), grads), _ = jax.lax.scan(add, start, split)
+        # Every micro-batch moved the same old statistics; their mean is one move by the groups' mean.
+        return (loss, (jax.tree.map(lambda s: s / micro_batches, moved), parts)), grads
+
+    def moved_if(ok: Array, params: Any, updates: Any) -> Any:
+        return chosen(ok, optax.apply_updates(params, updates), params)
+
+    def averaged_if(ok: Array, ema: Any, params: Any) -> Any:
+        return chosen(ok, jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params), ema)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Where devices share the parameters, each first gathers them whole.  Left to itself the compiler computes some
+        # layers with a part of them, and sends activations, which are larger.
+        whole = gathered(state.params, mesh)
+        passes = accumulated if micro_batches > 1 else gradients
+        (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
+        norm = global_norm(grads)
+        updates, opt_state = apart_on_cpu(optimizer.update)(grads, state.opt_state, state.params)
+        # Finite gradients can still overflow in the update, and activations in the statistics.
+        ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
+        params = apart_on_cpu(moved_if)(ok, state.params, updates)
+        stats = apart_on_cpu(chosen)(ok, stats, state.batch_stats)
+        opt_state = apart_on_cpu(chosen)(ok, opt_state, state.opt_state)
+        ema = apart_on_cpu(averaged_if)(ok, state.ema, params) if decay else None
+        first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
+        metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
+        return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics
+
+    return step
+
+
+def global_norm(tree: Any) -> Array:
+    """The root of the sum of all squares, as `optax.tree.norm`.
+
+    On a CPU the long sums have a function of nothing else, as those of `kpjax.nn.batch_norm` and for the same reason.
+    XLA makes short ones of other operations, which it puts last with all that calls them.
+    """
+    leaves = jax.tree.leaves(tree)
+    long, short = [x for x in leaves if x.size >= LONG_SUM], [x for x in leaves if x.size < LONG_SUM]
+    return jnp.sqrt(sum(sum(apart_on_cpu(square_sums)(part)) for part in (long, short) if part))
+
+
+def square_sums(arrays: list[Array]) -> list[Array]:
+    """Of each array."""
+    return [jnp.sum(jnp.square(x)) for x in arrays]
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Where each leaf of a TrainState (or of its shapes) lives."""
+    return parameter_sharding(mesh, state)
+
+
+def jit_step(step: Callable[..., Any], mesh: Mesh, state_shapes: Any) -> Any:
+    """`step` jitted for a mesh: the state donated and laid out as `state_shardings` says, metrics on every device."""
+    shardings = state_shardings(mesh, state_shapes)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh),
+    )

@@ -1,0 +1,72 @@
+"""The work directory of a run: whose it is, and what it says was done."""
+
+from __future__ import annotations
+
+from etils import epath
+
+from kpjax import config as configs
+from kpjax.config import Config
+from kpjax.errors import ConfigError
+from kpjax.training.checkpoints import is_inference, write_text
+from kpjax.training.log import read_metrics
+
+# Settings that may differ between the runs that share a work directory: they do not change
+# what is learnt (the mesh only the order of sums, as the number of devices does).
+_FREE = (
+    "config.log_every",
+    "config.checkpoint.",
+    "config.eval.",
+    "config.sharding.",
+    "config.data.threads",
+    "config.data.prefetch",
+    "config.data.bad_images",
+)
+
+
+def check_workdir(root: epath.Path, config: Config) -> None:
+    """Raise ConfigError where a run of another configuration has left weights here.
+
+    A try that ended before its first checkpoint (out of memory, say) may be repeated with other settings.
+    """
+    file = root / "config.json"
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"--workdir {root} is a file; name a folder")
+    if not file.exists():
+        return
+    try:
+        old = configs.from_json(file.read_text())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); use another --workdir") from error
+    if not _holds_weights(root):
+        return
+    changed = [d for d in configs.differences(old, config) if not d.startswith(_FREE)]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{root} holds a run of another configuration: {changed[0]}{more}; use another --workdir, or that setting"
+        )
+
+
+def _holds_weights(root: epath.Path) -> bool:
+    # While Orbax writes a step, its folder has a longer name than the step's number.
+    folder = root / "checkpoints"
+    steps = folder.iterdir() if folder.exists() else ()
+    return any(step.name.isdigit() for step in steps) or is_inference(root / "model")
+
+
+def claim(root: epath.Path, config: Config, first: bool) -> None:
+    """Write config.json (`first`: the first process does).
+
+    Called once all inputs are known to be good, so that a mistake claims no directory.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir {root} cannot be made: {error.strerror}") from error
+    if first:
+        write_text(root / "config.json", configs.to_json(config))
+
+
+def evaluated(workdir: str, step: int) -> bool:
+    """Whether the evaluation after `step` is in the log."""
+    return any(line["kind"] == "eval" and line["step"] == step for line in read_metrics(workdir))

@@ -1,0 +1,91 @@
+"""Command lines: what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from unittest import mock
+
+import pytest
+from jax.errors import JaxRuntimeError
+
+from kpjax.commands import flags
+from kpjax.config import Config
+from kpjax.errors import ConfigError
+
+FILE = str(pathlib.Path(__file__).parents[2] / "configs" / "shapes_r18.py")
+
+
+def read(*arguments: str) -> Config:
+    argv = ["train.py", *arguments]
+    with mock.patch.object(sys, "argv", argv):  # ml_collections looks there for the keys to define
+        return flags.read_config(flags.parse(argv, flags.define_config))
+
+
+def test_values_on_the_command_line_replace_those_of_the_file() -> None:
+    plain = read("--config", FILE)
+    changed = read(f"--config={FILE}", "--config.optim.lr=0.5", "--config.batch", "24", "--config.data.train.images=x")
+    assert (changed.optim.lr, changed.batch, changed.data.train.images) == (0.5, 24, "x")
+    assert plain.optim.lr != 0.5 and changed.steps == plain.steps
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ((), "no --config given"),
+        (("--config.batch=8",), "no --config FILE is given"),
+        (("--config", "configs/none.py"), "configs/none.py: no such file"),
+        (("--config", FILE, "--config.batsh=8"), "did you mean config.batch?"),
+        (("--config", FILE, "--config.optim.lrr=8"), "config.optim has no key 'lrr'; did you mean config.optim.lr?"),
+        (("--config", FILE, "--config.batch=abc"), "batch"),
+        (("--config", FILE, "--config.optim.lr=fast"), "lr"),
+        (("--config", FILE, "--config.epochs=3"), "set exactly one"),
+        (("--config", FILE, "--config.steps=0"), "set exactly one"),
+        (("--config", FILE, "--config.model.dtype=float16"), "choose one of 'float32', 'bfloat16'"),
+        (("--config", FILE, "--confg.batch=3"), "confg"),
+        (("--config", FILE, "stray"), "unexpected argument 'stray'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(*arguments)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_configuration(tmp_path: pathlib.Path) -> None:
+    for name, content in {
+        "dict.py": "def get_config():\n    return {'a': 1}\n",
+        "broken.py": "def get_config(:\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ConfigError) as caught:
+            read("--config", str(tmp_path / name))
+        assert "--config file" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (OSError(28, "No space left on device", "out.json"), "error: out.json: No space left on device"),
+        (IsADirectoryError(21, "Is a directory", "out.json"), "error: out.json: Is a directory"),
+        (ConfigError("config.batch is 0"), "error: config.batch is 0"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more"), "RESOURCE_EXHAUSTED: Out of memory); lower"),
+    ],
+)
+def test_a_program_ends_in_one_line(error: Exception, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        raise error
+
+    assert flags.guarded(program) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.startswith("error: ") and said.count("\n") == 1
+    assert flags.guarded(lambda: None) == 0 and flags.guarded(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("error", [JaxRuntimeError("INTERNAL: a bug"), RuntimeError("a bug"), OSError(2, "a bug")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    def program() -> int:
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        flags.guarded(program)

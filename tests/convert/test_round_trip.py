@@ -1,0 +1,194 @@
+"""From a file in a released layout to detections in COCO's format, through the programs themselves, for every model.
+
+`pytest -m slow tests/test_round_trip.py` does it at the released sizes, on images of the folder that KPJAX_DATA names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as eval_program
+import kpjax
+from kpjax.__main__ import main as kpjax_main
+from kpjax.commands import flags
+from kpjax.data.coco_names import COCO_NAMES
+from tests.convert import released
+from tests.convert import torch_bytes as tb
+from tests.golden.cases import DATA
+from tests.programs import ROOT, environment
+
+PRESETS = ("na", "flip", "ms")
+CONFIG = """
+from kpjax.config import Config
+
+def get_config():
+    config = Config(steps=1)
+    config.model.name = {model!r}
+    config.data.val.images, config.data.val.annotations = {images!r}, {annotations!r}
+    return config
+"""
+
+
+def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3, **options: Any) -> None:
+    """A checkpoint in the layout that the model's authors released it in, of a network that finds something."""
+    state = released.arrays(model, classes, seed, **options)
+    for key, value in state.items():
+        # Peaks everywhere, of the first three classes, which pooling does not smear over whole rows; corners that
+        # belong together; boxes with an area.
+        if re.search(r"(^|_)(heats?|hm|heatmap_head)\.", key) and value.shape[0] == classes:
+            value *= np.float32(1e-3)
+            # Alike: corners and centres are of the same classes.  Positive: pooling puts the corners outside.
+            value[:3] = abs(value[0])
+            value -= np.float32(5) * (np.arange(classes) > 2) if value.ndim == 1 else np.float32(0)
+        elif key.endswith("bn2.weight"):
+            value *= np.float32(0.2)  # else the sums of an hourglass's hundred residual blocks grow without bound
+        elif re.search(r"_cnvs\.\d\.p_conv1|_pool\.\d\.aftpool_conv.conv", key):
+            value *= np.float32(0.1)
+        elif re.search(r"_(tags|emb|regrs|off)\.|^(bbox_head\.)?(wh|reg|offset)", key) and value.shape[0] <= 2:
+            value *= np.float32(1e-4)
+            value += np.float32(8 if "wh" in key and value.shape == (2,) else 0)
+    princeton = model in ("cornernet_hg104", "triplet_hg52", "triplet_hg104")
+    if princeton:  # a bare dictionary, of a module that was wrapped for several GPUs
+        tb.save(path, {f"module.{key}": value for key, value in state.items()}, zipped=False)
+        return
+    beside = {"epoch": tb.number(140), "optimizer": tb.dictionary({"lr": tb.number(1)})}
+    tb.save(path, state, wrapper="state_dict", beside=beside)
+
+
+def accepted(path: pathlib.Path, annotations: pathlib.Path) -> int:
+    """Evaluate a file of detections as COCO's server does, and return how many it holds."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    found = json.loads(path.read_text())
+    truth = COCO(str(annotations))
+    assert {row["image_id"] for row in found} <= set(truth.getImgIds())
+    assert {row["category_id"] for row in found} <= set(truth.getCatIds())
+    for row in found:
+        assert set(row) == {"image_id", "category_id", "bbox", "score"}
+        assert np.isfinite([*row["bbox"], row["score"]]).all() and min(row["bbox"][2:]) >= 0 < row["score"] <= 1
+    if found:
+        measure = COCOeval(truth, truth.loadRes(str(path)), "bbox")
+        measure.evaluate()
+        measure.accumulate()
+        measure.summarize()
+        assert len(measure.stats) == 12
+    return len(found)
+
+
+def eval_arguments(folder: pathlib.Path, model: str, images: pathlib.Path, annotations: pathlib.Path) -> list[str]:
+    config = folder / "config.py"
+    config.write_text(CONFIG.format(model=model, images=str(images), annotations=str(annotations)))
+    return ["eval.py", "--config", str(config), "--checkpoint", str(folder / "imported"), "--batch", "2"]
+
+
+def test_the_lists_name_every_model() -> None:
+    assert sorted(released.SMALL) == kpjax.list_models()
+
+
+@pytest.fixture(scope="module")
+def small_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[pathlib.Path, pathlib.Path]]:
+    """Three images whose scales need two canvases, or one of an hourglass (True): folder and annotations."""
+    sets, rng = {}, np.random.default_rng(0)
+    for hourglass, side in ((False, 31), (True, 84)):
+        folder = tmp_path_factory.mktemp("small")
+        images, boxes = [], []
+        for i in range(3):
+            name, width = f"{i}.png", side - i
+            Image.fromarray(rng.integers(0, 256, (side, width, 3), dtype=np.uint8)).save(folder / name)
+            images.append({"id": 10 + i, "file_name": name, "height": side, "width": width})
+            box = {"bbox": [3, 4, 12, 14], "area": 168, "iscrowd": 0}
+            boxes.append({"id": 1 + i, "image_id": 10 + i, "category_id": 2 + i, **box})
+        categories = [{"id": 2 + k, "name": name} for k, name in enumerate(("cat", "dog", "cow"))]
+        annotations = folder / "instances.json"
+        annotations.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+        (folder / "names.txt").write_text("cat\ndog\ncow\n")
+        sets[hourglass] = folder, annotations
+    return sets
+
+
+TINY_HOURGLASS = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, "head_channels": 7}
+
+
+# One of each way to merge views; the other models take these ways too, and do it at their released sizes below.
+@pytest.mark.parametrize(
+    ("model", "preset", "options"),
+    [
+        ("centernet_r18", "ms", released.SMALL["centernet_r18"]),
+        ("centernet_r18_dcn_mmdet", "flip", released.SMALL["centernet_r18_dcn_mmdet"]),
+        ("cornernet_hg104", "na", TINY_HOURGLASS),
+        ("triplet_hg52", "ms", TINY_HOURGLASS),
+    ],
+)
+def test_small(
+    model: str, preset: str, options: dict[str, Any], small_sets: Any, tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    images, annotations = small_sets["hg" in model]
+    checkpoint_file(tmp_path / "released.pth", model, 3, **options)
+    arguments = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in options.items()]
+    command = ["convert", str(tmp_path / "released.pth"), "--model", model, "--out", str(tmp_path / "imported")]
+    command += ["--names", str(images / "names.txt"), *(word for a in arguments for word in ("--option", a))]
+    assert kpjax_main(command) == 0, capsys.readouterr().err
+    out = tmp_path / "detections.json"
+    argv = [*eval_arguments(tmp_path, model, images, annotations), "--preset", preset, "--out", str(out)]
+    assert eval_program.main(flags.parse(argv, eval_program.define)) == 0
+    assert accepted(out, annotations) > 0
+    assert f"preset {preset}" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pathlib.Path]:
+    """tiny_coco's annotations cut down to its smallest images: how many -> the file."""
+    whole = DATA / "tiny_coco" / "annotations" / "instances_val2017.json"
+    if not whole.is_file():
+        pytest.skip(f"no {whole}: set KPJAX_DATA")
+    content, folder = json.loads(whole.read_text()), tmp_path_factory.mktemp("coco")
+    by_area = sorted(content["images"], key=lambda image: (image["height"] * image["width"], -image["width"]))
+    files = {}
+    for count in (1, 4):
+        images = by_area[:count]
+        ids = {image["id"] for image in images}
+        kept = [a for a in content["annotations"] if a["image_id"] in ids]
+        files[count] = folder / f"instances_{count}.json"
+        files[count].write_text(json.dumps(content | {"images": images, "annotations": kept}))
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", kpjax.list_models())
+def test_released_size(model: str, coco: dict[int, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    """As a user does it, in processes of their own.  Hourglasses see one image: a canvas compiles for minutes."""
+    annotations = coco[1 if "hg" in model else 4]
+
+    def program(*command: str) -> str:
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    file, imported = tmp_path / "released.pth", tmp_path / "imported"
+    checkpoint_file(file, model, 80)
+    said = program("-m", "kpjax", "convert", str(file), "--model", model, "--out", str(imported))
+    file.unlink()
+    assert f"classes   80: {', '.join(COCO_NAMES[:5])}" in said
+    info = json.loads((imported / "config.json").read_text())
+    assert info["model"] == model and tuple(info["classes"]) == COCO_NAMES
+    for preset in PRESETS:
+        out = tmp_path / f"{preset}.json"
+        arguments = eval_arguments(tmp_path, model, DATA / "tiny_coco" / "val2017", annotations)
+        said = program(*arguments, "--preset", preset, "--out", str(out))
+        assert "Average Precision" in said
+        count = accepted(out, annotations)
+        assert count > 0
+        if os.environ.get("KPJAX_ROUND_TRIP_LOG"):
+            with open(os.environ["KPJAX_ROUND_TRIP_LOG"], "a", encoding="utf-8") as log:
+                print(model, preset, count, "detections;", said.strip().splitlines()[-2], file=log)

@@ -1,0 +1,331 @@
+"""`Predictor` and detect.py with a detector that reads its boxes from the pixels (tests/fakes.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import detect
+import kpjax
+from kpjax.errors import ConfigError, DataError
+from kpjax.inference import predict
+from kpjax.inference.predict import Predictor
+from tests import fakes
+
+OBJECTS = [(11, 7, 5, 0), (30, 20, 9, 1)]
+
+
+def boxes_of(objects):
+    return {(float(x - r), float(y - r), float(x + r), float(y + r), label) for x, y, r, label in objects}
+
+
+def as_set(found):
+    return {(*map(float, box), int(label)) for box, label in zip(found.boxes, found.labels, strict=True)}
+
+
+@pytest.fixture
+def predictor():
+    return Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES)
+
+
+@pytest.mark.parametrize("preset", ["na", "flip"])
+@pytest.mark.parametrize("size", [(33, 45), (40, 64), (31, 32)])
+def test_boxes_are_in_image_pixels(preset, size):
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), preset)
+    found = pred(fakes.picture(*size, OBJECTS))
+    assert as_set(found) == boxes_of(OBJECTS)
+    assert found.boxes.dtype == np.float32 and found.labels.dtype == np.int32 and len(found) == 2
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+
+
+def test_fixed_resolution_scales_boxes_back():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), resolution="fixed", size=(64, 64))
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[7:10, 11:14, 0] = 255  # wide enough to survive the interpolation of a doubling
+    image[7:10, 11:14, 2] = 10  # half a side, in canvas pixels
+    found = pred(image)
+    assert len(found) >= 1
+    np.testing.assert_allclose((found.boxes[0][:2] + found.boxes[0][2:]) / 2, [12, 8], atol=1.0)
+    np.testing.assert_allclose(found.boxes[0][2:] - found.boxes[0][:2], [10, 10], atol=1e-4)
+
+
+def test_flip_averages_both_views():
+    """A net that answers to the left half only halves its score when the mirror image disagrees."""
+    plain, flip = (Predictor(fakes.marker_detector(), fakes.variables(), p) for p in ("na", "flip"))
+    image = fakes.picture(32, 64, OBJECTS)
+    np.testing.assert_allclose(plain(image).scores, flip(image).scores, rtol=1e-5)
+    assert as_set(plain(image)) == as_set(flip(image))
+
+
+def test_list_keeps_order_and_fills_batches():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), batch=3)
+    shapes = [(20, 20), (40, 40), (25, 30), (20, 31), (64, 20), (22, 22), (41, 50)]
+    images = [fakes.picture(h, w, [(i + 2, 5, 3, i % 2)]) for i, (h, w) in enumerate(shapes)]
+    for i, found in enumerate(pred(images)):
+        assert as_set(found) == boxes_of([(i + 2, 5, 3, i % 2)])
+    assert [as_set(f) for f in pred(np.stack([images[0]] * 2))] == [boxes_of([(2, 5, 3, 0)])] * 2
+    assert pred([]) == []
+    assert as_set(pred(jax.numpy.asarray(images[0]))) == boxes_of([(2, 5, 3, 0)])
+    assert [as_set(f) for f in pred(jax.numpy.stack([images[0]] * 2))] == [boxes_of([(2, 5, 3, 0)])] * 2
+    assert [as_set(f) for f in pred([jax.numpy.asarray(images[0])])] == [boxes_of([(2, 5, 3, 0)])]
+
+
+def test_one_program_a_canvas():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), batch=2)
+    for count in (1, 2, 5):
+        pred([fakes.picture(20 + i, 25, []) for i in range(count)])  # all on 32x32
+    assert pred.infer._cache_size() == 1
+    pred(fakes.picture(40, 25, []))
+    assert pred.infer._cache_size() == 2
+
+
+@pytest.mark.parametrize(("name", "preset"), [("centernet_r18", "na"), ("centernet_r18_mmdet", "flip")])
+def test_a_real_network(name, preset):
+    """Random weights: shapes, order and types; and an image is not changed by its neighbours in the batch."""
+    detector = kpjax.build(name, num_classes=3, width=8, deconv=(8, 8, 8), head_channels=8)
+    shapes = jax.eval_shape(detector.net.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)  # filled here: compiling `init` takes longer than the rest of the test
+    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0.1, 0.1, leaf.shape)).astype(leaf.dtype), shapes)
+    images = [np.random.default_rng(i).integers(0, 256, (20 + i, 60 - i, 3), dtype=np.uint8) for i in range(3)]
+    pred = kpjax.Predictor(detector, variables, preset, ("a", "b", "c"), batch=2, top_k=20)
+    together = pred(images)
+    alone = [pred(image) for image in images]
+    for one, other in zip(alone, together, strict=True):
+        assert one.boxes.shape == (len(one), 4) and 0 < len(one) <= 20 and one.names == ("a", "b", "c")
+        assert (np.diff(one.scores) <= 0).all() and set(one.labels) <= {0, 1, 2}
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_paths_folders_globs(tmp_path, predictor):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(fakes.png(fakes.picture(30, 30, [(i + 5, 9, 4, 0)])))
+    (tmp_path / "notes.txt").write_text("no image")
+    assert as_set(predictor(str(tmp_path / "1.png"))) == boxes_of([(6, 9, 4, 0)])
+    assert as_set(predictor(tmp_path / "1.png")) == boxes_of([(6, 9, 4, 0)])
+    for many in (tmp_path, str(tmp_path / "*.png"), [tmp_path / f"{i}.png" for i in range(3)]):
+        assert [as_set(f) for f in predictor(many)] == [boxes_of([(i + 5, 9, 4, 0)]) for i in range(3)]
+    (tmp_path / "odd[1].png").write_bytes(fakes.png(fakes.picture(30, 30, OBJECTS[:1])))
+    assert as_set(predictor(str(tmp_path / "odd[1].png"))) == boxes_of(OBJECTS[:1])
+
+
+def test_exif_orientation_is_applied(tmp_path, predictor):
+    upright = fakes.picture(40, 30, OBJECTS[:1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned; to be shown rotated by 90 degrees clockwise
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
+    assert as_set(predictor(tmp_path / "turned.png")) == boxes_of(OBJECTS[:1])
+
+
+def test_bad_input_is_one_line(tmp_path, predictor):
+    (tmp_path / "cut.png").write_bytes(fakes.png(fakes.picture(40, 40, OBJECTS))[:60])
+    cases = {
+        "cut.png": tmp_path / "cut.png",
+        "missing.png": tmp_path / "missing.png",
+        "no file matches": str(tmp_path / "*.gif"),
+        "float32": np.zeros((4, 4, 3), np.float32),
+        r"\(4, 4\)": np.zeros((4, 4), np.uint8),
+        "cannot detect in a float": 1.5,
+    }
+    for match, bad in cases.items():
+        with pytest.raises(DataError, match=match) as caught:
+            predictor(bad)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_fixed_size_that_the_network_cannot_take():
+    detector = kpjax.build("centernet_r18", num_classes=3)
+    with pytest.raises(ConfigError, match=r"size\[1\] \(the width\) is 500; .* multiples of 32 .*: 480 or 512$"):
+        Predictor(detector, {}, resolution="fixed", size=(512, 500))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"preset": "ms"}, "preset 'ms': marker has no such test protocol; choose one of 'na', 'flip'"),
+        ({"names": ("one",)}, "1 class names"),
+        ({"batch": 0}, "batch is 0"),
+        ({"resolution": "half"}, "'half'"),
+    ],
+)
+def test_bad_settings(options, match):
+    with pytest.raises(ConfigError, match=match):
+        Predictor(fakes.marker_detector(), fakes.variables(), **options)
+
+
+def test_detect_writes_pictures_and_json(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(2):
+        (photos / f"{i}.png").write_bytes(fakes.png(fakes.picture(30, 36, [(i + 8, 9, 4, 1)])))
+    (photos / "broken.jpg").write_bytes(b"no jpeg")
+    out = tmp_path / "out"
+    code = detect.main([str(photos), str(photos / "0.png"), "--checkpoint", "x", "--out", str(out)])
+    assert code == 1
+    errors = capsys.readouterr().err
+    assert "broken.jpg" in errors and "Traceback" not in errors and "1 of 4 images" in errors
+    written = json.loads((out / "detections.json").read_text())
+    assert written["names"] == list(fakes.CLASSES)
+    assert [Path(row["file"]).name for row in written["images"]] == ["0.png", "1.png", "0.png"]
+    assert [Path(row["file"]).name for row in written["unreadable"]] == ["broken.jpg"]
+    for row, x in zip(written["images"], (8, 9, 8), strict=True):
+        assert (row["width"], row["height"]) == (36, 30)
+        (only,) = row["detections"]
+        assert (only["box"], only["label"], only["name"]) == ([x - 4, 5, x + 4, 13], 1, "green")
+        with Image.open(out / row["picture"]) as picture:
+            assert picture.size == (11 * 36, 11 * 30)  # small pictures are enlarged
+    assert len({row["picture"] for row in written["images"]}) == 3
+
+
+def test_detect_shows_the_chosen_classes_alone(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    photo, out = tmp_path / "0.png", tmp_path / "out"
+    photo.write_bytes(fakes.png(fakes.picture(30, 40, OBJECTS)))
+
+    def run(*more):
+        return detect.main([str(photo), "--checkpoint", "x", "--out", str(out), *more])
+
+    assert run("--classes", "yellow") == 2
+    error = capsys.readouterr().err
+    assert "no 'yellow'; it has red, green" in error and error.count("\n") == 1 and not out.exists()
+    for given, wanted in (("", ["red", "green"]), ("green", ["green"]), (" Green ,red", ["red", "green"])):
+        assert run("--classes", given) == 0
+        row = json.loads((out / "detections.json").read_text())["images"][0]
+        assert sorted(d["name"] for d in row["detections"]) == sorted(wanted)
+        with Image.open(out / row["picture"]) as picture:
+            drawn = np.asarray(picture)[10 * 3 : 10 * 11, 10 * 5 : 10 * 8].astype(int)  # the red box's left edge
+        # JPEG dilutes a line of one pixel; the other class is blue
+        assert (drawn[..., 0] - drawn[..., 2] > 50).any() == ("red" in wanted)
+
+
+def test_unknown_classes_are_told_with_some_known_ones():
+    names = tuple(f"thing {i}" for i in range(80))
+    with pytest.raises(ConfigError, match=r"no 'thnig 7'; did you mean 'thing 7'\? it has thing 0, .* and 72 more"):
+        detect.class_labels("thing 1,thnig 7", names, 80)
+    assert detect.class_labels("thing 3, THING 5", names, 80) == {3, 5}
+    assert detect.class_labels("1,2", (), 3) == {1, 2} and detect.class_labels("", names, 80) is None
+    with pytest.raises(ConfigError, match=r"no '3'; .*it has 0, 1, 2$"):
+        detect.class_labels("3", (), 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--score-thr", "1.5"], "--score-thr is 1.5"),
+        (["--preset", "tta"], "preset 'tta': marker has no such test protocol; choose one of 'na', 'flip'"),
+        (["--batch", "0"], "batch is 0"),
+    ],
+)
+def test_detect_refuses_settings_in_one_line(tmp_path, monkeypatch, capsys, more, match):
+    def load(path, preset, **options):
+        return Predictor(fakes.marker_detector(), fakes.variables(), preset, **options)
+
+    monkeypatch.setattr(predict, "load", load)
+    photo = tmp_path / "0.png"
+    photo.write_bytes(fakes.png(fakes.picture(30, 40, OBJECTS)))
+    assert detect.main([str(photo), "--checkpoint", "x", "--out", str(tmp_path / "out"), *more]) == 2
+    error = capsys.readouterr().err
+    assert match in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_of_images_is_one_call_of_one_program():
+    pred = Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES, batch=4)
+    calls, inner = [], pred.infer
+    pred.infer = lambda *a: calls.append(a[1].shape) or inner(*a)
+    found = pred(np.stack([fakes.picture(30, 40, OBJECTS)] * 4))
+    assert calls == [(4, 32, 64, 3)] and inner._cache_size() == 1
+    assert all(as_set(f) == boxes_of(OBJECTS) and f.names == fakes.CLASSES for f in found)
+
+
+def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert detect.main([str(tmp_path), "--checkpoint", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # nor is a folder made
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_detect_does_not_overwrite_its_inputs(tmp_path, predictor, monkeypatch, capsys, linked):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(fakes.picture(30, 36, OBJECTS)).save(photos / "beach.jpg")
+    before = (photos / "beach.jpg").read_bytes()
+    out = tmp_path / "link" if linked else photos
+    if linked:
+        out.symlink_to(photos)
+    assert detect.main([str(photos), "--checkpoint", "x", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "beach.jpg is one of the inputs" in error and "--out" in error
+    assert (photos / "beach.jpg").read_bytes() == before and len(list(photos.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["beach.jpg", "detections.json", ""])
+def test_detect_writes_to_no_folder_of_a_result_s_name_nor_among_its_inputs(
+    tmp_path, predictor, monkeypatch, capsys, name
+):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "beach.png").write_bytes(fakes.png(fakes.picture(30, 36, OBJECTS)))
+    out = tmp_path / "out" if name else tmp_path / "photos"
+    (out / name).mkdir(parents=True, exist_ok=True)
+    assert detect.main([str(tmp_path / "photos"), "--checkpoint", "x", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    wanted = f"{out / name} is a folder" if name else "holds images of the input"
+    assert error.startswith("error: ") and error.count("\n") == 1 and wanted in error and "--out" in error
+    assert [p.name for p in out.iterdir()] == [name or "beach.png"]
+
+
+def test_detect_reports_a_full_disk_in_one_line(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+
+    def full(self, path, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    (tmp_path / "0.png").write_bytes(fakes.png(fakes.picture(30, 36, OBJECTS)))
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert detect.main([str(tmp_path / "0.png"), "--checkpoint", "x", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "No space left" in error and "0.jpg" in error
+
+
+def test_prediction_needs_neither_tensorflow_nor_pycocotools():
+    code = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = sys.modules['pycocotools'] = None\n"
+        "from tests import fakes\n"
+        "from kpjax.inference.predict import Predictor\n"
+        "pred = Predictor(fakes.marker_detector(), fakes.variables())\n"
+        "assert len(pred(fakes.picture(20, 20, [(5, 6, 3, 1)]))) == 1\n"
+        "import kpjax.inference.evaluate\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+def test_scales_are_merged_on_the_device_that_was_chosen():
+    kept = []
+
+    def merge(views, top_k):
+        return jax.tree.map(lambda x: x[:top_k], views[0])
+
+    det = fakes.marker_detector()
+    protocols = {"ms": dataclasses.replace(det.protocols["na"], merge=merge)}
+    device = jax.devices()[-1]
+    pred = Predictor(dataclasses.replace(det, protocols=protocols), fakes.variables(), "ms", device=device)
+    inner = pred.merge
+    pred.merge = lambda rows: kept.append(inner(rows)) or kept[-1]
+    assert as_set(pred(fakes.picture(40, 64, OBJECTS))) == boxes_of(OBJECTS)
+    assert device != jax.devices()[0] and kept[0].boxes.devices() == {device}

@@ -1,0 +1,164 @@
+"""What is settled before JAX starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+
+from kpjax.errors import ConfigError
+from kpjax.parallel import startup as runtime
+from tests.tiny import tiny_config
+
+
+def chosen_folder() -> str | None:
+    return jax.config.values["jax_compilation_cache_dir"]
+
+
+@pytest.fixture
+def cache_folder() -> Iterator[None]:
+    before = chosen_folder()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_unlike_processors_do_not_share_compiled_programs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cache_folder: None
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime.keep_compiled()
+    chosen = chosen_folder()
+    assert chosen is not None and re.fullmatch(r"compiled-[0-9a-f]{8}", os.path.basename(chosen))
+    assert os.path.isdir(chosen) and os.path.dirname(chosen) == str(tmp_path / "kpjax")
+    runtime.keep_compiled()
+    assert chosen_folder() == chosen
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    runtime.keep_compiled()
+    assert chosen_folder() != chosen
+
+
+def test_deterministic_runs_ask_xla_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(steps=1)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    runtime.make_deterministic(config)
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+    config.deterministic = True
+    for _ in range(2):
+        runtime.make_deterministic(config)
+        assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_gpu_deterministic_ops=true"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+    with pytest.raises(ConfigError, match="XLA_FLAGS"):
+        runtime.make_deterministic(config)
+
+
+def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between start-up, where it leaves at once, and the run, where it saves, it never has the handler of before."""
+    before, given = signal.getsignal(signal.SIGTERM), []
+    real = signal.signal
+
+    def record(number: int, handler: Any) -> Any:
+        if number == signal.SIGTERM:
+            given.append(handler)
+        return real(number, handler)
+
+    monkeypatch.setattr(signal, "signal", record)
+    with runtime.StopSignal() as stop:
+        with runtime.leaving_on_sigterm(), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert before not in given
+        stop.begun = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stop.asked = False
+            signal.raise_signal(number)
+            assert stop.reached() and stop.name == number.name
+    assert signal.getsignal(signal.SIGTERM) == before and len(given) == 4
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, with what `conftest` sets about devices taken away."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS", "TPU_LIBRARY_PATH")}
+    kept["PYTHONPATH"] = os.pathsep.join([environment.pop("path", ""), str(pathlib.Path(__file__).parents[2])])
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**kept, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+LOOK = """
+import jax
+from kpjax import runtime
+runtime._may_have_tpu = lambda: {tpu}
+runtime._jax_plugins = lambda: {plugins}
+runtime.skip_absent_tpu()
+print(jax.config.jax_platforms)
+if {start}: print(jax.devices()[0].platform)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: pathlib.Path) -> str:
+    """A folder for PYTHONPATH with a libtpu of which nobody gets to know more than the path."""
+    (tmp_path / "libtpu").mkdir()
+    (tmp_path / "libtpu" / "__init__.py").write_text(
+        f"def get_library_path(): return {str(tmp_path / 'libtpu.so')!r}\n"
+    )
+    return str(tmp_path)
+
+
+def test_an_installed_libtpu_is_not_asked_where_there_is_no_tpu(installed: str) -> None:
+    done = python(LOOK.format(tpu=False, plugins=[], start=True), path=installed)
+    assert (done.stdout.split(), done.stderr) == (["cpu", "cpu"], "")
+
+
+@pytest.mark.parametrize(
+    "tpu, plugins, environment",
+    [
+        (True, [], {}),
+        (False, ["jax_plugins.other"], {}),
+        (False, [], {"JAX_PLATFORMS": "cpu,tpu"}),
+    ],
+)
+def test_devices_are_left_alone_where_there_may_be_others(
+    installed: str, tpu: bool, plugins: list[str], environment: dict[str, str]
+) -> None:
+    done = python(LOOK.format(tpu=tpu, plugins=plugins, start=False), path=installed, **environment)
+    assert done.stdout.strip() == environment.get("JAX_PLATFORMS", "None"), done.stderr
+
+
+def test_without_libtpu_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed")
+    assert python(LOOK.format(tpu=False, plugins=[], start=False)).stdout.strip() == "None"
+
+
+def test_what_may_be_a_tpu_host(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Google's devices but for its network cards and disks, which every machine of its cloud has."""
+    for name in ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "JAX_FORCE_TPU_INIT"):
+        monkeypatch.delenv(name, raising=False)
+    device = tmp_path / "0000:00:04.0"
+    device.mkdir()
+    found = {"/sys/bus/pci/devices/*": [str(device)]}
+    monkeypatch.setattr("glob.glob", lambda pattern: found.get(pattern, []))
+    for vendor, kind, expected in (
+        ("0x1ae0", "0x020000", False),
+        ("0x1ae0", "0x010802", False),
+        ("0x1ae0", "0xff0000", True),
+        ("0x1af4", "0xff0000", False),
+    ):
+        (device / "vendor").write_text(f"{vendor}\n")
+        (device / "class").write_text(f"{kind}\n")
+        assert runtime._may_have_tpu() is expected, (vendor, kind)
+    found["/dev/accel[0-9]*"] = ["/dev/accel0"]
+    assert runtime._may_have_tpu()
+    found.clear()
+    monkeypatch.setenv("TPU_WORKER_ID", "3")
+    assert runtime._may_have_tpu()
