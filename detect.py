@@ -22,6 +22,7 @@ from kpjax.commands import flags
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
 from kpjax.inference import predict
+from kpjax.inference.outputs import output_folder, spare_folder, spare_inputs
 from kpjax.inference.predict import Predictor
 
 NAMES_SHOWN = 8  # class names in the message about an unknown one
@@ -52,12 +53,12 @@ def detect(args: argparse.Namespace) -> int:
     outputs = [os.path.join(args.out, name) for name in result_names(items)]
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
-    predict.spare_inputs([*outputs, *parts, report], items, "--out")
-    predict.spare_folder(args.out, items, "--out")
+    spare_inputs([*outputs, *parts, report], items, "--out")
+    spare_folder(args.out, items, "--out")
     chosen_nms = {"nms": args.nms} if args.nms else {}
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
     chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
-    predict.output_folder(args.out)
+    output_folder(args.out)
     started = time.perf_counter()
     shown = Shown(predictor.names, args.score_thr, chosen)
     clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]

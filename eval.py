@@ -71,13 +71,14 @@ def main(values: absl_flags.FlagValues) -> int:
 
     import jax  # after the flags: a typing mistake should not wait for the devices
 
+    from kpjax.checkpoint.weights import load_inference
     from kpjax.data.opening import open_source
     from kpjax.data.source import fingerprint
     from kpjax.inference import evaluate as ev
-    from kpjax.inference.predict import output_folder, spare_inputs
+    from kpjax.inference.outputs import class_table, output_folder, spare_inputs, write_detections
     from kpjax.parallel import distributed
     from kpjax.parallel.sharding import meet
-    from kpjax.training.checkpoints import load_inference
+    from kpjax.show.pictures import check_pictures, show
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
     detector, config = settings(given, loaded, workdir or checkpoint)
@@ -95,7 +96,7 @@ def main(values: absl_flags.FlagValues) -> int:
     read = [config.data.train.annotations, config.data.val.annotations, *(source.files if source.on_disk else ())]
     spare_inputs([out], read, "--out")
     if show_dir:
-        ev.check_pictures(show_dir, source)
+        check_pictures(show_dir, source)
     ev.check_classes(detector, source, loaded.names)
     for flag in (f for f in ("plots", "oracle") if chosen[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
@@ -135,12 +136,12 @@ def main(values: absl_flags.FlagValues) -> int:
     result = evaluator(loaded.variables, source, views=views)
     if not first:
         return 0
-    ev.write_detections(out, result)
+    write_detections(out, result)
     if show_dir:
-        ev.show(show_dir, result, source, PICTURE_SCORE)
+        show(show_dir, result, source, PICTURE_SCORE)
     print(result.text or f"{source.name} has no annotations: detections only, no AP")
     if chosen["per-class"] and result.per_class:
-        print(ev.class_table(result))
+        print(class_table(result))
     if plots:
         from kpjax.show.plots import write_plots
 
@@ -224,8 +225,8 @@ def settings(given: Config | None, loaded: Any, path: str) -> tuple[Any, Config]
 
     Raises ConfigError or CheckpointError where they do not fit.
     """
+    from kpjax.checkpoint.weights import check_shapes
     from kpjax.detectors import build, options_of
-    from kpjax.training.checkpoints import check_shapes
 
     if given is None:
         if loaded.config is None:

@@ -64,8 +64,9 @@ from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.inference.program import make_parts
+from kpjax.parallel.compiling import keep_compiled
 from kpjax.parallel.sharding import make_mesh
-from kpjax.parallel.startup import keep_compiled, skip_absent_tpu
+from kpjax.parallel.startup import skip_absent_tpu
 from kpjax.training.run import run
 
 MODELS = ("centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104", "triplet_hg104")

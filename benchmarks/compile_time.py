@@ -51,8 +51,8 @@ def one_start(name: str, batch: int, dtype: str, tiny: bool) -> dict[str, Any]:
     import jax
 
     from kpjax.detectors import from_config
+    from kpjax.parallel.compiling import keep_compiled
     from kpjax.parallel.sharding import make_mesh
-    from kpjax.parallel.startup import keep_compiled
     from kpjax.training.step import batch_shapes, init_state, jit_step, make_step
 
     events: list[str] = []

@@ -47,9 +47,9 @@ import kpjax
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.images.views import View, make_view, place, to_canvas
-from kpjax.inference.predict import finished, rows_in_image
+from kpjax.inference.engine import finished, rows_in_image
 from kpjax.inference.program import make_merge, make_parts, protocol_of, true_heads
-from kpjax.nn.cpu import compiler_options
+from kpjax.parallel.compiling import compiler_options
 
 HEADS = ("random", "planted", "crowd")
 POST = ("decode", "host", "merge")

@@ -25,7 +25,7 @@ import step as step_benchmark
 
 from kpjax.commands.flags import config_of
 from kpjax.errors import UserError
-from kpjax.nn.cpu import compiler_options
+from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import make_mesh, put_batch
 from kpjax.training.step import init_state, make_step
 

@@ -32,13 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpjax.aot.hlo import memory_of
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.inference.program import make_infer
+from kpjax.parallel.compiling import memory_of
 from kpjax.parallel.sharding import check_batch, make_mesh, put_batch
 from kpjax.training.step import init_state, jit_step, make_step, state_shardings
 

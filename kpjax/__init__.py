@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from kpjax.detectors import build, list_models
-from kpjax.detectors.base import Detections, Detector
+from kpjax.detectors.base import Detector
+from kpjax.objects import Detections
 
 __version__ = "0.1.0"
 __all__ = ["Detections", "Detector", "Predictor", "build", "import_torch", "list_models", "load"]

@@ -41,3 +41,8 @@ def origins(error: BaseException) -> Iterator[BaseException]:
     while one is not None:
         yield one
         one = one.__cause__ or one.__context__
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an error says, on one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]

@@ -16,7 +16,9 @@ import numpy as np
 from PIL import Image
 
 from kpjax.data.source import Annotations, Source, make_source
-from kpjax.detectors.base import Detections, Detector, Preprocess
+from kpjax.detectors.base import Detector
+from kpjax.images.preprocess import Preprocess
+from kpjax.objects import Detections
 
 STRIDE = 4
 PLAIN_RGB = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

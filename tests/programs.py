@@ -15,8 +15,8 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
+from kpjax.checkpoint.weights import load_inference
 from kpjax.datasets import shapes
-from kpjax.training.checkpoints import load_inference
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.training.checkpoints import save_inference
+from kpjax.checkpoint.weights import save_inference
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 

@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kpjax.aot.tpu import Topology
-
 _OPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _OP = re.compile(rf" ({'|'.join(_OPS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
@@ -268,34 +266,6 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(side for side in shape if side > 1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes a device.  outputs: those that lie in no argument's memory.  code: the program itself."""
-
-    arguments: int
-    temporaries: int
-    outputs: int = 0
-    code: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it at once: the peak."""
-        return self.arguments + self.temporaries + self.outputs + self.code
-
-
-def memory_of(compiled: Any) -> Memory:
-    """A compiled program's memory a device, by the compiler's account; nothing but zeros where it gives none."""
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return Memory(0, 0)
-    return Memory(
-        stats.argument_size_in_bytes,
-        stats.temp_size_in_bytes,
-        max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0),
-        stats.generated_code_size_in_bytes,
-    )
-
-
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -305,44 +275,3 @@ def memory_refused(message: str) -> int:
         if found := re.search(pattern, message):
             return int(float(found[1]) * _UNITS[found[2]])
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """Seconds that each part of a chip would take alone at its published peak; no step is faster than the largest.
-
-    But for memory: the compiler counts each operation's inputs and outputs, also what never leaves the chip.
-    """
-
-    compute: float
-    memory: float
-    interconnect: float
-
-    @property
-    def seconds(self) -> float:
-        """The time of a step."""
-        return max(self.compute, self.memory, self.interconnect)
-
-    @property
-    def bound(self) -> str:
-        """Which part that is."""
-        return max(("compute", "memory", "interconnect"), key=lambda part: getattr(self, part))
-
-
-def roofline(topology: Topology, flops: float, moved: float, collectives: Iterable[Collective]) -> Roofline:
-    """The roofline of a program: `flops` and `moved` bytes of one chip a step, and what it has to send."""
-    chip = topology.chip
-    sent = sum(one.times * one.sent for one in collectives)
-    return Roofline(flops / chip.flops, moved / chip.bandwidth, sent / topology.egress if sent else 0.0)
-
-
-def largest_fitting(points: Sequence[tuple[int, int]], available: int) -> int:
-    """The largest x whose memory, on the line through the least and greatest (x, bytes), is within `available`.
-
-    0: none.  Raises ValueError where the two do not grow.
-    """
-    (x0, y0), (x1, y1) = sorted(points)[0], sorted(points)[-1]
-    if x1 == x0 or y1 <= y0:
-        raise ValueError(f"memory does not grow from {x0} to {x1}")
-    slope = (y1 - y0) / (x1 - x0)
-    return max(math.floor(x0 + (available - y0) / slope), 0)

@@ -10,24 +10,15 @@ from typing import Any
 
 import jax
 
-from kpjax.aot.hlo import (
-    Collective,
-    Memory,
-    Roofline,
-    counts_loops_once,
-    largest_fitting,
-    memory_of,
-    memory_refused,
-    read_collectives,
-    roofline,
-    sort_by_purpose,
-)
+from kpjax.aot.hlo import Collective, counts_loops_once, memory_refused, read_collectives, sort_by_purpose
+from kpjax.aot.roofline import Roofline, largest_fitting, roofline
 from kpjax.aot.tpu import Topology
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.images.views import make_view
 from kpjax.inference.program import make_infer, protocol_of
+from kpjax.parallel.compiling import Memory, memory_of
 from kpjax.parallel.sharding import batch_sharding, check_batch, make_mesh, replicated
 from kpjax.training.step import batch_shapes, init_state, jit_step, make_step
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and say what went where.  Raises UserError on a file that does not fit."""
-    from kpjax.training.checkpoints import save_inference  # Orbax is slow to import: a wrong file is told without it
+    from kpjax.checkpoint.weights import save_inference  # Orbax is slow to import: a wrong file is told without it
 
     options = _options(args.option)
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-from collections.abc import Callable
-from typing import Any
 
 from kpjax.errors import ConfigError
+from kpjax.export.saved_model import save_for_tensorflow
+from kpjax.export.stablehlo import PLATFORMS, export
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-# The version of StableHLO that a SavedModel holds: JAX 0.11 writes a newer one by itself than TensorFlow 2.21 reads.
-STABLEHLO = "1.9.0"
 INFO = "export.json"  # not config.json, by which work directories and inference checkpoints are known
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
 import json, os
@@ -60,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
+    from kpjax.checkpoint.weights import describe, load_inference
     from kpjax.detectors.base import check_size
-    from kpjax.inference.predict import output_folder
+    from kpjax.inference.outputs import output_folder
     from kpjax.inference.program import protocol_of
-    from kpjax.training.checkpoints import describe, load_inference
 
     if args.top_k < 1:
         raise ConfigError(f"--top-k is {args.top_k}; it must be at least 1")
@@ -95,81 +91,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"{os.path.abspath(folder)}: {detector.name}, canvases of {size[0]}x{size[1]}, preset {args.preset}, for")
     print(f"  {', '.join(PLATFORMS)}; {megabytes:,.1f} MB; try: python {os.path.join(out, 'load.py')}")
     return 0
-
-
-def export(detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int) -> Any:
-    """The exported program (weights, canvases) -> (boxes, scores, labels).
-
-    weights: the leaves of the variables, in the tree's order.  canvases: (B, H, W, 3) uint8 RGB, B symbolic; an
-    image has to fill its canvas, or lie on it with the border its family has.  boxes: (B, N, 4) float32 in the
-    canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    (batch,) = jax.export.symbolic_shape("b")
-    canvases = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    return jax.export.export(jax.jit(_program(detector, tree, size, preset, top_k)), platforms=PLATFORMS)(
-        shapes, canvases
-    )
-
-
-def save_for_tensorflow(
-    detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int, folder: str
-) -> None:
-    """Write the program of `export` as a SavedModel: `model = tf.saved_model.load(folder); model.detect(canvases)`.
-
-    The results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
-    Weights are variables of the model, so that they stand in it once.  Needs TensorFlow 2.20 or newer to run, and XLA
-    in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
-    """
-    from kpjax.data.tensorflow import import_tensorflow
-
-    tf = import_tensorflow()
-    from jaxlib.mlir.dialects import stablehlo
-    from tensorflow.compiler.tf2xla.python import xla
-
-    from kpjax.ops.largest import by_sorting
-
-    with by_sorting():
-        exported = export(detector, tree, leaves, size, preset, top_k)
-    call = functools.partial(
-        xla.call_module,
-        version=exported.calling_convention_version,
-        module=stablehlo.serialize_portable_artifact_str(exported.mlir_module(), STABLEHLO),
-        Tout=[tf.as_dtype(x.dtype) for x in exported.out_avals],
-        Sout=[[d if isinstance(d, int) else None for d in x.shape] for x in exported.out_avals],
-        platforms=[name.upper() for name in exported.platforms],
-    )
-    model = tf.Module()
-    model.weights = [tf.Variable(leaf, trainable=False) for leaf in leaves]
-
-    def detect(canvases: Any) -> dict[str, Any]:
-        inputs = (*model.weights, canvases)
-        found = call([tf.convert_to_tensor(inputs[i]) for i in exported.module_kept_var_idx])
-        return dict(zip(("boxes", "scores", "labels"), found, strict=True))
-
-    signature = [tf.TensorSpec((None, *size, 3), tf.uint8, name="canvases")]
-    model.detect = tf.function(detect, input_signature=signature, autograph=False)
-    tf.saved_model.save(model, folder, signatures=model.detect)
-
-
-def _program(detector: Any, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:
-    import jax
-    import jax.numpy as jnp
-
-    from kpjax.inference.program import normalise, protocol_of
-
-    mirrored = protocol_of(detector, preset).mirror == "maps"
-
-    def program(weights: list[Any], canvases: Any) -> tuple[Any, Any, Any]:
-        whole = jnp.broadcast_to(jnp.asarray([0, 0, *size], jnp.int32), (canvases.shape[0], 4))
-        images = normalise(detector.preprocess, canvases, whole)
-        if mirrored:
-            images = jnp.concatenate([images, images[:, :, ::-1]])
-        heads = detector.net.apply(jax.tree.unflatten(tree, weights), images, train=False)[-1]
-        found = detector.decode(detector.merge_flip(heads) if mirrored else heads, top_k=top_k, size=size)
-        return found.boxes, found.scores, found.labels
-
-    return program

@@ -20,7 +20,9 @@ from ml_collections import config_flags
 from kpjax.config import Config
 from kpjax.errors import ConfigError, UserError
 from kpjax.parallel import distributed
-from kpjax.parallel.startup import escape_unprintable, keep_compiled, quiet_tensorflow, skip_absent_tpu
+from kpjax.parallel.cluster import find
+from kpjax.parallel.compiling import keep_compiled
+from kpjax.parallel.startup import escape_unprintable, quiet_tensorflow, skip_absent_tpu
 
 _REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -67,9 +69,9 @@ def _join(argv: list[str], saves: bool) -> None:
     except absl_flags.Error as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     given = values.flag_values_dict()
-    cluster = distributed.find(given["coordinator"], given["num-processes"], given["process-id"])
-    if cluster is not None:
-        distributed.start(cluster, given["peer-timeout"], saves=saves)
+    found = find(given["coordinator"], given["num-processes"], given["process-id"])
+    if found is not None:
+        distributed.start(found, given["peer-timeout"], saves=saves)
 
 
 def read_config(values: absl_flags.FlagValues) -> Config:

@@ -17,7 +17,7 @@ import numpy as np
 
 from kpjax.data import files
 from kpjax.data.source import LARGEST, Annotations, Mistake, Source, make_source, stop
-from kpjax.errors import DUPLICATE, MISSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError
+from kpjax.errors import DUPLICATE, MISSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError, one_line
 
 
 def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake: Mistake = stop) -> Source:
@@ -74,7 +74,7 @@ def _load(path: str) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a COCO instances JSON") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file ({_one_line(error)}); give a COCO instances JSON") from error
+        raise DataError(f"{path}: not a JSON file ({one_line(error, 120)}); give a COCO instances JSON") from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: not a COCO instances JSON; the top level is a {type(data).__name__}, not an object")
     if {"images", "categories"} <= data.keys():  # COCO's image-info files of test splits have nothing else
@@ -257,7 +257,3 @@ def _number(value: Any, most: float) -> bool:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

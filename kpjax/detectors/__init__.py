@@ -10,8 +10,9 @@ from typing import Any
 
 from kpjax.config import Config, ModelConfig
 from kpjax.detectors import centernet, cornernet, triplet
-from kpjax.detectors.base import Detections, Detector, check_size
+from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
+from kpjax.objects import Detections
 
 # name -> (num_classes, options) -> Detector
 MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {

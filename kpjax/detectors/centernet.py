@@ -17,22 +17,14 @@ import jax.numpy as jnp
 from kpjax.backbones.dla import LEVELS, DLAUp
 from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.backbones.resnet import STAGES, ResNetDeconv
-from kpjax.detectors.base import (
-    COCO_BGR,
-    IMAGENET_RGB,
-    Array,
-    Detections,
-    Detector,
-    Outputs,
-    Preprocess,
-    Protocol,
-    Targets,
-    replace_options,
-)
+from kpjax.detectors.base import Array, Detector, Outputs, Protocol, Targets, replace_options
 from kpjax.errors import ConfigError
-from kpjax.nn.layers import ConvParams, conv2d
+from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB, Preprocess
+from kpjax.nn.heads import Heads
+from kpjax.objects import Detections
 from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.merge import merge_mirrored, merge_scales
 from kpjax.ops.oracle import logits, nearest_values
 
 STRIDE = 4
@@ -182,41 +174,6 @@ def _backbone(c: CenterNetConfig, dtype: Any) -> nn.Module:
     )
 
 
-class Heads(nn.Module):
-    """For each head a 3x3 convolution, ReLU and a 1x1 convolution.  (B, h, w, C) -> float32 maps.
-
-    The 3x3 convolutions read the same map, so they run as one wider convolution.
-    The heatmap's bias starts at -2.19, a score of 0.1 everywhere (CornerNet's supplement;
-    Lin et al. 2017), without which the first steps are lost to the background.
-    """
-
-    channels: dict[str, int]
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> dict[str, Array]:
-        first = {head: ConvParams(self.features, name=f"{head}_conv")(x.shape[-1]) for head in self.channels}
-        kernel = jnp.concatenate([kernel for kernel, _ in first.values()], axis=-1).astype(self.dtype)
-        bias = jnp.concatenate([bias for _, bias in first.values() if bias is not None]).astype(self.dtype)
-        hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1))) + bias)
-        outputs = {}
-        for i, (head, channels) in enumerate(self.channels.items()):
-            heat = head.endswith(("heat", "heatmap"))
-            out_kernel, out_bias = ConvParams(
-                channels,
-                kernel=(1, 1),
-                kernel_init=nn.initializers.normal(0.01 if heat else 0.001),
-                bias_init=nn.initializers.constant(-2.19 if heat else 0.0),
-                name=f"{head}_out",
-            )(self.features)
-            assert out_bias is not None
-            part = hidden[..., i * self.features : (i + 1) * self.features].astype(jnp.float32)
-            # Logits decide accuracy: float32 whatever the activations are.
-            outputs[head] = jnp.einsum("bhwc,cd->bhwd", part, out_kernel[0, 0], precision="highest") + out_bias
-        return outputs
-
-
 def encode(
     boxes: Array, labels: Array, valid: Array, size: tuple[int, int], *, rules: Rules, num_classes: int
 ) -> Targets:
@@ -351,44 +308,6 @@ def merge_flip(maps: dict[str, Array], *, rules: Rules) -> dict[str, Array]:
         return (x[:half] + x[half:, :, ::-1]) / 2
 
     return {"scores": average(score_map(maps, rules)), "wh": average(maps["wh"]), "offset": maps["offset"][:half]}
-
-
-def merge_scales(
-    views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms | None = nms.ORIGINAL, stale_rows: bool = True
-) -> Detections:
-    """Merge the detections of an image's scales as xingyizhou's multi-scale test does: Gaussian soft-NMS and the cap.
-
-    views: for each scale, ascending, one image's Detections in image pixels, (N, ...).  rules: which soft-NMS; None:
-    none.  stale_rows: whether what it drops leaves its stale copies (golden: fn_ctnet_merge, `merge/multi_scale`).
-    Returns the rows of all scales, best first, the score 0 where a row is not among the top_k.
-    """
-    found: Detections = jax.tree.map(lambda *parts: jnp.concatenate(parts), *views)
-    if rules is None:
-        return best_rows(found, found.scores > 0, top_k)
-    rows = nms.soft_nms(
-        found.boxes, found.scores, found.labels, found.scores > 0, rules=rules, stale_rows=stale_rows, most=top_k
-    )
-    return best_rows(rows, rows.kept, top_k)
-
-
-def merge_mirrored(views: tuple[Detections, ...], top_k: int, rules: nms.SoftNms | None = nms.HARD_MMCV) -> Detections:
-    """Merge an image's detections with its mirror image's by NMS, as mmdetection's DetTTAModel does.
-
-    views: for each scale Detections of both, (2 N, ...), in image pixels (golden: pipe_mmdet_centernet_r18_dcnv2,
-    runs `*/flip`).  rules: which NMS; CenterNet's configuration has a hard one at 0.5.  Returns the best top_k.
-    """
-    return jax.tree.map(lambda x: x[:top_k], merge_scales(views, top_k, rules, stale_rows=False))
-
-
-def best_rows(rows: Any, kept: Array, top_k: int) -> Detections:
-    """The top_k rows (with ties) of those kept, best first; the other slots have the score 0.
-
-    rows: boxes (N, 4), scores (N,) and labels (N,) of one image.  kept: (N,) bool.
-    """
-    kept = nms.keep_best(rows.scores, kept, top_k)
-    scores = jnp.where(kept, rows.scores, 0.0)
-    order = jnp.argsort(-scores, stable=True)
-    return Detections(boxes=rows.boxes[order], scores=scores[order], labels=rows.labels[order])
 
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)

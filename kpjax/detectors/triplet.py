@@ -15,12 +15,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from kpjax.detectors import cornernet
-from kpjax.detectors.base import PLAIN_AND_FLIP, Array, Detections, Detector, Outputs, Protocol, Targets
-from kpjax.detectors.centernet import Heads, best_rows
-from kpjax.detectors.cornernet import SIDES, STRIDE, CornerNetConfig, Rules
+from kpjax.detectors import corner_config, corner_decode, corner_targets
+from kpjax.detectors.base import PLAIN_AND_FLIP, Array, Detector, Outputs, Protocol, Targets
+from kpjax.detectors.corner_config import SIDES, STRIDE, CornerNetConfig, Rules
+from kpjax.nn.heads import Heads
 from kpjax.nn.pooling import CascadeCornerPool, CenterPool
+from kpjax.objects import Detections
 from kpjax.ops.corners import Candidates, Points, require_centers
+from kpjax.ops.merge import best_rows
 
 # The released program keeps CornerNet's first radius formula, at an IoU of 0.7 (golden: targets_centernet_triplet).
 RULES = Rules(radius="legacy", overlap=0.7)
@@ -43,11 +45,11 @@ class Triplet(nn.Module):
         dtype = jnp.dtype(c.dtype)
         options: dict[str, Any] = {"bn_groups": c.bn_groups, "dtype": dtype}
         outputs = []
-        for i, x in enumerate(cornernet.backbone(c)(images, train)):
+        for i, x in enumerate(corner_config.backbone(c)(images, train)):
             maps: dict[str, Array] = {}
             for side, directions in SIDES.items():
                 pooled = CascadeCornerPool(directions, c.branch, name=f"{side}_pool{i}", **options)(x, train)
-                maps |= cornernet.corner_heads(c, self.num_classes, side, i)(pooled)
+                maps |= corner_config.corner_heads(c, self.num_classes, side, i)(pooled)
             pooled = CenterPool(c.branch, name=f"center_pool{i}", **options)(x, train)
             channels = {"center_heat": self.num_classes, "center_off": 2}
             maps |= Heads(channels, c.head_channels, dtype, name=f"center_heads{i}")(pooled)
@@ -58,13 +60,13 @@ class Triplet(nn.Module):
 def encode(
     boxes: Array, labels: Array, valid: Array, size: tuple[int, int], *, rules: Rules, num_classes: int
 ) -> Targets:
-    """CornerNet's targets of one image (`cornernet.encode`), and those of "center"."""
-    targets = cornernet.encode(boxes, labels, valid, size, rules=rules, num_classes=num_classes)
-    pixels, cells, labels, valid = cornernet.boxes_on_map(boxes, labels, valid, size, rules)
-    center = cornernet.to_cells((pixels[:, :2] + pixels[:, 2:]) / 2, size)
-    radius = cornernet.gaussian_sizes(cells, valid, rules)
-    return targets | cornernet.keypoint_targets(
-        "center", center, radius, labels, valid, cornernet.map_size(size), rules, num_classes, CENTER_SIGMA
+    """CornerNet's targets of one image (`corner_targets.encode`), and those of "center"."""
+    targets = corner_targets.encode(boxes, labels, valid, size, rules=rules, num_classes=num_classes)
+    pixels, cells, labels, valid = corner_targets.boxes_on_map(boxes, labels, valid, size, rules)
+    center = corner_targets.to_cells((pixels[:, :2] + pixels[:, 2:]) / 2, size)
+    radius = corner_targets.gaussian_sizes(cells, valid, rules)
+    return targets | corner_targets.keypoint_targets(
+        "center", center, radius, labels, valid, corner_targets.map_size(size), rules, num_classes, CENTER_SIGMA
     )
 
 
@@ -82,22 +84,24 @@ def decode(
     of the plain image first.  Areas are those of input pixels.
     """
     found, centers = pairs_and_centers(maps, size, windows, config)
-    return cornernet.select(cornernet.suppress(rescored(found, centers), config, top_k), windows, top_k, config.rules)
+    return corner_decode.select(
+        corner_decode.suppress(rescored(found, centers), config, top_k), windows, top_k, config.rules
+    )
 
 
 def pairs_and_centers(
     maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, config: CornerNetConfig
 ) -> tuple[Candidates, Points]:
     """All views' pairs (B, V * N, ...), cut to their image, and centres (B, V * K, ...), in its pixels."""
-    found, frame = cornernet.candidates(maps, size, windows, config=config)
+    found, frame = corner_decode.candidates(maps, size, windows, config=config)
     x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
     beyond = (x1 <= -BEYOND) | (y1 <= -BEYOND) | (x2 >= frame.width + BEYOND) | (y2 >= frame.height + BEYOND)
     found = dataclasses.replace(found, scores=jnp.where(beyond, -1.0, found.scores))
     batch = maps["tl_heat"].shape[0]
-    found = cornernet.merge_views(cornernet.inside_image(found, frame), batch)
-    centers = cornernet.points_of(cornernet.views_of(maps), "center", config.corners, config.kernel)
+    found = corner_decode.merge_views(corner_decode.inside_image(found, frame), batch)
+    centers = corner_decode.points_of(corner_decode.views_of(maps), "center", config.corners, config.kernel)
     centers = frame.to_image(centers)
-    return found, cornernet.merge_views(dataclasses.replace(centers, xs=frame.unmirror(centers.xs)), batch)
+    return found, corner_decode.merge_views(dataclasses.replace(centers, xs=frame.unmirror(centers.xs)), batch)
 
 
 def rescored(found: Candidates, centers: Points) -> Candidates:
@@ -134,7 +138,7 @@ def rows(
     if windows is not None:
         points = points + windows[:, None, jnp.asarray([1, 0])].astype(jnp.float32)
     return Rows(
-        boxes=cornernet.in_input(found.boxes, windows),
+        boxes=corner_decode.in_input(found.boxes, windows),
         scores=found.scores,
         labels=found.labels,
         corner_scores=found.corner_scores,
@@ -156,7 +160,7 @@ def merge_scales(views: tuple[Rows, ...], top_k: int, *, config: CornerNetConfig
     view = views[plain]
     centers = Points(view.point_scores, view.points[:, 0], view.points[:, 1], view.point_labels)
     found = rescored(found, jax.tree.map(lambda x: x[None], centers))
-    found = jax.tree.map(lambda x: x[0], cornernet.suppress(found, config, top_k, config.merge_exponent))
+    found = jax.tree.map(lambda x: x[0], corner_decode.suppress(found, config, top_k, config.merge_exponent))
     return best_rows(found, found.scores > -1, top_k)
 
 
@@ -177,19 +181,19 @@ def protocols(config: CornerNetConfig) -> dict[str, Protocol]:
 
 def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
     """Put the record together; see `cornernet.build`."""
-    config = cornernet.with_options(name, released, options)
+    config = corner_config.with_options(name, released, options)
     return Detector(
         name=name,
         net=Triplet(config, num_classes),
         num_classes=num_classes,
         preprocess=config.preprocess,
         encode=functools.partial(encode, rules=config.rules, num_classes=num_classes),
-        normaliser=cornernet.normaliser,
-        loss=functools.partial(cornernet.loss, config=config),
+        normaliser=corner_targets.normaliser,
+        loss=functools.partial(corner_targets.loss, config=config),
         decode=functools.partial(decode, config=config),
-        merge_flip=cornernet.merge_flip,
+        merge_flip=corner_decode.merge_flip,
         protocols=protocols(config),
-        oracle=cornernet.oracle,
+        oracle=corner_targets.oracle,
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kpjax.detectors.base import Preprocess
 from kpjax.errors import ConfigError
+from kpjax.images.preprocess import Preprocess
 
 Size = tuple[int, int]  # (height, width)
 

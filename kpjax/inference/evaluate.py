@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,46 +22,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kpjax.config import Config
 from kpjax.data.source import Source
 from kpjax.detectors import at_test
-from kpjax.detectors.base import Detections, Detector, check_size
+from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.decode import decode
 from kpjax.images.views import Size, View, make_view, place, share_canvases, to_canvas
-from kpjax.inference.predict import finished, rows_in_image, spare_folder, spare_inputs
+from kpjax.inference.engine import finished, rows_in_image
+from kpjax.inference.outputs import Evaluation, coco_rows
 from kpjax.inference.program import Infer, Merge, make_infer, make_merge, protocol_of
 from kpjax.metrics.coco import MAX_DETS, measure
 from kpjax.parallel.sharding import make_mesh
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.metrics.coco.STATS); empty for a
-        split without annotations.  text: the same in COCO's own words.
-    per_class: class name -> AP; nan for a class without a box in these images.
-    detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
-        x y w h in image pixels, score.  AP is that of exactly these rows.
-    images: how many were evaluated.  skipped: of them, unreadable ones (data.bad_images="skip"); they count
-        as images in which nothing was found.  seconds: from the first decoding to the last box, compilation included.
-    """
-
-    stats: dict[str, float]
-    text: str
-    per_class: dict[str, float]
-    detections: list[dict[str, Any]]
-    images: int
-    skipped: int
-    seconds: float
-
-    @property
-    def ap(self) -> float:
-        """COCO's AP, 0..1; -1 where the split has no annotations."""
-        return self.stats.get("AP", -1.0)
-
-    @property
-    def ap50(self) -> float:
-        """AP at an IoU of 0.5."""
-        return self.stats.get("AP50", -1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,17 +303,6 @@ def plan(views: Sequence[View], batch: int) -> list[PlannedBatch]:
     return planned
 
 
-def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections of one image as rows of COCO's result format: boxes to 1e-4 pixel, scores to 1e-6."""
-    boxes = np.asarray(found.boxes, np.float64)
-    boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
-    scores = np.round(np.asarray(found.scores, np.float64), 6).tolist()
-    return [
-        {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
-        for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True)
-    ]
-
-
 def check_classes(detector: Detector, source: Source, names: Sequence[str] = ()) -> None:
     """Raise ConfigError unless the source has the detector's classes (`names`, where a checkpoint knows them)."""
     if detector.num_classes != len(source.classes):
@@ -367,69 +324,6 @@ def check_coverage(arrivals: np.ndarray, source: Source) -> None:
     if len(wrong):
         ids = ", ".join(str(int(source.image_ids[i])) for i in wrong[:5])
         raise RuntimeError(f"{len(wrong)} images did not arrive exactly once in the evaluation, first ids {ids}")
-
-
-def write_detections(path: str, evaluation: Evaluation) -> None:
-    """Write the rows as JSON in COCO's result format; the file appears only once it is complete."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    unfinished = f"{path}.unfinished"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump(evaluation.detections, file)
-    os.replace(unfinished, path)
-
-
-def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
-    """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many.
-
-    Raises ConfigError, before it writes, where the source's images lie in that folder.
-    """
-    from PIL import Image
-
-    from kpjax.show.drawing import draw_detections, enlarge
-
-    check_pictures(folder, source)
-    os.makedirs(folder, exist_ok=True)
-    of_image = collections.defaultdict(list)
-    for row in evaluation.detections:
-        of_image[row["image_id"]].append(row)
-    label_of = {category: k for k, category in enumerate(source.category_ids)}
-    written = 0
-    for index in range(evaluation.images):
-        rows = of_image[int(source.image_ids[index])]
-        try:
-            image = decode(source.read(index), source.files[index])
-        except DataError:
-            if evaluation.skipped:
-                continue
-            raise
-        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
-        scores = np.array([row["score"] for row in rows], np.float32)
-        drawn = draw_detections(*enlarge(image, boxes), labels, scores, source.classes, score_thr)
-        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
-        written += 1
-    return written
-
-
-def check_pictures(folder: str, source: Source) -> None:
-    """Raise ConfigError where `show` would write over the source's images, or among them."""
-    inputs = source.files if source.on_disk else ()
-    spare_inputs((_picture(folder, source, i) for i in range(len(source))), inputs, "--show-dir")
-    spare_folder(folder, inputs, "--show-dir")
-
-
-def _picture(folder: str, source: Source, index: int) -> str:
-    return os.path.join(folder, f"{int(source.image_ids[index])}.jpg")
-
-
-def class_table(evaluation: Evaluation) -> str:
-    """AP of each class as lines of text, in the order of the classes."""
-    width = max([len("class"), *map(len, evaluation.per_class)])
-    lines = [f"{'class':<{width}}  AP"]
-    for name, ap in evaluation.per_class.items():
-        lines.append(f"{name:<{width}}  {'-' if np.isnan(ap) else f'{ap:.3f}'}")
-    return "\n".join(lines)
 
 
 def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_dets: tuple[int, int, int]) -> Evaluation:

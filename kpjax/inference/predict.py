@@ -6,7 +6,6 @@ Needs neither TensorFlow nor pycocotools.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +16,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.detectors import at_test
-from kpjax.detectors.base import Detections, Detector, check_size
+from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
 from kpjax.images.decode import SUFFIXES, decode
-from kpjax.images.views import Size, View, make_view, place, to_image
+from kpjax.images.views import Size, View, make_view, place
+from kpjax.inference.engine import finished, rows_in_image
 from kpjax.inference.program import Merge, make_infer, make_merge, protocol_of
+from kpjax.objects import Detections
 
 MAX_WAITING = 64  # decoded images that may wait for others of their canvas (or four batches, where that is more)
 
@@ -193,41 +194,13 @@ class _Pending:
     rows: list[Any]
 
 
-def rows_in_image(batch: Any, slot: int, view: View) -> Any:
-    """Row `slot` of what the program returned, NumPy arrays, with boxes (and points) in the image's own pixels.
-
-    Boxes that are not finite (of a network that diverged) get the score 0: JSON has no form for them.
-    """
-    rows = jax.tree.map(lambda x: x[slot], batch)
-    with np.errstate(over="ignore", invalid="ignore"):
-        boxes = to_image(rows.boxes, view)
-    finite = np.isfinite(boxes).all(-1)
-    moved = {"boxes": np.where(finite[:, None], boxes, np.float32(0))}
-    if hasattr(rows, "points"):
-        twice = np.concatenate([rows.points, rows.points], axis=-1)
-        moved["points"] = to_image(twice, view)[..., :2]
-    return dataclasses.replace(rows, scores=np.where(finite, rows.scores, 0).astype(np.float32), **moved)
-
-
-def finished(views: tuple[Any, ...], merge: Merge | None, names: tuple[str, ...] = ()) -> Detections:
-    """An image's rows of each scale, in its pixels -> its Detections, empty slots left out."""
-    found = views[0] if merge is None else jax.device_get(merge(views))
-    real = found.scores > 0
-    return Detections(
-        boxes=np.asarray(found.boxes[real], np.float32),
-        scores=np.asarray(found.scores[real], np.float32),
-        labels=np.asarray(found.labels[real], np.int32),
-        names=names,
-    )
-
-
 def load(path: str | os.PathLike[str], preset: str = "na", **options: Any) -> Predictor:
     """A Predictor from a work directory of train.py or an inference checkpoint.
 
     Test-time resolution and size are those of the checkpoint's own configuration; `options` are the
     keywords of `Predictor` and go before them.  Raises what `kpjax.training.checkpoints.load_inference` raises.
     """
-    from kpjax.training.checkpoints import load_inference  # Orbax is slow to import and prediction does not need it
+    from kpjax.checkpoint.weights import load_inference  # Orbax is slow to import and prediction does not need it
 
     loaded = load_inference(os.fspath(path))
     if loaded.config is not None:
@@ -278,55 +251,6 @@ def list_inputs(inputs: Any, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list
             raise DataError(f"{path}: no file matches")
         return list(matches), False
     return [path], True
-
-
-def output_folder(path: str) -> str:
-    """Make a folder for results and return it.  Raises ConfigError, one line, where that cannot be."""
-    try:
-        os.makedirs(path or ".", exist_ok=True)
-        if not os.access(path or ".", os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise ConfigError(f"cannot write to {path}: {(error.strerror or str(error)).lower()}") from None
-    return path
-
-
-def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> None:
-    """Raise ConfigError where writing one of the files `outputs` would overwrite one of `inputs`, or is a folder.
-
-    option: what chose the outputs' folder, for the message.  Files that do not exist are no matter.
-    """
-    outputs = list(outputs)
-    for path in filter(os.path.isdir, outputs):
-        raise ConfigError(f"{path} is a folder, and a result of that name would be written; give another {option}")
-    there = {path: same for path in outputs if (same := _identity(path))}
-    if not there:
-        return
-    ours = {_identity(path) for path in inputs}
-    for path, same in there.items():
-        if same in ours:
-            raise ConfigError(f"{path} is one of the inputs, and a result would overwrite it; give another {option}")
-
-
-def spare_folder(folder: str, inputs: Iterable[str], option: str) -> None:
-    """Raise ConfigError where one of the files `inputs` lies in `folder`: what is drawn would be an input next time.
-
-    option: what chose the folder, for the message.
-    """
-    ours = _identity(folder)
-    if ours and any(_identity(parent or ".") == ours for parent in {os.path.dirname(path) for path in inputs}):
-        raise ConfigError(
-            f"{folder} holds images of the input, and pictures would be put among them; give another {option}"
-        )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode, which all names of a file share (links, another case on disks that fold it)."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _as_array(item: Any) -> np.ndarray | None:

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kpjax.detectors.base import Array, Detections, Detector, Preprocess, Protocol
+from kpjax.detectors.base import Array, Detector, Protocol
 from kpjax.errors import ConfigError
-from kpjax.nn.cpu import compiler_options
+from kpjax.images.preprocess import Preprocess
+from kpjax.objects import Detections
+from kpjax.parallel.compiling import compiler_options
 
 Infer = Callable[..., tuple[Any, Array]]
 Merge = Callable[[tuple[Any, ...]], Detections]

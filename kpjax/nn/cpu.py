@@ -6,37 +6,13 @@ docs/benchmarks.md has what each saves.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, SingleDeviceSharding
 
-# YNNPACK's reductions are faster than XLA's own, its convolutions slower; its products take the same time.  And as
-# XLA loads a program, it looks through all operations for each that it leaves to YNNPACK.
-_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-_REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 LONG_SUM = 4096  # numbers from which a sum is left to YNNPACK; 2,048 are not (seen, jax 0.10)
-
-
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """The `compiler_options` of `jax.jit` for a program on the devices of `mesh`: none but on a CPU."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return dict(_options()) if on_cpu and _LIBRARY not in os.environ.get("XLA_FLAGS", "") else {}
-
-
-@functools.cache
-def _options() -> dict[str, str]:
-    options = {_LIBRARY: _REDUCTIONS}
-    here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    try:
-        jax.jit(jnp.negative, out_shardings=here, compiler_options=options).lower(jnp.float32(0)).compile()
-    except Exception:  # whatever a JAX says that does not know the option
-        return {}
-    return options
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:

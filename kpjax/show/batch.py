@@ -15,8 +15,9 @@ from kpjax.config import Config
 from kpjax.data.opening import open_source
 from kpjax.data.source import Source
 from kpjax.detectors import from_config
-from kpjax.detectors.base import Array, Detector, Preprocess, Targets
+from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.errors import ConfigError
+from kpjax.images.preprocess import Preprocess
 from kpjax.parallel import distributed
 from kpjax.show.drawing import class_color, draw_detections
 

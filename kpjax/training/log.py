@@ -9,10 +9,12 @@ import sys
 import time
 from typing import Any, TextIO
 
+import jax
 import numpy as np
 from etils import epath
 
-METRICS = "metrics.jsonl"
+from kpjax.checkpoint.scores import METRICS, read_metrics
+
 # Said first, in this order; what else a detector's loss has comes after.  The last four go to the files only.
 _ORDER = ("loss", "heatmap", "wh", "offset")
 _QUIET = ("grad_norm", "lr", "images_per_s", "data_wait")
@@ -172,18 +174,6 @@ def in_order(values: dict[str, float]) -> list[str]:
     return first + [k for k in values if k not in first and k not in last] + last
 
 
-def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.  A last line cut off by a kill is left out."""
-    path = epath.Path(workdir) / METRICS
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
 def plain(metrics: dict[str, Any]) -> dict[str, float]:
     """Device scalars as Python floats, in the order of `in_order`."""
     values = {k: float(np.asarray(v)) for k, v in metrics.items()}
@@ -203,3 +193,9 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def say(text: str) -> None:
+    """Print on the first process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

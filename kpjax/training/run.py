@@ -20,29 +20,23 @@ import numpy as np
 from etils import epath
 
 from kpjax import config as configs
-from kpjax import detectors
-from kpjax.aot.hlo import memory_of
+from kpjax.checkpoint.weights import describe, is_inference, save_inference
 from kpjax.config import Config
 from kpjax.data.opening import has_validation, open_source
 from kpjax.data.source import Source, fingerprint, require_boxes, require_same_classes
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
-from kpjax.errors import ConfigError, DataError, UserError
+from kpjax.errors import DataError, UserError
 from kpjax.inference.evaluate import make_evaluator
 from kpjax.parallel import distributed
 from kpjax.parallel.sharding import check_batch, make_mesh, meet, put_batch
-from kpjax.parallel.startup import Stopped, StopSignal, leaving_on_sigterm, make_deterministic, quiet_tensorflow
-from kpjax.training.checkpoints import (
-    Checkpoints,
-    check_same_model,
-    describe,
-    environment,
-    is_inference,
-    load_inference,
-    save_inference,
-)
-from kpjax.training.log import RunLog, StepClock, in_order, plain
-from kpjax.training.optimizer import scaled
+from kpjax.parallel.startup import make_deterministic, quiet_tensorflow
+from kpjax.training.checkpoints import Checkpoints, check_same_model
+from kpjax.training.environment import environment
+from kpjax.training.initial_weights import init_from
+from kpjax.training.log import RunLog, StepClock, in_order, plain, say
+from kpjax.training.report import describe_run
+from kpjax.training.signals import Stopped, StopSignal, leaving_on_sigterm
 from kpjax.training.step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 from kpjax.training.workdir import check_workdir, claim, evaluated
 
@@ -115,14 +109,14 @@ def _run(
     def new_state() -> TrainState:
         make = jax.jit(lambda key: init_state(detector, config, steps, key), out_shardings=shardings)
         state = make(jax.random.key(config.seed))
-        return _init_from(config.init_from, detector, state, shardings) if config.init_from else state
+        return init_from(config.init_from, detector, state, shardings) if config.init_from else state
 
     # Before the first file is written: weights to start from that cannot be used leave nothing behind.
     # The first process answers: all have to make the state, or none.
     new = None if distributed.gather((root / "checkpoints").exists())[0] else new_state()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
     distributed.agree({f"the newest checkpoint of --workdir {workdir}": checkpoints.latest()})
-    restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), _say)
+    restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), say)
     if restored is None:
         state, start = new or new_state(), 0
     else:
@@ -133,7 +127,7 @@ def _run(
     lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, batch_shapes(config))
     clock_before = time.monotonic()
     step = lowered.compile()
-    _say(_report(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))
+    say(describe_run(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))
     claim(root, config, first=jax.process_index() == 0)
 
     feed = batches(start) if batches else _pipeline(source, config, start)
@@ -313,21 +307,6 @@ def _due(number: int, every: int, steps: int) -> bool:
     return number == steps or (every > 0 and number % every == 0)
 
 
-def _matching(new: Any, old: Any) -> tuple[Any, list[str]]:
-    """The leaves of `old` where names and shapes agree, and a line for each that stays as initialised."""
-    flat = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(old)}
-    lines = []
-
-    def one(path: Any, leaf: Any) -> Any:
-        key = jax.tree_util.keystr(path)
-        if key in flat and flat[key].shape == leaf.shape:
-            return flat[key]
-        lines.append(f"  initialised anew: {key} {leaf.shape}")
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(one, new), lines
-
-
 def _export(
     workdir: str,
     detector: Detector,
@@ -343,11 +322,6 @@ def _export(
     best = checkpoints.best()
     more = f"; best AP {best[1]:.3f} at step {best[0]}" if best else ""
     log.say(f"done: the last weights are in {path}{more}")
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def _say_skipped(line: str, log: RunLog) -> None:
@@ -367,90 +341,8 @@ def _validation(config: Config, source: Source) -> Source | None:
     return val
 
 
-def _init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if path.endswith((".pth", ".pt", ".tar", ".pkl")):
-        variables, lines = _from_torch(path, detector, variables)
-    else:
-        loaded = load_inference(path)
-        variables, lines = _matching(variables, loaded.variables)
-        left = sum(line.startswith("  initialised anew") for line in lines)
-        if 2 * left > len(jax.tree.leaves(variables)):
-            raise ConfigError(
-                f"config.init_from: {path} is a checkpoint of another model ({loaded.detector.name} "
-                f"{loaded.detector.options or ''}): {left} of {len(jax.tree.leaves(variables))} arrays of "
-                f"{detector.name} {detector.options or ''} are not in it"
-            )
-    _say("\n".join([f"starting from {path}", *lines]))
-    placed = jax.device_put(variables, {"params": shardings.params, "batch_stats": shardings.batch_stats})
-    # The average is a copy: the step gives away its state's memory, each array once.
-    average = jax.tree.map(lambda x: x.copy(), placed["params"]) if state.ema is not None else None
-    return dataclasses.replace(state, params=placed["params"], batch_stats=placed["batch_stats"], ema=average)
-
-
-def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, list[str]]:
-    """The trunk of an ImageNet classifier, or all but the class heads of a released detector of this model."""
-    from kpjax import convert
-
-    def build(classes: int) -> Detector:
-        return detectors.build(detector.name, classes, **detector.options)
-
-    try:
-        state_dict = convert.read_torch_file(path)
-        classes = convert.count_classes(build, state_dict)
-        if classes:
-            return _matching(variables, convert.import_torch(build(classes), state_dict))
-        backbone = convert.load_backbone(detector, variables, state_dict)
-    except convert.TorchFileError as error:
-        raise ConfigError(f"config.init_from: {error}") from error
-    except convert.ImportMismatch as error:
-        raise ConfigError(f"config.init_from: {path}: {error.one_line()}") from error
-    return backbone.variables, [f"  initialised anew: {key}" for key in backbone.kept]
-
-
 def _warn_environment(before: dict[str, Any]) -> None:
     now = environment()
     changed = [f"{k} {before[k]} -> {now[k]}" for k in now if k in before and before[k] != now[k]]
     if changed:
-        _say(f"resuming on another set-up ({', '.join(changed)}): results go on, but not bit for bit")
-
-
-def _report(
-    detector: Detector,
-    source: Source,
-    config: Config,
-    mesh: Any,
-    steps: int,
-    shapes: TrainState,
-    step: Any,
-    seconds: float,
-    start: int,
-) -> str:
-    """What a person wants to know before step 1."""
-    from kpjax.data.source import count_over
-
-    count = sum(x.size for x in jax.tree.leaves(shapes.params))
-    boxes = sum(len(b) for b in source.boxes)
-    over = count_over(source, config.data.max_boxes)
-    dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
-    reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"
-    memory, cost = memory_of(step), step.cost_analysis() or {}
-    total, arguments, temporaries = (n / 2**20 for n in (memory.total, memory.arguments, memory.temporaries))
-    size = f"{total:,.0f} MiB a device ({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), " if total else ""
-    several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    lines = [
-        f"model    {detector.name}, {detector.num_classes} classes, {count:,} parameters, {config.model.dtype}",
-        f"data     {source.name}: {len(source):,} images, {boxes:,} boxes; boxes dropped: {reasons}",
-        f"devices  {mesh.size} x {jax.devices()[0].device_kind}{several}, mesh {dict(mesh.shape)}",
-        f"step     {size}{cost.get('flops', 0) / 1e9:,.1f} GFLOP, compiled in {seconds:.1f} s",
-        f"run      {steps:,} steps of {config.batch} images, {steps * config.batch / len(source):.1f} epochs",
-    ]
-    if config.optim.scale_lr != "none":
-        optim = scaled(config)
-        lines.append(
-            f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
-            f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
-        )
-    if start:
-        lines.append(f"resuming at step {start}")
-    return "\n".join(lines)
+        say(f"resuming on another set-up ({', '.join(changed)}): results go on, but not bit for bit")

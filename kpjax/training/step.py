@@ -19,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
-from kpjax.nn.cpu import LONG_SUM, apart_on_cpu, compiler_options
+from kpjax.nn.cpu import LONG_SUM, apart_on_cpu
+from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
 from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from etils import epath
 
 from kpjax import config as configs
+from kpjax.checkpoint.orbax import write_text
+from kpjax.checkpoint.scores import read_metrics
+from kpjax.checkpoint.weights import is_inference
 from kpjax.config import Config
 from kpjax.errors import ConfigError
-from kpjax.training.checkpoints import is_inference, write_text
-from kpjax.training.log import read_metrics
 
 # Settings that may differ between the runs that share a work directory: they do not change
 # what is learnt (the mesh only the order of sums, as the number of devices does).

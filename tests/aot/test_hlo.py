@@ -13,19 +13,11 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import kpjax
-from kpjax.aot.hlo import (
-    Collective,
-    Memory,
-    counts_loops_once,
-    largest_fitting,
-    memory_of,
-    memory_refused,
-    read_collectives,
-    roofline,
-    sort_by_purpose,
-)
+from kpjax.aot.hlo import Collective, counts_loops_once, memory_refused, read_collectives, sort_by_purpose
+from kpjax.aot.roofline import largest_fitting, roofline
 from kpjax.aot.tpu import CHIPS, Topology
 from kpjax.detectors.base import Detector
+from kpjax.parallel.compiling import Memory, memory_of
 from kpjax.parallel.sharding import make_mesh
 from kpjax.training.step import batch_shapes, init_state, jit_step, make_step
 from tests.tiny import tiny_config, two_layer_detector

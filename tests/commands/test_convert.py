@@ -13,9 +13,9 @@ import pytest
 
 import kpjax
 from kpjax.__main__ import main
+from kpjax.checkpoint.weights import load_inference
 from kpjax.commands.convert import _options
 from kpjax.convert import class_axes, count_classes, resembles
-from kpjax.training.checkpoints import load_inference
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.convert.test_rules import SMALL, checkpoint

@@ -16,10 +16,10 @@ from etils import epath
 
 import kpjax
 from kpjax.__main__ import main
+from kpjax.checkpoint.weights import Loaded, is_inference, save_inference
 from kpjax.commands.export import run
 from kpjax.config import AugmentConfig, Config
 from kpjax.errors import UserError
-from kpjax.training.checkpoints import Loaded, is_inference, save_inference
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4,), "head_channels": 4}
 TINY_CORNER: dict[str, Any] = {

@@ -17,7 +17,7 @@ import kpjax
 from kpjax import convert
 from kpjax.__main__ import main
 from kpjax.errors import ConfigError
-from kpjax.training.run import _from_torch
+from kpjax.training.initial_weights import _from_torch
 from tests.convert import hostile, released
 from tests.convert import torch_bytes as tb
 from tests.programs import config_file, run_program, shapes_set

@@ -18,12 +18,12 @@ from kpjax.data.augment import (
     augment,
     draw_geometry,
     jitter_color,
-    resample,
     shrink_border,
     source_positions,
     transform_boxes,
 )
-from kpjax.detectors.base import COCO_BGR, Preprocess
+from kpjax.images.preprocess import COCO_BGR, Preprocess
+from kpjax.images.resample import resample
 
 PLAIN = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 QUIET: dict[str, Any] = {"color": 0.0, "lighting": 0.0}

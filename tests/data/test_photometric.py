@@ -11,7 +11,7 @@ import pytest
 from kpjax.config import AugmentConfig
 from kpjax.data.augment import augment
 from kpjax.data.photometric import Distortion, distort, draw_distortion
-from kpjax.detectors.base import IMAGENET_RGB
+from kpjax.images.preprocess import IMAGENET_RGB
 
 
 def oracle(image: np.ndarray, d: Distortion) -> np.ndarray:

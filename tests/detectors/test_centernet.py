@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import kpjax
 from kpjax.detectors import at_test, centernet
-from kpjax.detectors.base import Detections, Detector
+from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
 from kpjax.nn.layers import NHWC
+from kpjax.objects import Detections
 
 SIZE = (64, 96)  # input height, width
 MAP = (16, 24)

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from kpjax.checkpoint.scores import read_metrics
+from kpjax.checkpoint.weights import load_inference
 from kpjax.datasets import shapes
 from kpjax.detectors import MODELS
-from kpjax.training.checkpoints import load_inference
-from kpjax.training.log import read_metrics
 from tests.distributed.processes import LIMIT, SILENCE, Ended, Processes, free_port, run
 from tests.distributed.program import two_layers
 from tests.programs import same_arrays, stored

@@ -14,7 +14,7 @@ import numpy as np
 import kpjax
 from kpjax.detectors import cornernet
 from kpjax.images.views import View, keep_view, to_image
-from kpjax.inference.predict import rows_in_image
+from kpjax.inference.engine import rows_in_image
 from kpjax.ops import peaks
 
 from .cases import each_case, fill, nhwc

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kpjax
-from kpjax.data.augment import resample
+from kpjax.images.resample import resample
 from kpjax.images.window import Window, visible, window_boxes, window_positions
 
 from .cases import each_case, fill

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.data.augment import Draw, resample, source_positions, transform_boxes
-from kpjax.detectors.base import COCO_BGR
+from kpjax.data.augment import Draw, source_positions, transform_boxes
+from kpjax.images.preprocess import COCO_BGR
+from kpjax.images.resample import resample
 from kpjax.images.views import fixed_view, keep_view, place
 from kpjax.ops.heatmap import draw_dense, gaussian_radius
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpjax.detectors.base import COCO_BGR
+from kpjax.images.preprocess import COCO_BGR
 from kpjax.images.views import View, affine, fixed_view, keep_view, place, to_image
 
 from .cases import each_case, fill

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpjax.detectors.base import COCO_BGR
 from kpjax.errors import ConfigError
+from kpjax.images.preprocess import COCO_BGR
 from kpjax.images.views import affine, fixed_view, keep_view, make_view, place, share_canvases, to_image
 
 sides = st.integers(1, 300)

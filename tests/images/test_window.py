@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from kpjax.config import AugmentConfig
-from kpjax.data.augment import augment, draw_window, resample
-from kpjax.detectors.base import Preprocess
+from kpjax.data.augment import augment, draw_window
+from kpjax.images.preprocess import Preprocess
+from kpjax.images.resample import resample
 from kpjax.images.window import Window, visible, window_boxes, window_positions
 
 PLAIN = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

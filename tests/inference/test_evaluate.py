@@ -18,6 +18,8 @@ from PIL import Image
 
 import eval as eval_program
 import kpjax
+from kpjax.checkpoint.orbax import CheckpointError
+from kpjax.checkpoint.weights import Loaded, save_inference
 from kpjax.commands import flags
 from kpjax.config import Config
 from kpjax.errors import ConfigError, DataError
@@ -25,7 +27,6 @@ from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
 from kpjax.metrics.coco import STATS, measure
 from kpjax.parallel.sharding import make_mesh
-from kpjax.training.checkpoints import CheckpointError, Loaded, save_inference
 from tests import fakes
 from tests.tiny import OPTIONS, random_variables
 
@@ -345,7 +346,7 @@ def test_image_info_gives_a_file_for_the_server_and_no_ap(run_eval, tmp_path, ca
 def scaled_detector():
     """The marker detector with a protocol of two scales; nothing is resized, so both see the same objects."""
     from kpjax.detectors.base import Protocol
-    from kpjax.detectors.centernet import merge_scales
+    from kpjax.ops.merge import merge_scales
 
     protocols = {
         "na": Protocol(),
@@ -356,7 +357,7 @@ def scaled_detector():
 
 
 def merge_mirrored_once(views, top_k):
-    from kpjax.detectors.centernet import merge_mirrored
+    from kpjax.ops.merge import merge_mirrored
 
     return merge_mirrored(views, top_k)
 

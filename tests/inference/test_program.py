@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kpjax.detectors.base import COCO_BGR, Preprocess
-from kpjax.detectors.cornernet import PAD_BGR, PAD_RGB
+from kpjax.detectors.corner_config import PAD_BGR, PAD_RGB
+from kpjax.images.preprocess import COCO_BGR, Preprocess
 from kpjax.images.views import keep_view, place
 from kpjax.inference.program import mirror_within, normalise
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kpjax.nn import cpu
-from kpjax.nn.cpu import apart_on_cpu, compiler_options
+from kpjax.nn.cpu import apart_on_cpu
+from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import make_mesh
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from kpjax.errors import ConfigError
 from kpjax.parallel import distributed
-from kpjax.parallel.distributed import Cluster, find, of_peers
+from kpjax.parallel.cluster import Cluster, find
+from kpjax.parallel.distributed import of_peers
 
 LAUNCHERS = (
     "RANK",

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from kpjax.config import Config
-from kpjax.detectors.base import COCO_BGR, IMAGENET_RGB
 from kpjax.errors import ConfigError
+from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB
 from kpjax.show.batch import show, to_pixels
 from kpjax.show.drawing import class_color
 from tests.fakes import marker_source

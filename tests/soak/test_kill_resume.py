@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from kpjax.training.log import read_metrics
+from kpjax.checkpoint.scores import read_metrics
 from tests.programs import STEPS_A_KILL, config_file, kill_until_done, run_program, same_weights, shapes_set
 
 

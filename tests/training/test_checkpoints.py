@@ -17,17 +17,12 @@ import pytest
 
 import kpjax
 import kpjax.training.checkpoints
+from kpjax.checkpoint.orbax import CheckpointError, plain_errors
+from kpjax.checkpoint.weights import describe, load_inference, save_inference
 from kpjax.config import Config
 from kpjax.parallel.sharding import make_mesh, replicated
-from kpjax.training.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    _plain_errors,
-    describe,
-    environment,
-    load_inference,
-    save_inference,
-)
+from kpjax.training.checkpoints import Checkpoints
+from kpjax.training.environment import environment
 from kpjax.training.step import TrainState
 from tests.tiny import tiny_detector
 
@@ -257,19 +252,19 @@ def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
 def test_refusals_of_the_system_are_one_line() -> None:
     for error in (OSError(28, "No space left on device"), ValueError("x: No space left on device [source ...]\nmore")):
         text = "run/1 cannot be written: No space left on device"
-        with pytest.raises(CheckpointError, match=text), _plain_errors("run/1"):
+        with pytest.raises(CheckpointError, match=text), plain_errors("run/1"):
             raise error
-    with pytest.raises(CheckpointError, match="File too large"), _plain_errors("run/1"):
+    with pytest.raises(CheckpointError, match="File too large"), plain_errors("run/1"):
         try:
             raise ValueError("OUT_OF_RANGE: Failed writing: File too large [os_error_code='27']")
         finally:  # what Orbax does where a barrier fails on the way out
             raise RuntimeError("Barrier timed out")
     gone = jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
-    with pytest.raises(TimeoutError), _plain_errors("run/1"):  # the disk has nothing to do with it
+    with pytest.raises(TimeoutError), plain_errors("run/1"):  # the disk has nothing to do with it
         raise TimeoutError("Timed out while waiting for async_write_complete barrier.") from gone
-    with pytest.raises(CheckpointError, match="run/1 was not written in time"), _plain_errors("run/1"):
+    with pytest.raises(CheckpointError, match="run/1 was not written in time"), plain_errors("run/1"):
         raise TimeoutError("Timed out while waiting for commit to complete.")
-    with pytest.raises(ValueError, match="a bug"), _plain_errors("run/1"):
+    with pytest.raises(ValueError, match="a bug"), plain_errors("run/1"):
         raise ValueError("a bug")
 
 
@@ -321,7 +316,8 @@ def test_a_file_of_pytorch_is_pointed_to_convert(tmp_path: pathlib.Path) -> None
 
 def test_what_is_an_inference_checkpoint(tmp_path: pathlib.Path) -> None:
     """Neither a work directory's configuration nor anybody's config.json: those are never overwritten."""
-    from kpjax.training.checkpoints import absolute, is_inference
+    from kpjax.checkpoint.orbax import absolute
+    from kpjax.checkpoint.weights import is_inference
 
     folder = absolute(str(tmp_path))
     assert not is_inference(folder)
@@ -421,7 +417,7 @@ def test_the_digest_depends_on_every_number_and_not_on_the_layout() -> None:
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from kpjax.training.checkpoints import digest
+    from kpjax.training.digest import digest
 
     rng = np.random.default_rng(0)
     leaves = {

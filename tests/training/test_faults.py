@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 import kpjax.training.run
+from kpjax.checkpoint.orbax import CheckpointError
+from kpjax.checkpoint.scores import read_metrics
 from kpjax.commands import flags
 from kpjax.config import Config
 from kpjax.data.memory import memory_batches
@@ -26,8 +28,8 @@ from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
 from kpjax.data.source import Source
 from kpjax.errors import ConfigError, DataError
-from kpjax.training.checkpoints import CheckpointError, Checkpoints
-from kpjax.training.log import RunLog, read_metrics
+from kpjax.training.checkpoints import Checkpoints
+from kpjax.training.log import RunLog
 from kpjax.training.run import Result, run
 from tests.programs import ROOT, config_file, environment, same_arrays, shapes_set, stored
 from tests.tiny import tiny_config, two_layer_detector

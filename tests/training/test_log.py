@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from kpjax.training.log import RunLog, StepClock, in_order, read_metrics
+from kpjax.checkpoint.scores import read_metrics
+from kpjax.training.log import RunLog, StepClock, in_order
 
 RATES = {"images_per_s": 12.0, "data_wait": 0.25}
 

@@ -16,13 +16,15 @@ import pytest
 from etils import epath
 
 import kpjax.training.run
+from kpjax.checkpoint.orbax import CheckpointError
+from kpjax.checkpoint.scores import read_metrics
+from kpjax.checkpoint.weights import load_inference, save_inference
 from kpjax.config import Config
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
 from kpjax.errors import ConfigError, DataError
 from kpjax.inference.evaluate import Evaluation
-from kpjax.training.checkpoints import CheckpointError, Checkpoints, load_inference, save_inference
-from kpjax.training.log import read_metrics
+from kpjax.training.checkpoints import Checkpoints
 from kpjax.training.run import BadStep, Result, run
 from kpjax.training.workdir import claim
 from tests.programs import config_file, run_program, same_weights, shapes_set, stop_at
@@ -315,22 +317,22 @@ def test_weights_of_another_model_are_no_start(tmp_path: pathlib.Path) -> None:
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     save_inference(str(tmp_path / "wide"), wide, zeros, ("a", "b", "c"))
     assert load_inference(str(tmp_path / "wide")).detector.options["width"] == 4
-    from kpjax.training.run import _init_from
+    from kpjax.training.initial_weights import init_from
     from kpjax.training.step import TrainState
 
     net = _five_classes().net
     new = net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     state = TrainState(0, new["params"], new["batch_stats"], None, None, -1)
     with pytest.raises(ConfigError, match=r"config\.init_from: .*another model"):
-        _init_from(str(tmp_path / "wide"), _five_classes(), state, state)
+        init_from(str(tmp_path / "wide"), _five_classes(), state, state)
     with pytest.raises(ConfigError, match=r"config\.init_from: .*no\.pth"):
-        _init_from(str(tmp_path / "no.pth"), wide, state, state)
+        init_from(str(tmp_path / "no.pth"), wide, state, state)
 
 
 def test_fine_tuning_starts_the_class_heads_anew(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From a released detector's file of 3 classes to one of 5: everything but the heatmap's last layer is taken."""
     import kpjax
-    from kpjax.training.run import _from_torch
+    from kpjax.training.initial_weights import _from_torch
     from tests.convert import torch_bytes
     from tests.convert.test_rules import SMALL, checkpoint
 

@@ -1,0 +1,146 @@
+"""Orbax, through one door: its errors as one line each, and what it logs."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from kpjax.data import files
+from kpjax.errors import UserError, origins
+from kpjax.parallel import distributed
+
+
+def load_orbax() -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    logging.getLogger("absl").addFilter(_worth_saying)
+    _tell_failure_once()
+    return ocp
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    if "orbax" not in record.pathname:
+        return True
+    # What fails in its threads it logs in full, several times over, and then raises: that is said in one line.
+    raised = record.filename in ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
+    # That a save waited for the one before is told by kpjax.training.run, once.
+    return not (record.exc_info and raised) and not str(record.msg).startswith("Waiting for previous save")
+
+
+@functools.cache
+def _tell_failure_once() -> None:
+    """Keep the other arrays' failures off the terminal: Orbax writes many at once, and raises the first's alone.
+
+    asyncio would report each in full, Python those that come after Orbax has ended its loop.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else usual(said)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or written.  Its text is one line."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A step of a run that is on disk but not as it was written."""
+
+
+def absolute(path: str) -> epath.Path:
+    """Orbax refuses relative paths."""
+    return epath.Path(files.absolute(path))
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    part = path.parent / (path.name + ".part")  # through epath as Orbax does it, so that a bucket needs no TensorFlow
+    with plain_errors(path):
+        part.write_text(text)
+        part.replace(path)
+
+
+def on_host(tree: Any) -> Any:
+    # NumPy leaves ask Orbax for host arrays: no device layout of the writer is needed.
+    return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class plain_errors:
+    """Turn a refusal to write into one line; the checkpoints before stay as they are."""
+
+    def __init__(self, path: Any):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, CheckpointError):
+            return
+        texts = "\n".join(str(one) for one in origins(error))
+        if distributed.of_peers(error) and "DEADLINE_EXCEEDED" not in texts:
+            return
+        if isinstance(error, TimeoutError) and not error.errno:
+            raise CheckpointError(
+                f"{self.path} was not written in time (a slow disk, or a clock that was put forward); earlier "
+                "checkpoints are intact, the same command goes on from there"
+            ) from error
+        # Orbax wraps the system's error, and TensorStore's errors are texts.
+        numbers = [one.errno for one in origins(error) if isinstance(one, OSError) and one.errno]
+        refused = [text for text in _REFUSALS if text.lower() in texts.lower()]
+        reasons = [os.strerror(number) for number in numbers] or refused
+        if reasons:
+            text = f"{self.path} cannot be written: {reasons[0]}; earlier checkpoints are intact"
+            raise CheckpointError(text) from error
+
+
+def refuse_passing(error: Exception, path: epath.Path) -> None:
+    """Raise where reading failed for want of memory (`error` itself), permission or connection (CheckpointError).
+
+    The checkpoint may be whole then, and must not count as damaged.
+    """
+    if any(isinstance(one, MemoryError) or "RESOURCE_EXHAUSTED" in str(one) for one in origins(error)):
+        raise error
+    numbers = {getattr(one, "errno", None) for one in origins(error)}
+    if numbers & _PASSING_NUMBERS or any(word in str(error) for word in _PASSING_WORDS):
+        raise CheckpointError(
+            f"{path} cannot be read now ({first_line(error)}); it was left as it is, and the same command tries again"
+        ) from error
+
+
+def step_metadata(checkpointer: Any, step: int, folder: Any) -> Any:
+    try:
+        return checkpointer.checkpointables_metadata(step)
+    except Exception as error:  # whatever a damaged file makes of Orbax's readers
+        refuse_passing(error, folder / str(step))
+        raise DamagedCheckpoint(
+            f"{folder / str(step)} cannot be read ({first_line(error)}); "
+            "remove that folder to go on from the checkpoint before it"
+        ) from error
+
+
+_PASSING_NUMBERS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM}
+
+
+_PASSING_WORDS = ("PERMISSION_DENIED", "Permission denied", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+_REFUSALS = tuple(
+    os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+)
+
+
+# Orbax times its writing by the wall clock: a clock put right in the meantime would end a save after 20 minutes that
+# nobody had waited.  (Its 10 minutes for making folders cannot be set; those are milliseconds.)
+WRITE_TIMEOUT = 10**9

@@ -1,0 +1,133 @@
+"""From the corner detectors' head maps to boxes: pairs, soft-NMS, the best of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kpjax.detectors.base import Array
+from kpjax.detectors.corner_config import SIDES, CornerNetConfig, Rules
+from kpjax.objects import Detections
+from kpjax.ops import corners
+from kpjax.ops.corners import Candidates, Points
+from kpjax.ops.frames import Frame, frame_of
+from kpjax.ops.largest import largest
+from kpjax.ops.nms import soft_nms, soft_nms_merge
+
+
+def views_of(maps: dict[str, Array]) -> dict[str, Array]:
+    """Head maps with an axis of views, (B, V, h, w, .): what `merge_flip` left, or one view."""
+    return {name: x if x.ndim == 5 else x[:, None] for name, x in maps.items()}
+
+
+def points_of(views: dict[str, Array], name: str, count: int, kernel: int) -> Points:
+    """The best keypoints of a kind in each of the B * V views, in cells.  views: see `views_of`."""
+    flat = {head: x.reshape(-1, *x.shape[2:]).astype(jnp.float32) for head, x in views.items()}
+    heads = (flat[f"{name}_heat"], flat[f"{name}_off"], flat.get(f"{name}_tag"))
+    return corners.best_points(*heads, count, kernel, logits=True)
+
+
+def candidates(
+    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, *, config: CornerNetConfig
+) -> tuple[Candidates, Frame]:
+    """Paired corners in pixels of the plain image, (B * V, N, ...), best first, and the views' frame.
+
+    Boxes may reach beyond the image, unless the rules pull them inside; see `inside_image`.
+    """
+    views = views_of(maps)
+    frame = frame_of(views["tl_heat"].shape, size, windows)
+    points = [frame.to_image(points_of(views, side, config.corners, config.kernel)) for side in SIDES]
+    inside = config.rules.inside
+    if inside:
+        points = [dataclasses.replace(p, xs=jnp.maximum(p.xs, 0.0), ys=jnp.maximum(p.ys, 0.0)) for p in points]
+    found = corners.pair_corners(points[0], points[1], config.distance, config.pairs, strict=inside)
+    x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
+    mirrored = frame.mirrored
+    x1, x2 = jnp.where(mirrored, frame.unmirror(x2), x1), jnp.where(mirrored, frame.unmirror(x1), x2)
+    return dataclasses.replace(found, boxes=jnp.stack([x1, y1, x2, y2], -1)), frame
+
+
+def inside_image(found: Candidates, frame: Frame) -> Candidates:
+    """Boxes cut to their image, as the originals do before they suppress any."""
+    limit = jnp.stack([frame.width, frame.height, frame.width, frame.height], -1)
+    return dataclasses.replace(found, boxes=jnp.clip(found.boxes, 0.0, limit))
+
+
+def merge_views(found: Any, batch: int) -> Any:
+    """The candidates or points of an image's views one after another: (B * V, N, ...) -> (B, V * N, ...)."""
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), found)
+
+
+def suppress(found: Candidates, config: CornerNetConfig, top_k: int, exponent: float = 0.0) -> Candidates:
+    """Soft-NMS of each image's candidates, (B, N, ...); what it drops gets the score -1.
+
+    top_k: how many are wanted; see `most` of `nms.soft_nms`.
+    exponent: above 0, boxes become averages by their corners' scores, see `nms.soft_nms_merge`.
+    """
+    if config.nms == "none":
+        return found
+    rules = config.rules
+
+    def one(found: Candidates) -> Candidates:
+        rows_of_image = (found.boxes, found.scores, found.labels)
+        options: dict[str, Any] = {"rules": rules.nms, "stale_rows": rules.stale_rows, "most": top_k}
+        if exponent:
+            assert found.corner_scores is not None
+            rows = soft_nms_merge(*rows_of_image, found.corner_scores, found.scores > -1, exponent=exponent, **options)
+        else:
+            rows = soft_nms(*rows_of_image, found.scores > -1, **options)
+        return Candidates(rows.boxes, jnp.where(rows.kept, rows.scores, -1.0), rows.labels)
+
+    # Image after image, each for as long as it has rows: under vmap the loop would run on for the fullest image, and
+    # both sides of its branch would be computed.
+    return jax.lax.map(one, found)
+
+
+def select(found: Candidates, windows: Array | None, top_k: int, rules: Rules) -> Detections:
+    """The best `top_k` candidates of each image in pixels of the input, (B, top_k); (B, 2 top_k) with stale rows.
+
+    found: (B, N, ...) in pixels of the image.  windows: as `decode` has it.
+    The originals keep every row level with the last one, and the stale copies of soft-NMS often are
+    (golden: FACTS_hourglass, Test time), so that as many again have a place.
+    """
+    slots = 2 * top_k if rules.stale_rows else top_k
+    scores, chosen = largest(found.scores, min(slots, found.scores.shape[1]))
+    if scores.shape[1] > top_k:
+        scores = jnp.where(scores >= scores[:, top_k - 1 : top_k], scores, 0.0)
+    boxes = in_input(jnp.take_along_axis(found.boxes, chosen[..., None], axis=1), windows)
+    labels = jnp.take_along_axis(found.labels, chosen, axis=1)
+    empty = [(0, 0), (0, slots - scores.shape[1])]
+    return Detections(
+        boxes=jnp.pad(boxes, [*empty, (0, 0)]),
+        scores=jnp.pad(jnp.maximum(scores, 0.0), empty),
+        labels=jnp.pad(labels, empty),
+    )
+
+
+def pairs_of(
+    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, config: CornerNetConfig
+) -> Candidates:
+    """All views' pairs, (B, V * N, ...), cut to their image, in its pixels."""
+    found, frame = candidates(maps, size, windows, config=config)
+    if not config.rules.inside:
+        found = inside_image(found, frame)
+    return merge_views(found, maps["tl_heat"].shape[0])
+
+
+def in_input(boxes: Array, windows: Array | None) -> Array:
+    """Boxes (B, N, 4) in pixels of the image in those of the input.  windows: as `decode` has it."""
+    if windows is None:
+        return boxes
+    return boxes + windows[:, None, jnp.asarray([1, 0, 1, 0])].astype(jnp.float32)
+
+
+def merge_flip(maps: dict[str, Array]) -> dict[str, Array]:
+    """Put the maps of [images; mirrored images], (2B, h, w, .), side by side as two views: (B, 2, h, w, .).
+
+    The corner methods merge detections, not maps: `decode` pairs corners in each view by itself.
+    """
+    half = maps["tl_heat"].shape[0] // 2
+    return {name: jnp.stack([x[:half], x[half:]], axis=1) for name, x in maps.items()}

@@ -1,0 +1,51 @@
+"""A detector as a SavedModel of TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from kpjax.export.stablehlo import export
+
+# The version of StableHLO that a SavedModel holds: JAX 0.11 writes a newer one by itself than TensorFlow 2.21 reads.
+STABLEHLO = "1.9.0"
+
+
+def save_for_tensorflow(
+    detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int, folder: str
+) -> None:
+    """Write the program of `export` as a SavedModel: `model = tf.saved_model.load(folder); model.detect(canvases)`.
+
+    The results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
+    Weights are variables of the model, so that they stand in it once.  Needs TensorFlow 2.20 or newer to run, and XLA
+    in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
+    """
+    from kpjax.data.tensorflow import import_tensorflow
+
+    tf = import_tensorflow()
+    from jaxlib.mlir.dialects import stablehlo
+    from tensorflow.compiler.tf2xla.python import xla
+
+    from kpjax.ops.largest import by_sorting
+
+    with by_sorting():
+        exported = export(detector, tree, leaves, size, preset, top_k)
+    call = functools.partial(
+        xla.call_module,
+        version=exported.calling_convention_version,
+        module=stablehlo.serialize_portable_artifact_str(exported.mlir_module(), STABLEHLO),
+        Tout=[tf.as_dtype(x.dtype) for x in exported.out_avals],
+        Sout=[[d if isinstance(d, int) else None for d in x.shape] for x in exported.out_avals],
+        platforms=[name.upper() for name in exported.platforms],
+    )
+    model = tf.Module()
+    model.weights = [tf.Variable(leaf, trainable=False) for leaf in leaves]
+
+    def detect(canvases: Any) -> dict[str, Any]:
+        inputs = (*model.weights, canvases)
+        found = call([tf.convert_to_tensor(inputs[i]) for i in exported.module_kept_var_idx])
+        return dict(zip(("boxes", "scores", "labels"), found, strict=True))
+
+    signature = [tf.TensorSpec((None, *size, 3), tf.uint8, name="canvases")]
+    model.detect = tf.function(detect, input_signature=signature, autograph=False)
+    tf.saved_model.save(model, folder, signatures=model.detect)

@@ -1,0 +1,81 @@
+"""How an image becomes the network's input, as values: channel order, mean, padding, border."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input, as values.
+
+    order: "BGR" or "RGB", the channel order the network was trained with (images arrive as RGB).
+    mean, std: of the channels in that order, of pixel values divided by 255.
+    pad: the canvas of an image that keeps its resolution: side -> (side | pad) + 1 (`pad_plus_one`)
+        or side | pad.
+    border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
+    centred: the image stands in the middle of the canvas (the originals) or in its top left corner.
+    """
+
+    order: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pad: int = 31
+    pad_plus_one: bool = True
+    border: str = "black"
+    centred: bool = True
+
+    def canvas(self, side: int) -> int:
+        """The padded side of an image side, in pixels."""
+        return (side | self.pad) + 1 if self.pad_plus_one else side | self.pad
+
+    def normalise(self, images: Array) -> Array:
+        """RGB pixels 0..255, (..., 3), any dtype -> the network's float32 input."""
+        if self.order == "BGR":
+            images = images[..., ::-1]
+        mean, std = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.std))
+
+        def divide(images: Array) -> Array:
+            return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+        def look_up(images: Array) -> Array:
+            whole, levels = np.float32(255), np.arange(256, dtype=np.float32)[:, None]
+            table = (levels / whole - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+            return jnp.take(table.T.reshape(-1), images.astype(jnp.int32) + 256 * jnp.arange(3), mode="clip")
+
+        images = jnp.asarray(images)
+        if images.dtype != jnp.uint8:
+            return divide(images)
+        # XLA divides by a constant as a product with its reciprocal: two values in three then differ from the
+        # originals' in the last bit, and of two level cells of a heatmap the other one wins.  A TPU gathers slowly.
+        return jax.lax.platform_dependent(images, cpu=look_up, cuda=look_up, default=divide)
+
+    def border_rgb(self) -> tuple[float, float, float]:
+        """The border's colour in RGB pixel values (0..255)."""
+        if self.border == "black":
+            return (0.0, 0.0, 0.0)
+        mean = self.mean[::-1] if self.order == "BGR" else self.mean
+        return (255.0 * mean[0], 255.0 * mean[1], 255.0 * mean[2])
+
+
+# xingyizhou's CenterNet, CornerNet and the triplet paper: statistics of COCO, in OpenCV's order.
+COCO_BGR = Preprocess(
+    order="BGR",
+    mean=(0.40789654, 0.44719302, 0.47026115),
+    std=(0.28863828, 0.27408164, 0.27809835),
+)
+
+
+# mmdetection's CenterNet: statistics of ImageNet; the canvas is filled with black (golden: FACTS_centernet).
+IMAGENET_RGB = Preprocess(
+    order="RGB",
+    mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
+    std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
+    centred=True,
+)

@@ -1,0 +1,125 @@
+"""What evaluation and detection write: rows of COCO's result format, tables, and where they may go."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kpjax.errors import ConfigError
+from kpjax.objects import Detections
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.metrics.coco.STATS); empty for a
+        split without annotations.  text: the same in COCO's own words.
+    per_class: class name -> AP; nan for a class without a box in these images.
+    detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
+        x y w h in image pixels, score.  AP is that of exactly these rows.
+    images: how many were evaluated.  skipped: of them, unreadable ones (data.bad_images="skip"); they count
+        as images in which nothing was found.  seconds: from the first decoding to the last box, compilation included.
+    """
+
+    stats: dict[str, float]
+    text: str
+    per_class: dict[str, float]
+    detections: list[dict[str, Any]]
+    images: int
+    skipped: int
+    seconds: float
+
+    @property
+    def ap(self) -> float:
+        """COCO's AP, 0..1; -1 where the split has no annotations."""
+        return self.stats.get("AP", -1.0)
+
+    @property
+    def ap50(self) -> float:
+        """AP at an IoU of 0.5."""
+        return self.stats.get("AP50", -1.0)
+
+
+def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections of one image as rows of COCO's result format: boxes to 1e-4 pixel, scores to 1e-6."""
+    boxes = np.asarray(found.boxes, np.float64)
+    boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
+    scores = np.round(np.asarray(found.scores, np.float64), 6).tolist()
+    return [
+        {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
+        for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True)
+    ]
+
+
+def write_detections(path: str, evaluation: Evaluation) -> None:
+    """Write the rows as JSON in COCO's result format; the file appears only once it is complete."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    unfinished = f"{path}.unfinished"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump(evaluation.detections, file)
+    os.replace(unfinished, path)
+
+
+def class_table(evaluation: Evaluation) -> str:
+    """AP of each class as lines of text, in the order of the classes."""
+    width = max([len("class"), *map(len, evaluation.per_class)])
+    lines = [f"{'class':<{width}}  AP"]
+    for name, ap in evaluation.per_class.items():
+        lines.append(f"{name:<{width}}  {'-' if np.isnan(ap) else f'{ap:.3f}'}")
+    return "\n".join(lines)
+
+
+def output_folder(path: str) -> str:
+    """Make a folder for results and return it.  Raises ConfigError, one line, where that cannot be."""
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+        if not os.access(path or ".", os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path}: {(error.strerror or str(error)).lower()}") from None
+    return path
+
+
+def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> None:
+    """Raise ConfigError where writing one of the files `outputs` would overwrite one of `inputs`, or is a folder.
+
+    option: what chose the outputs' folder, for the message.  Files that do not exist are no matter.
+    """
+    outputs = list(outputs)
+    for path in filter(os.path.isdir, outputs):
+        raise ConfigError(f"{path} is a folder, and a result of that name would be written; give another {option}")
+    there = {path: same for path in outputs if (same := file_identity(path))}
+    if not there:
+        return
+    ours = {file_identity(path) for path in inputs}
+    for path, same in there.items():
+        if same in ours:
+            raise ConfigError(f"{path} is one of the inputs, and a result would overwrite it; give another {option}")
+
+
+def spare_folder(folder: str, inputs: Iterable[str], option: str) -> None:
+    """Raise ConfigError where one of the files `inputs` lies in `folder`: what is drawn would be an input next time.
+
+    option: what chose the folder, for the message.
+    """
+    ours = file_identity(folder)
+    if ours and any(file_identity(parent or ".") == ours for parent in {os.path.dirname(path) for path in inputs}):
+        raise ConfigError(
+            f"{folder} holds images of the input, and pictures would be put among them; give another {option}"
+        )
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode, which all names of a file share (links, another case on disks that fold it)."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,251 @@
+"""What an object is, annotated or found: the record that every stage passes on, from the annotation file to the picture.
+
+    Objects     annotated ones: boxes, labels, what training does with them, and points where a data set has them
+    Detections  found ones: boxes, labels, scores, and points where a detector finds them
+    PointSet    what the points are called, which of them change places in a mirror, and which are joined by lines
+    Placed      how an image lies in the network's input
+    Geometry    how pixels of an image become pixels of another one: scaled, moved, mirrored
+
+A field that a data set or a method lacks is None, an empty subtree, so that `jax.vmap`, `jax.shard_map`,
+`jax.device_get` and `jax.tree.map` need no branch.  A field of coordinates says so in its declaration (`box_field`,
+`point_field`); whatever moves a record (`map_coordinates`) finds it there, so that a new kind of field is one line here.
+
+Shapes: M objects or N detections of an image, J points of an object, leading axes of a batch before them.  Boxes are
+x1 y1 x2 y2 and points x y, both in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kpjax.errors import ConfigError
+
+Array = jax.Array
+Record = TypeVar("Record")
+
+NONE, OBJECT, IGNORE = 0, 1, 2  # roles: an empty slot; an object; a region that training leaves alone (crowd, DontCare)
+UNLABELLED, HIDDEN, VISIBLE = 0, 1, 2  # COCO's visibility of a point
+
+_BOX, _POINT, _PER_POINT = "box", "point", "per point"
+
+
+def box_field(**options: Any) -> Any:
+    """A field of boxes, (..., 4) x1 y1 x2 y2: two points, of which a mirror exchanges the sides."""
+    return flax.struct.field(metadata={"coordinates": _BOX}, **options)
+
+
+def point_field(**options: Any) -> Any:
+    """A field of points, (..., J, 2) x y, which change places in a mirror as `PointSet.mirror` says."""
+    return flax.struct.field(metadata={"coordinates": _POINT}, **options)
+
+
+def per_point_field(**options: Any) -> Any:
+    """A field of one value a point, (..., J), which changes places as the points do."""
+    return flax.struct.field(metadata={"coordinates": _PER_POINT}, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class PointSet:
+    """The points of an object: static, of a data set and of a detector.
+
+    names: J names, e.g. "left_shoulder".  mirror: (J,), which point of the original is point j of the mirror image.
+    edges: pairs of points that are joined by a line, for pictures.  sigmas: (J,) COCO's fall-off of each point's
+    similarity, for the metric; empty: the metric's own.
+    """
+
+    names: tuple[str, ...]
+    mirror: tuple[int, ...] = ()
+    edges: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if not self.mirror:
+            object.__setattr__(self, "mirror", mirror_by_names(self.names))
+        if sorted(self.mirror) != list(range(count)) or any(self.mirror[k] != j for j, k in enumerate(self.mirror)):
+            raise ConfigError(f"mirror is {self.mirror}; give for each of the {count} points its partner, or itself")
+        for edge in self.edges:
+            if len(edge) != 2 or not all(0 <= point < count for point in edge):
+                raise ConfigError(f"the edge {edge} joins points that do not exist; there are {count}, from 0")
+        if self.sigmas and len(self.sigmas) != count:
+            raise ConfigError(f"{len(self.sigmas)} sigmas were given for {count} points; give one each")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def mirror_by_names(names: Sequence[str]) -> tuple[int, ...]:
+    """The partner of each point in a mirror image, by "left" and "right" (or l and r) in their names; else itself."""
+    place = {name.casefold(): j for j, name in enumerate(names)}
+    swaps = (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_"), ("_l", "_r"), ("_r", "_l"))
+
+    def partner(j: int, name: str) -> int:
+        name = name.casefold()
+        for one, other in swaps:
+            fits = name.startswith(one) if one.endswith("_") else name.endswith(one) if one[0] == "_" else one in name
+            if fits:
+                swapped = name.removesuffix(one) + other if one[0] == "_" else name.replace(one, other, 1)
+                if swapped in place:
+                    return place[swapped]
+        return j
+
+    return tuple(partner(j, name) for j, name in enumerate(names))
+
+
+@flax.struct.dataclass
+class Solid:
+    """What 3D adds to an object.  depth: (..., M) metres along the camera's axis.  size: (..., M, 3) height, width,
+    length in metres.  orientation: (..., M) radians, the angle at which the object is seen (KITTI's alpha).
+    """
+
+    depth: Any
+    size: Any
+    orientation: Any
+
+
+@flax.struct.dataclass
+class Objects:
+    """Annotated objects of an image, or of a batch; slots without an object have the role NONE.
+
+    boxes: (..., M, 4) float32.  labels: (..., M) int32.  role: (..., M) int32, see NONE, OBJECT, IGNORE.
+    points: (..., M, J, 2) float32 joints or other named points.  seen: (..., M, J) int32, see UNLABELLED, HIDDEN,
+    VISIBLE.  solid: what is known in 3D.
+    """
+
+    boxes: Any = box_field()
+    labels: Any = flax.struct.field()
+    role: Any = flax.struct.field()
+    points: Any = point_field(default=None)
+    seen: Any = per_point_field(default=None)
+    solid: Solid | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[-1]
+
+    @property
+    def valid(self) -> Any:
+        """(..., M) bool: which slots hold an object to learn from."""
+        return self.role == OBJECT
+
+
+@flax.struct.dataclass
+class Detections:
+    """Objects found, best first.
+
+    On the device (what `decode` returns) the arrays have fixed shapes with a leading batch axis, coordinates are in
+    pixels of the network's input, and a slot without a detection has the score 0.  What `Predictor` returns are NumPy
+    arrays of one image, in that image's pixels, empty slots removed.
+
+    boxes: (..., N, 4) float32.  scores: (..., N) float32.  labels: (..., N) int32, 0-based.  names: the class names
+    that labels index; empty on the device.  keypoints: (..., N, J, 2) float32, keypoint_scores: (..., N, J) float32,
+    of detectors that find points; else None.
+    """
+
+    boxes: Any = box_field()
+    scores: Any = flax.struct.field()
+    labels: Any = flax.struct.field()
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    keypoints: Any = point_field(default=None)
+    keypoint_scores: Any = per_point_field(default=None)
+
+    def __len__(self) -> int:
+        return self.scores.shape[-1]
+
+
+@flax.struct.dataclass
+class Placed:
+    """How an image lies in the network's input.
+
+    size: (H, W) of the input, static.  window: (..., 4) top, left, bottom, right of the image in the input, in
+    pixels; None: all of it.  changed: (...) bool, in training: whether the crop scaled or moved the image, so that
+    sizes in metres no longer follow from it; None: not.
+    """
+
+    size: tuple[int, int] = flax.struct.field(pytree_node=False)
+    window: Any = None
+    changed: Any = None
+
+
+@flax.struct.dataclass
+class Geometry:
+    """How coordinates move from one image to another: x' = (x - source) * scale + target, an axis at a time.
+
+    source, scale, target: (2,) float32 x y.  scale is negative in x where the image is mirrored.
+    mirrored: () bool.  changed: () bool, see `Placed`.
+    """
+
+    source: Array
+    scale: Array
+    target: Array
+    mirrored: Array
+    changed: Array
+
+    def move(self, record: Record, points: PointSet | None = None) -> Record:
+        """The record (`Objects`, ...) with all its coordinates moved.  points: what its points are, for the mirror."""
+        moved = map_coordinates(record, lambda xy: (xy - self.source) * self.scale + self.target)
+        return in_mirror_order(moved, self.mirrored, points)
+
+
+def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
+    """The record with `move` ((..., 2) x y -> (..., 2)) applied to every field of coordinates; NumPy's or JAX's."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]
+        kind, value = field.metadata.get("coordinates"), getattr(record, field.name)
+        if value is not None and kind == _POINT:
+            changes[field.name] = move(value)
+        elif value is not None and kind == _BOX:
+            changes[field.name] = move(value.reshape(*value.shape[:-1], 2, 2)).reshape(value.shape)
+    return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+
+
+def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = None) -> Record:
+    """The record whose x was turned round, put right again where `mirrored` (() bool, or one a leading axis) is true.
+
+    The left and right sides of boxes change places, and the points of each object as `points.mirror` says.  Raises
+    ValueError where the record has points of another number, or has some and `points` is None.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]
+        kind, value = field.metadata.get("coordinates"), getattr(record, field.name)
+        if value is None or kind is None:
+            continue
+        if kind == _BOX:
+            swapped = value[..., np.array([2, 1, 0, 3])]
+        else:
+            axis = value.ndim - (2 if kind == _POINT else 1)
+            if points is None or value.shape[axis] != len(points):
+                known = "no point set says" if points is None else f"the point set of {len(points)} points cannot say"
+                raise ValueError(
+                    f"{field.name} has {value.shape[axis]} points, and {known} which of them change places"
+                )
+            swapped = value.take(np.array(points.mirror, np.int32), axis=axis)
+        where = (
+            mirrored
+            if isinstance(mirrored, bool)
+            else jnp.reshape(mirrored, jnp.shape(mirrored) + (1,) * (value.ndim - jnp.ndim(mirrored)))
+        )
+        changes[field.name] = jnp.where(where, swapped, value)
+    return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+
+
+def empty_objects(like: Objects, count: int) -> Objects:
+    """`count` empty slots, NumPy zeros, of the fields that `like` has; leading axes are left out."""
+    return jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), like)
+
+
+def padded(objects: Objects, count: int) -> Objects:
+    """One image's objects (NumPy) in exactly `count` slots: the first ones, then empty slots."""
+
+    def pad(x: np.ndarray) -> np.ndarray:
+        out = np.zeros((count, *x.shape[1:]), x.dtype)
+        out[: min(len(x), count)] = x[:count]
+        return out
+
+    return jax.tree.map(pad, objects)

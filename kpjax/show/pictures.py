@@ -1,0 +1,59 @@
+"""Pictures of an evaluated split, each with its detections drawn."""
+
+from __future__ import annotations
+
+import collections
+import os
+
+import numpy as np
+
+from kpjax.data.source import Source
+from kpjax.errors import DataError
+from kpjax.images.decode import decode
+from kpjax.inference.evaluate import Evaluation
+from kpjax.inference.outputs import spare_folder, spare_inputs
+
+
+def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
+    """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many.
+
+    Raises ConfigError, before it writes, where the source's images lie in that folder.
+    """
+    from PIL import Image
+
+    from kpjax.show.drawing import draw_detections, enlarge
+
+    check_pictures(folder, source)
+    os.makedirs(folder, exist_ok=True)
+    of_image = collections.defaultdict(list)
+    for row in evaluation.detections:
+        of_image[row["image_id"]].append(row)
+    label_of = {category: k for k, category in enumerate(source.category_ids)}
+    written = 0
+    for index in range(evaluation.images):
+        rows = of_image[int(source.image_ids[index])]
+        try:
+            image = decode(source.read(index), source.files[index])
+        except DataError:
+            if evaluation.skipped:
+                continue
+            raise
+        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
+        scores = np.array([row["score"] for row in rows], np.float32)
+        drawn = draw_detections(*enlarge(image, boxes), labels, scores, source.classes, score_thr)
+        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
+        written += 1
+    return written
+
+
+def check_pictures(folder: str, source: Source) -> None:
+    """Raise ConfigError where `show` would write over the source's images, or among them."""
+    inputs = source.files if source.on_disk else ()
+    spare_inputs((_picture(folder, source, i) for i in range(len(source))), inputs, "--show-dir")
+    spare_folder(folder, inputs, "--show-dir")
+
+
+def _picture(folder: str, source: Source, index: int) -> str:
+    return os.path.join(folder, f"{int(source.image_ids[index])}.jpg")

@@ -1,0 +1,71 @@
+"""Weights that a run starts from (config.init_from): ImageNet trunks, kpjax checkpoints, released detectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from kpjax import detectors
+from kpjax.checkpoint.weights import load_inference
+from kpjax.detectors.base import Detector
+from kpjax.errors import ConfigError
+from kpjax.training.log import say
+from kpjax.training.step import TrainState
+
+
+def _matching(new: Any, old: Any) -> tuple[Any, list[str]]:
+    """The leaves of `old` where names and shapes agree, and a line for each that stays as initialised."""
+    flat = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(old)}
+    lines = []
+
+    def one(path: Any, leaf: Any) -> Any:
+        key = jax.tree_util.keystr(path)
+        if key in flat and flat[key].shape == leaf.shape:
+            return flat[key]
+        lines.append(f"  initialised anew: {key} {leaf.shape}")
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(one, new), lines
+
+
+def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if path.endswith((".pth", ".pt", ".tar", ".pkl")):
+        variables, lines = _from_torch(path, detector, variables)
+    else:
+        loaded = load_inference(path)
+        variables, lines = _matching(variables, loaded.variables)
+        left = sum(line.startswith("  initialised anew") for line in lines)
+        if 2 * left > len(jax.tree.leaves(variables)):
+            raise ConfigError(
+                f"config.init_from: {path} is a checkpoint of another model ({loaded.detector.name} "
+                f"{loaded.detector.options or ''}): {left} of {len(jax.tree.leaves(variables))} arrays of "
+                f"{detector.name} {detector.options or ''} are not in it"
+            )
+    say("\n".join([f"starting from {path}", *lines]))
+    placed = jax.device_put(variables, {"params": shardings.params, "batch_stats": shardings.batch_stats})
+    # The average is a copy: the step gives away its state's memory, each array once.
+    average = jax.tree.map(lambda x: x.copy(), placed["params"]) if state.ema is not None else None
+    return dataclasses.replace(state, params=placed["params"], batch_stats=placed["batch_stats"], ema=average)
+
+
+def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, list[str]]:
+    """The trunk of an ImageNet classifier, or all but the class heads of a released detector of this model."""
+    from kpjax import convert
+
+    def build(classes: int) -> Detector:
+        return detectors.build(detector.name, classes, **detector.options)
+
+    try:
+        state_dict = convert.read_torch_file(path)
+        classes = convert.count_classes(build, state_dict)
+        if classes:
+            return _matching(variables, convert.import_torch(build(classes), state_dict))
+        backbone = convert.load_backbone(detector, variables, state_dict)
+    except convert.TorchFileError as error:
+        raise ConfigError(f"config.init_from: {error}") from error
+    except convert.ImportMismatch as error:
+        raise ConfigError(f"config.init_from: {path}: {error.one_line()}") from error
+    return backbone.variables, [f"  initialised anew: {key}" for key in backbone.kept]

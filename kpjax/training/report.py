@@ -1,0 +1,55 @@
+"""What a run says of itself before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from kpjax.config import Config
+from kpjax.data.source import Source
+from kpjax.detectors.base import Detector
+from kpjax.parallel.compiling import memory_of
+from kpjax.training.optimizer import scaled
+from kpjax.training.step import TrainState
+
+
+def describe_run(
+    detector: Detector,
+    source: Source,
+    config: Config,
+    mesh: Any,
+    steps: int,
+    shapes: TrainState,
+    step: Any,
+    seconds: float,
+    start: int,
+) -> str:
+    """What a person wants to know before step 1."""
+    from kpjax.data.source import count_over
+
+    count = sum(x.size for x in jax.tree.leaves(shapes.params))
+    boxes = sum(len(b) for b in source.boxes)
+    over = count_over(source, config.data.max_boxes)
+    dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
+    reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"
+    memory, cost = memory_of(step), step.cost_analysis() or {}
+    total, arguments, temporaries = (n / 2**20 for n in (memory.total, memory.arguments, memory.temporaries))
+    size = f"{total:,.0f} MiB a device ({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), " if total else ""
+    several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    lines = [
+        f"model    {detector.name}, {detector.num_classes} classes, {count:,} parameters, {config.model.dtype}",
+        f"data     {source.name}: {len(source):,} images, {boxes:,} boxes; boxes dropped: {reasons}",
+        f"devices  {mesh.size} x {jax.devices()[0].device_kind}{several}, mesh {dict(mesh.shape)}",
+        f"step     {size}{cost.get('flops', 0) / 1e9:,.1f} GFLOP, compiled in {seconds:.1f} s",
+        f"run      {steps:,} steps of {config.batch} images, {steps * config.batch / len(source):.1f} epochs",
+    ]
+    if config.optim.scale_lr != "none":
+        optim = scaled(config)
+        lines.append(
+            f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
+            f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
+        )
+    if start:
+        lines.append(f"resuming at step {start}")
+    return "\n".join(lines)
