@@ -1,4 +1,4 @@
-"""What an object is, annotated or found: the record that every stage passes on, from the annotation file to the picture.
+"""What an object is, annotated or found: the record that all stages pass on, from the annotation file to the picture.
 
     Objects     annotated ones: boxes, labels, what training does with them, and points where a data set has them
     Detections  found ones: boxes, labels, scores, and points where a detector finds them
@@ -7,8 +7,8 @@
     Geometry    how pixels of an image become pixels of another one: scaled, moved, mirrored
 
 A field that a data set or a method lacks is None, an empty subtree, so that `jax.vmap`, `jax.shard_map`,
-`jax.device_get` and `jax.tree.map` need no branch.  A field of coordinates says so in its declaration (`box_field`,
-`point_field`); whatever moves a record (`map_coordinates`) finds it there, so that a new kind of field is one line here.
+`jax.device_get` and `jax.tree.map` need no branch.  A field of coordinates says so in its metadata (`BOX`, `POINT`,
+`PER_POINT`), where whatever moves a record finds it: a new kind of field is one line here.
 
 Shapes: M objects or N detections of an image, J points of an object, leading axes of a batch before them.  Boxes are
 x1 y1 x2 y2 and points x y, both in pixels.
@@ -33,22 +33,10 @@ Record = TypeVar("Record")
 NONE, OBJECT, IGNORE = 0, 1, 2  # roles: an empty slot; an object; a region that training leaves alone (crowd, DontCare)
 UNLABELLED, HIDDEN, VISIBLE = 0, 1, 2  # COCO's visibility of a point
 
-_BOX, _POINT, _PER_POINT = "box", "point", "per point"
-
-
-def box_field(**options: Any) -> Any:
-    """A field of boxes, (..., 4) x1 y1 x2 y2: two points, of which a mirror exchanges the sides."""
-    return flax.struct.field(metadata={"coordinates": _BOX}, **options)
-
-
-def point_field(**options: Any) -> Any:
-    """A field of points, (..., J, 2) x y, which change places in a mirror as `PointSet.mirror` says."""
-    return flax.struct.field(metadata={"coordinates": _POINT}, **options)
-
-
-def per_point_field(**options: Any) -> Any:
-    """A field of one value a point, (..., J), which changes places as the points do."""
-    return flax.struct.field(metadata={"coordinates": _PER_POINT}, **options)
+# The metadata of a field of coordinates, for `flax.struct.field`.
+BOX = {"coordinates": "box"}  # (..., 4) x1 y1 x2 y2: two points, of which a mirror exchanges the sides
+POINT = {"coordinates": "point"}  # (..., J, 2) x y: a mirror exchanges them as `PointSet.mirror` says
+PER_POINT = {"coordinates": "per point"}  # (..., J): one value a point, exchanged as the points are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +107,11 @@ class Objects:
     VISIBLE.  solid: what is known in 3D.
     """
 
-    boxes: Any = box_field()
+    boxes: Any = flax.struct.field(metadata=BOX)
     labels: Any = flax.struct.field()
     role: Any = flax.struct.field()
-    points: Any = point_field(default=None)
-    seen: Any = per_point_field(default=None)
+    points: Any = flax.struct.field(default=None, metadata=POINT)
+    seen: Any = flax.struct.field(default=None, metadata=PER_POINT)
     solid: Solid | None = None
 
     def __len__(self) -> int:
@@ -148,12 +136,12 @@ class Detections:
     of detectors that find points; else None.
     """
 
-    boxes: Any = box_field()
+    boxes: Any = flax.struct.field(metadata=BOX)
     scores: Any = flax.struct.field()
     labels: Any = flax.struct.field()
     names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
-    keypoints: Any = point_field(default=None)
-    keypoint_scores: Any = per_point_field(default=None)
+    keypoints: Any = flax.struct.field(default=None, metadata=POINT)
+    keypoint_scores: Any = flax.struct.field(default=None, metadata=PER_POINT)
 
     def __len__(self) -> int:
         return self.scores.shape[-1]
@@ -198,9 +186,9 @@ def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         kind, value = field.metadata.get("coordinates"), getattr(record, field.name)
-        if value is not None and kind == _POINT:
+        if value is not None and kind == POINT["coordinates"]:
             changes[field.name] = move(value)
-        elif value is not None and kind == _BOX:
+        elif value is not None and kind == BOX["coordinates"]:
             changes[field.name] = move(value.reshape(*value.shape[:-1], 2, 2)).reshape(value.shape)
     return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 
@@ -216,10 +204,10 @@ def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = Non
         kind, value = field.metadata.get("coordinates"), getattr(record, field.name)
         if value is None or kind is None:
             continue
-        if kind == _BOX:
+        if kind == BOX["coordinates"]:
             swapped = value[..., np.array([2, 1, 0, 3])]
         else:
-            axis = value.ndim - (2 if kind == _POINT else 1)
+            axis = value.ndim - (2 if kind == POINT["coordinates"] else 1)
             if points is None or value.shape[axis] != len(points):
                 known = "no point set says" if points is None else f"the point set of {len(points)} points cannot say"
                 raise ValueError(
