@@ -24,6 +24,7 @@ from kpjax.images import video
 from kpjax.inference import predict
 from kpjax.inference.outputs import output_folder, spare_folder, spare_inputs
 from kpjax.inference.predict import Predictor
+from kpjax.objects import Detections
 
 NAMES_SHOWN = 8  # class names in the message about an unknown one
 
@@ -106,11 +107,11 @@ class Shown:
 
     def picture(self, image: np.ndarray, found: Any) -> np.ndarray:
         """The image with its boxes, enlarged where it is small."""
-        from kpjax.show.drawing import draw_detections, enlarge
+        from kpjax.show.drawing import draw_objects, enlarge
 
         boxes, labels, scores = self.kept(found)
-        large, boxes = enlarge(image, boxes)
-        return draw_detections(large, boxes, labels, scores, self.names)
+        large, shown = enlarge(image, Detections(boxes, scores, labels))
+        return draw_objects(large, shown, self.names)
 
 
 def detect_images(

@@ -89,7 +89,7 @@ def main(values: absl_flags.FlagValues) -> int:
     oracle = tuple(filter(None, chosen["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(chosen["max-dets"])}
     source = open_source(config.data, split)
-    annotated = any(map(len, source.labels)) or any(source.dropped.values())
+    annotated = len(source.annotations.ids) > 0
     out = chosen["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation
         output_folder(folder)

@@ -38,6 +38,7 @@ from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
 from kpjax.inference.program import make_infer
+from kpjax.objects import Objects
 from kpjax.parallel.compiling import memory_of
 from kpjax.parallel.sharding import check_batch, make_mesh, put_batch
 from kpjax.training.step import init_state, jit_step, make_step, state_shardings
@@ -52,9 +53,11 @@ def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np
     return {
         "canvas": rng.integers(0, 256, (n, side, side, 3), np.uint8),
         "size": np.full((n, 2), side, np.int32),
-        "boxes": boxes.astype(np.float32),
-        "labels": rng.integers(0, classes, (n, slots)).astype(np.int32),
-        "valid": np.arange(slots)[None].repeat(n, 0) < objects,
+        "objects": Objects(
+            boxes=boxes.astype(np.float32),
+            labels=rng.integers(0, classes, (n, slots)).astype(np.int32),
+            role=(np.arange(slots)[None].repeat(n, 0) < objects).astype(np.int32),
+        ),
         "counter": np.arange(n, dtype=np.int32),
     }
 

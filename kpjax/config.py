@@ -50,6 +50,9 @@ class DataConfig:
     tfds_val: str = "validation"
     canvas: int = 640  # side of the uint8 canvas an image is decoded to; larger images are shrunk to fit
     max_boxes: int = 128  # boxes of an image beyond this many are dropped, and counted
+    # boxes of crowds (iscrowd: 1): "ignore": training leaves them alone, as mmdetection does; "train": it learns them
+    # as any others, as the authors' programs do
+    crowds: str = "ignore"
     bad_images: str = "stop"  # "stop" or "skip" (an unreadable image becomes an empty one, and is counted)
     threads: int = 0  # decoding threads; 0: one for each core
     prefetch: int = 2  # batches ready ahead of the device
@@ -156,6 +159,7 @@ class Config:
         for name, value, allowed in (
             ("model.dtype", self.model.dtype, ("float32", "bfloat16")),
             ("data.source", self.data.source, ("coco", "tfds")),
+            ("data.crowds", self.data.crowds, ("ignore", "train")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
             ("optim.name", self.optim.name, ("adam", "sgd")),

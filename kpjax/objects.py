@@ -177,8 +177,11 @@ class Geometry:
 
     def move(self, record: Record, points: PointSet | None = None) -> Record:
         """The record (`Objects`, ...) with all its coordinates moved.  points: what its points are, for the mirror."""
-        moved = map_coordinates(record, lambda xy: (xy - self.source) * self.scale + self.target)
-        return in_mirror_order(moved, self.mirrored, points)
+        return in_mirror_order(map_coordinates(record, self.move_points), self.mirrored, points)
+
+    def move_points(self, xy: Array) -> Array:
+        """(..., 2) x y -> (..., 2)."""
+        return (xy - self.source) * self.scale + self.target
 
 
 def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
@@ -221,6 +224,18 @@ def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = Non
         )
         changes[field.name] = jnp.where(where, swapped, value)
     return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+
+
+def object_shapes(shape: tuple[int, ...], points: PointSet | None = None) -> Objects:
+    """Shapes and dtypes of `Objects` with the leading axes `shape`, (..., M)."""
+    joints = None if points is None else (*shape, len(points))
+    return Objects(
+        boxes=jax.ShapeDtypeStruct((*shape, 4), np.float32),
+        labels=jax.ShapeDtypeStruct(shape, np.int32),
+        role=jax.ShapeDtypeStruct(shape, np.int32),
+        points=None if joints is None else jax.ShapeDtypeStruct((*joints, 2), np.float32),
+        seen=None if joints is None else jax.ShapeDtypeStruct(joints, np.int32),
+    )
 
 
 def empty_objects(like: Objects, count: int) -> Objects:

@@ -1,9 +1,7 @@
 """Augmentation on the device: from a uint8 canvas to the network's input, one image at a time.
 
-The geometry is CenterNet's: a square of side s around a centre c of the image becomes the
-input, by x' = k (x - c) + W / 2 with k = W / s, both in OpenCV's pixel-index convention; or CornerNet's (`window.py`).
-Resampling is separable and bilinear; a pixel outside the image has the border's colour and
-takes part in the blend, as OpenCV's BORDER_CONSTANT does.
+A random crop (`kpjax.images.geometry`), bilinear resampling in which a pixel outside the image has the border's colour,
+as OpenCV's BORDER_CONSTANT does, then colours.
 
 Every draw comes from the example counter, so a step's batch is a pure function of its number.
 """
@@ -17,9 +15,10 @@ import jax.numpy as jnp
 
 from kpjax.config import AugmentConfig
 from kpjax.data.photometric import distort, draw_distortion
+from kpjax.images.geometry import draw_crop
 from kpjax.images.preprocess import Preprocess
 from kpjax.images.resample import resample
-from kpjax.images.window import Window, visible, window_boxes, window_positions
+from kpjax.objects import NONE, Objects, Placed, PointSet
 
 Array = jax.Array
 
@@ -32,94 +31,6 @@ _EIGENVECTORS_BGR = (
     (-0.56089297, 0.71832671, 0.41158938),
 )
 _GREY_BGR = (0.114, 0.587, 0.299)  # ITU-R BT.601, as cv2.cvtColor
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """One image's random geometry.  center (2,) float32 x y, already mirrored if flip; side float32; flip bool."""
-
-    center: Array
-    side: Array
-    flip: Array
-
-
-jax.tree_util.register_dataclass(Draw, data_fields=["center", "side", "flip"], meta_fields=[])
-
-
-def shrink_border(border: int, size: Array) -> Array:
-    """The border halved until twice of it is below `size` (float32 pixels)."""
-    chosen = jnp.zeros_like(size)
-    for halvings in range(10, -1, -1):  # the fewest halvings that fit are written last
-        narrow = border >> halvings
-        chosen = jnp.where(size > 2 * narrow, narrow, chosen)
-    return chosen
-
-
-def draw_geometry(key: Array, size: Array, config: AugmentConfig) -> Draw:
-    """Centre, side and flip for an image of `size` (2,) int32 h, w (pixels of the canvas)."""
-    keys = jax.random.split(key, 4)
-    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
-    extent = jnp.stack([width, height])
-    center, side = extent / 2, extent.max()
-    if config.kind == "crop":
-        scales = jnp.asarray(config.scales, jnp.float32)
-        side = side * scales[jax.random.randint(keys[0], (), 0, len(config.scales))]
-        center = _draw_center(keys[1], extent, config.border)
-    elif config.kind == "shift":
-        move = jnp.clip(jax.random.normal(keys[1], (2,)) * config.shift, -2 * config.shift, 2 * config.shift)
-        center = center + side * move
-        side = side * jnp.clip(1 + jax.random.normal(keys[0], ()) * config.scale, 1 - config.scale, 1 + config.scale)
-    flip = jax.random.uniform(keys[2], ()) < config.flip
-    center = center.at[0].set(jnp.where(flip, width - center[0] - 1, center[0]))
-    return Draw(center, side, flip)
-
-
-def draw_window(key: Array, size: Array, config: AugmentConfig) -> Window:
-    """CornerNet's crop of an image of `size` (2,) int32 h, w: the input's size times a scale, in whole pixels."""
-    keys = jax.random.split(key, 4)
-    scales = jnp.asarray(config.scales, jnp.float32)
-    scale = scales[jax.random.randint(keys[0], (), 0, len(config.scales))]
-    # int(511 * 0.7) has to come out as in float64.
-    sides = jnp.floor(jnp.asarray([config.width, config.height], jnp.float32) * scale + 1e-3)
-    center = _draw_center(keys[1], size[::-1].astype(jnp.float32), config.border)
-    return Window(center, sides, jax.random.uniform(keys[2], ()) < config.flip)
-
-
-def _draw_center(key: Array, extent: Array, border: int) -> Array:
-    """A whole number in [border, extent - border) of each axis, as the originals draw it; extent (2,) w, h."""
-    margin = shrink_border(border, extent)
-    span = jnp.maximum(extent - 2 * margin, 1.0)
-    return margin + jnp.minimum(jnp.floor(jax.random.uniform(key, (2,)) * span), span - 1)
-
-
-def transform_boxes(boxes: Array, size: Array, draw: Draw, output: tuple[int, int]) -> Array:
-    """Boxes (M, 4) xyxy from canvas to input pixels; not clipped.  output: (H, W)."""
-    width = size[1].astype(jnp.float32)
-    mirrored = jnp.stack([width - boxes[:, 2] - 1, boxes[:, 1], width - boxes[:, 0] - 1, boxes[:, 3]], -1)
-    boxes = jnp.where(draw.flip, mirrored, boxes)
-    scale = output[1] / draw.side
-    center = jnp.tile(draw.center, 2)
-    middle = jnp.asarray([output[1], output[0], output[1], output[0]], jnp.float32) / 2
-    return (boxes - center) * scale + middle
-
-
-def crop_boxes(boxes: Array, output: tuple[int, int]) -> Array:
-    """Boxes (M, 4) cut to the input (H, W); one whose centre lies outside becomes empty (all 0).
-
-    mmdetection's RandomCenterCropPad.  The other recipes leave cutting to `encode`.
-    """
-    limit = jnp.asarray([output[1], output[0], output[1], output[0]], jnp.float32)
-    center = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((center > 0) & (center < limit[:2])).all(-1, keepdims=True)
-    return jnp.where(inside, jnp.clip(boxes, 0.0, limit), 0.0)
-
-
-def source_positions(size: Array, draw: Draw, output: tuple[int, int]) -> tuple[Array, Array]:
-    """Where each output row and column is read: ys (H,), xs (W,) float32 pixel indices of the unmirrored canvas."""
-    scale = draw.side / output[1]
-    ys = (jnp.arange(output[0], dtype=jnp.float32) - output[0] / 2) * scale + draw.center[1]
-    xs = (jnp.arange(output[1], dtype=jnp.float32) - output[1] / 2) * scale + draw.center[0]
-    return ys, jnp.where(draw.flip, size[1].astype(jnp.float32) - 1 - xs, xs)
 
 
 def jitter_color(key: Array, image: Array, config: AugmentConfig, order: str) -> Array:
@@ -151,30 +62,47 @@ def jitter_color(key: Array, image: Array, config: AugmentConfig, order: str) ->
     return image
 
 
+def cut_boxes(objects: Objects, output: tuple[int, int]) -> Objects:
+    """Objects (M, ...) with their boxes cut to the input (H, W); one whose box's centre lies outside is none any more.
+
+    mmdetection's RandomCenterCropPad.  The other recipes leave cutting to `encode`.
+    """
+    limit = jnp.asarray([output[1], output[0], output[1], output[0]], jnp.float32)
+    boxes = objects.boxes
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((center > 0) & (center < limit[:2])).all(-1)
+    boxes = jnp.where(inside[:, None], jnp.clip(boxes, 0.0, limit), 0.0)
+    return dataclasses.replace(objects, boxes=boxes, role=jnp.where(inside, objects.role, NONE))
+
+
 def augment(
-    key: Array, canvas: Array, size: Array, boxes: Array, config: AugmentConfig, preprocess: Preprocess
-) -> tuple[Array, Array]:
+    key: Array,
+    canvas: Array,
+    size: Array,
+    objects: Objects,
+    config: AugmentConfig,
+    preprocess: Preprocess,
+    points: PointSet | None = None,
+) -> tuple[Array, Objects, Placed]:
     """One training example.
 
-    canvas: (S, S, 3) uint8 RGB.  size: (2,) int32 h, w.  boxes: (M, 4) float32 xyxy, canvas pixels.
-    Returns the network's input (H, W, 3) float32 and the boxes in its pixels, (M, 4) float32, cut to it
-    only with `config.clip_boxes`.
+    canvas: (S, S, 3) uint8 RGB.  size: (2,) int32 h, w.  objects: (M, ...), in canvas pixels.  points: what their
+    points are, where they have any.
+    Returns the network's input (H, W, 3) float32, the objects in its pixels, with boxes cut to it only with
+    `config.clip_boxes`, and how the image is placed there.
     """
     geometry_key, color_key = jax.random.split(key)
     if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
         canvas = distort(canvas, draw_distortion(jax.random.fold_in(key, 2)))  # a split is fold_in of 0 and 1
     output = (config.height, config.width)
-    if config.kind == "window":
-        window = draw_window(geometry_key, size, config)
-        ys, xs = window_positions(window, output)
-        boxes, size = window_boxes(boxes, window, output), visible(size, window)
-    else:
-        draw = draw_geometry(geometry_key, size, config)
-        ys, xs = source_positions(size, draw, output)
-        boxes = transform_boxes(boxes, size, draw, output)
-    image = resample(canvas, size, ys, xs, jnp.asarray(preprocess.border_rgb(), jnp.float32)) / 255.0
+    crop = draw_crop(geometry_key, size, config)
+    border = jnp.asarray(preprocess.border_rgb(), jnp.float32)
+    image = resample(canvas, crop.extent, crop.ys, crop.xs, border) / 255.0
     if preprocess.order == "BGR":
         image = image[..., ::-1]
     image = jitter_color(color_key, image, config, preprocess.order)
     image = (image - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
-    return image, crop_boxes(boxes, output) if config.clip_boxes else boxes
+    objects = crop.geometry.move(objects, points)
+    if config.clip_boxes:
+        objects = cut_boxes(objects, output)
+    return image, objects, Placed(output, changed=crop.geometry.changed)

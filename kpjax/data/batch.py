@@ -5,14 +5,18 @@ Shared by `kpjax.data.pipeline` (tf.data) and `kpjax.data.memory` (NumPy alone).
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.source import Source
 from kpjax.errors import MISSING, WRONG_SIZE, ConfigError, DataError
 from kpjax.images.decode import decode, fitted_size, shrink
+from kpjax.objects import map_coordinates
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # NumPy arrays, and `Objects` of them
 
 
 class Unread:
@@ -80,28 +84,25 @@ def assemble(
     records: np.ndarray,
     empty: np.ndarray,
 ) -> Batch:
-    """The batch of decoded images: boxes looked up, scaled with their image, and padded.
+    """The batch of decoded images: objects looked up, scaled with their image, and padded to data.max_boxes.
 
     canvas: (b, S, S, 3).  size: (b, 2), their heights and widths on it.  counters, records: (b,).
-    empty: (b,) bool, images that lost their boxes with their pixels.
+    empty: (b,) bool, images that lost their objects with their pixels.
     """
-    count, most = len(records), data.max_boxes
-    boxes = np.zeros((count, most, 4), np.float32)
-    labels = np.zeros((count, most), np.int32)
-    valid = np.zeros((count, most), bool)
-    for slot, record in enumerate(records):
-        n = 0 if empty[slot] else min(len(source.labels[record]), most)
-        boxes[slot, :n] = source.boxes[record][:n]
-        labels[slot, :n] = source.labels[record][:n]
-        valid[slot, :n] = True
-    scale = size[:, 1] / source.widths[records], size[:, 0] / source.heights[records]
-    boxes *= np.stack([*scale, *scale], axis=1).astype(np.float32)[:, None]
+    rows = [source.objects[record] for record in records]
+    # Written into zeros rather than padded and stacked: a batch has many small arrays.
+    objects = jax.tree.map(lambda x: np.zeros((len(rows), data.max_boxes, *x.shape[1:]), x.dtype), source.objects[0])
+    for slot, row in enumerate(rows):
+        if not empty[slot]:
+            for target, values in zip(jax.tree.leaves(objects), jax.tree.leaves(row), strict=True):
+                n = min(len(values), data.max_boxes)
+                target[slot, :n] = values[:n]
+    scale = np.stack([size[:, 1] / source.widths[records], size[:, 0] / source.heights[records]], axis=1)
+    scale = scale.astype(np.float32)[:, None, None]
     return {
         "canvas": canvas,
         "size": size,
-        "boxes": boxes,
-        "labels": labels,
-        "valid": valid,
+        "objects": map_coordinates(objects, lambda xy: xy * scale),
         "counter": np.asarray(counters, np.int32),
         "index": np.asarray(records, np.int32),
     }

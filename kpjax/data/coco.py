@@ -18,9 +18,18 @@ import numpy as np
 from kpjax.data import files
 from kpjax.data.source import LARGEST, Annotations, Mistake, Source, make_source, stop
 from kpjax.errors import DUPLICATE, MISSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError, one_line
+from kpjax.objects import PointSet
 
 
-def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake: Mistake = stop) -> Source:
+def CocoFolder(
+    images: str,
+    annotations: str,
+    bad_images: str = "stop",
+    mistake: Mistake = stop,
+    *,
+    crowds: str = "ignore",
+    keypoints: bool = False,
+) -> Source:
     """Open a split (a function: it reads like a constructor and gives a plain Source).
 
     images: folder that the JSON's `file_name`s are relative to.  annotations: path of the JSON.
@@ -28,6 +37,8 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
         found out when it is read.
     mistake: what to do about an entry that cannot be used; by default it raises. Where it returns, the entry is
         left out (an image that is not there is not), so that all mistakes of a file can be counted.
+    crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints; their names and
+        skeleton are those of `categories`, and left and right change places in a mirror by their names.
     Raises DataError, one line: a file that is not COCO JSON, ids that repeat or are unknown, sizes and
     boxes that are no numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
@@ -42,7 +53,8 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
     image_ids, heights, widths, names = _images(data["images"], annotations, mistake)
     index = {image_id: i for i, image_id in enumerate(image_ids)}
     numbers = {category_id: k for k, category_id in enumerate(category_ids)}
-    objects = _annotations(data["annotations"], annotations, index, numbers, mistake)
+    points = point_set(data["categories"], annotations) if keypoints else None
+    objects = _annotations(data["annotations"], annotations, index, numbers, mistake, points)
     _require_files(folder, names, annotations, bad_images, mistake)
     paths = [files.join(folder, name) for name in names]
 
@@ -65,6 +77,8 @@ def CocoFolder(images: str, annotations: str, bad_images: str = "stop", mistake:
         read=read,
         on_disk=True,
         file_names=names,
+        crowds=crowds,
+        points=points,
     )
 
 
@@ -149,11 +163,17 @@ def _images(
 
 
 def _annotations(
-    entries: list[dict[str, Any]], path: str, index: dict[int, int], classes: dict[int, int], mistake: Mistake
+    entries: list[dict[str, Any]],
+    path: str,
+    index: dict[int, int],
+    classes: dict[int, int],
+    mistake: Mistake,
+    points: PointSet | None,
 ) -> Annotations:
     count = len(entries)
     image, label, ids = np.zeros(count, np.int64), np.zeros(count, np.int32), np.zeros(count, np.int64)
     bbox, area, crowd = np.zeros((count, 4)), np.zeros(count), np.zeros(count, bool)
+    keypoints = None if points is None else np.zeros((count, len(points), 3))
     good = np.ones(count, bool)
     seen: set[int] = set()
     numbered = all("id" in entry for entry in entries)  # some exporters leave the ids out: number them in order
@@ -177,10 +197,64 @@ def _annotations(
             image[n], label[n] = index[image_id], classes[category_id]
             bbox[n], area[n] = _box_and_area(entry, where)
             crowd[n] = _crowd(entry.get("iscrowd"), where)
+            if keypoints is not None:
+                keypoints[n] = _keypoints(entry.get("keypoints"), keypoints.shape[1], where)
         except DataError as error:
             mistake(error)
             good[n] = False
-    return Annotations(image[good], label[good], bbox[good], area[good], crowd[good], ids[good])
+    kept = None if keypoints is None else keypoints[good]
+    return Annotations(image[good], label[good], bbox[good], area[good], crowd[good], ids[good], kept)
+
+
+def point_set(categories: list[dict[str, Any]], path: str) -> PointSet:
+    """The points that the categories of a COCO JSON name ("keypoints", "skeleton"), the same in all that have any.
+
+    Raises DataError, one line, where none has any, where they differ, or where a skeleton joins what is not there.
+    """
+    found: PointSet | None = None
+    first = ""
+    for n, category in enumerate(categories):
+        names, edges, where = category.get("keypoints"), category.get("skeleton") or [], f"{path}: categories[{n}]"
+        if not names:
+            continue
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise DataError(f"{where} has the keypoints {_short(names)}; give a list of names")
+        pairs = [edge if isinstance(edge, list) else [] for edge in edges] if isinstance(edges, list) else [[]]
+        if not all(len(e) == 2 and all(type(j) is int and 1 <= j <= len(names) for j in e) for e in pairs):
+            raise DataError(
+                f"{where} has a skeleton that joins keypoints which are not there ({_short(edges)}); "
+                f"give pairs of numbers from 1 to {len(names)}"
+            )
+        points = PointSet(tuple(names), edges=tuple((a - 1, b - 1) for a, b in pairs))
+        if found is not None and points.names != found.names:
+            raise DataError(
+                f"{where} has {len(points)} keypoints and {first} {len(found)}, or others; all classes need the same"
+            )
+        found, first = found or points, first or f"categories[{n}]"
+    if found is None:
+        raise DataError(
+            f"{path}: no category has 'keypoints'; give a COCO keypoints JSON, e.g. person_keypoints_*.json"
+        )
+    return found
+
+
+def _keypoints(value: Any, count: int, where: str) -> np.ndarray | float:
+    """(J, 3) x, y, visibility; 0 where there is nothing."""
+    if not value:
+        return 0.0
+    if not isinstance(value, list) or len(value) != 3 * count or not all(_number(v, LARGEST) for v in value):
+        given = len(value) if isinstance(value, list) else _short(value)
+        raise DataError(
+            f"{where} has keypoints of {given} numbers; give x, y, visibility of each of the {count} points"
+        )
+    points = np.array(value, np.float64).reshape(count, 3)
+    odd = ~np.isin(points[:, 2], (0, 1, 2))
+    if odd.any():
+        j = int(odd.argmax())
+        raise DataError(
+            f"{where} has the visibility {points[j, 2]:g} at keypoint {j + 1}; give 0 unlabelled, 1 hidden or 2 visible"
+        )
+    return points
 
 
 def _box_and_area(entry: dict[str, Any], where: str) -> tuple[list[float], float]:

@@ -15,8 +15,11 @@ from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_check
 from kpjax.data.source import LARGEST, Annotations, Source, make_source
 from kpjax.errors import DataError
 from kpjax.images.decode import shrink
+from kpjax.objects import PointSet
 
-Record = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,)
+# image (H, W, 3) uint8 RGB, boxes (n, 4) x1 y1 x2 y2, labels (n,) and, where there are points, (n, J, 3) x, y, COCO's
+# visibility
+Record = tuple[np.ndarray, np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def memory_batches(
@@ -29,14 +32,17 @@ def memory_batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
+    points: PointSet | None = None,
 ) -> MemoryBatches:
-    """As `kpjax.data.pipeline.train_batches`; `source` may also be a sequence of (image, boxes, labels).
+    """As `kpjax.data.pipeline.train_batches`; `source` may also be a sequence of (image, boxes, labels[, keypoints]).
+
+    points: what the keypoints of such a sequence are.
 
     All images are decoded here, before the first batch: three bytes a pixel of memory. Raises as that does.
     """
     images: list[np.ndarray] | None = None
     if not isinstance(source, Source):
-        source, images = _from_arrays(source)
+        source, images = _from_arrays(source, points)
     check_slices(source, batch, start_step, process_index, process_count)
     return MemoryBatches(source, data, images, batch, seed, start_step, process_index, process_count, shuffle)
 
@@ -101,11 +107,12 @@ class MemoryBatches(Iterator[Batch]):
         return image
 
 
-def _from_arrays(records: Sequence[Record]) -> tuple[Source, list[np.ndarray]]:
+def _from_arrays(records: Sequence[Record], points: PointSet | None) -> tuple[Source, list[np.ndarray]]:
     images: list[np.ndarray] = []
     boxes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    for n, (image, box, label) in enumerate(records):
+    keypoints: list[np.ndarray] = []
+    for n, (image, box, label, *more) in enumerate(records):
         box, label = np.asarray(box, np.float64).reshape(-1, 4), np.asarray(label).reshape(-1)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise DataError(f"record {n}: the image is {image.dtype} {image.shape}; give uint8 (H, W, 3)")
@@ -113,6 +120,11 @@ def _from_arrays(records: Sequence[Record]) -> tuple[Source, list[np.ndarray]]:
             raise DataError(
                 f"record {n}: {len(box)} boxes and {len(label)} labels; give finite boxes, a whole label >= 0 each"
             )
+        if points is not None:
+            given = np.asarray(more[0] if more else (), np.float64)
+            if given.size != 3 * len(label) * len(points) or not np.isfinite(given).all():
+                raise DataError(f"record {n}: its keypoints are {given.shape}; give {(len(label), len(points), 3)}")
+            keypoints.append(given.reshape(len(label), len(points), 3))
         images.append(image)
         boxes.append(box)
         labels.append(label.astype(np.int32))
@@ -140,7 +152,9 @@ def _from_arrays(records: Sequence[Record]) -> tuple[Source, list[np.ndarray]]:
             area=bbox[:, 2] * bbox[:, 3],
             crowd=np.zeros(len(label), bool),
             ids=np.arange(1, len(label) + 1),
+            keypoints=np.concatenate(keypoints) if points is not None else None,
         ),
+        points=points,
         read=read,
     )
     return source, images

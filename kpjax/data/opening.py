@@ -9,10 +9,10 @@ from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
 
 
-def open_source(config: DataConfig, split: str, mistake: Mistake = stop) -> Source:
+def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keypoints: bool = False) -> Source:
     """Open the split "train" or "val" that `config` describes.
 
-    mistake: see `kpjax.data.coco.CocoFolder`.
+    mistake: see `kpjax.data.coco.CocoFolder`.  keypoints: read the objects' keypoints too.
     Raises ConfigError where a setting is missing and DataError where the data cannot be used.
     """
     if split not in ("train", "val"):
@@ -22,11 +22,12 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop) -> Sour
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
             if not value:
                 raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
-        return CocoFolder(folder.images, folder.annotations, config.bad_images, mistake)
-    if config.source == "tfds":
-        return Tfds(
-            config.tfds_name, config.tfds_train if split == "train" else config.tfds_val, config.tfds_dir or None
+        return CocoFolder(
+            folder.images, folder.annotations, config.bad_images, mistake, crowds=config.crowds, keypoints=keypoints
         )
+    if config.source == "tfds":
+        name = config.tfds_train if split == "train" else config.tfds_val
+        return Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
     raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
 
 

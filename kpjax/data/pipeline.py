@@ -51,8 +51,8 @@ def train_batches(
     batch: images of a step over all processes; this process gets b = batch // process_count of them.
     Each batch is a dictionary of NumPy arrays, S = data.canvas and M = data.max_boxes:
     canvas (b, S, S, 3) uint8 RGB, the image in the top left corner, zeros elsewhere; size (b, 2) int32, the
-    image's height and width on the canvas; boxes (b, M, 4) float32 x1 y1 x2 y2 in canvas pixels; labels (b, M)
-    int32; valid (b, M) bool; counter (b,) int32, the example counter; index (b,) int32, the record in `source`.
+    image's height and width on the canvas; objects, `Objects` (b, M, ...) in canvas pixels; counter (b,) int32, the
+    example counter; index (b,) int32, the record in `source`.
     Raises ConfigError where the batch cannot be divided, DataError while iterating where an image cannot be
     read and data.bad_images is "stop", or where so many in a row cannot be read that they seem gone (see `Unread`).
     """

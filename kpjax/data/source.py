@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from kpjax.errors import ConfigError, DataError
+from kpjax.objects import IGNORE, OBJECT, Objects, PointSet
 
 CROWD = "crowd"
 OUTSIDE = "outside the image"
@@ -35,7 +37,8 @@ class Annotations:
 
     image: (A,) int64 record index.  label: (A,) int32 class index.  bbox: (A, 4) float64 x, y, width,
     height in image pixels.  area: (A,) float64 square pixels (COCO: of the mask).  crowd: (A,) bool.
-    ids: (A,) int64, unique.
+    ids: (A,) int64, unique.  keypoints: (A, J, 3) float64 x, y in image pixels and COCO's visibility, where the split
+    was opened with its keypoints.
     """
 
     image: np.ndarray
@@ -44,6 +47,7 @@ class Annotations:
     area: np.ndarray
     crowd: np.ndarray
     ids: np.ndarray
+    keypoints: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +58,14 @@ class Source:
     classes, category_ids: class k's name and COCO id, in ascending order of the id.
     image_ids: (N,) int64.  heights, widths: (N,) int32, pixels, as the annotations state.
     files: N absolute paths where `on_disk`, else names for messages.
-    boxes: N arrays (n_i, 4) float32, x1 y1 x2 y2 in image pixels: what training uses. No crowd, no box without
-        area, none wholly outside its image; a box partly outside keeps its corners.
-    labels: N arrays (n_i,) int32.
+    objects: N `Objects` of NumPy arrays (n_i, ...) in image pixels: what training gets.  Those to learn from come
+        first, in the file's order, then the crowds that training ignores.  No box without area, none wholly outside
+        its image; a box partly outside keeps its corners.
     dropped: reason -> number of annotated boxes that training leaves out.
     read: index -> the encoded image file; raises DataError where it cannot be read.
     ground_truth: () -> a COCO instances dictionary of all annotations for pycocotools.
     annotations: all annotated objects.
+    points: what the objects' points are; None: they have none.
     """
 
     name: str
@@ -70,13 +75,13 @@ class Source:
     heights: np.ndarray
     widths: np.ndarray
     files: tuple[str, ...]
-    boxes: tuple[np.ndarray, ...]
-    labels: tuple[np.ndarray, ...]
+    objects: tuple[Objects, ...]
     dropped: dict[str, int]
     read: Callable[[int], bytes]
     ground_truth: Callable[[], dict[str, Any]]
     annotations: Annotations
     on_disk: bool = False
+    points: PointSet | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -85,14 +90,14 @@ class Source:
 def fingerprint(source: Source) -> str:
     """A short text that differs where two splits differ in classes, images or boxes; files and folders may differ."""
     digest = hashlib.sha256(repr((source.classes, source.category_ids)).encode())
-    for array in (source.image_ids, source.heights, source.widths, *source.boxes, *source.labels):
+    for array in (source.image_ids, source.heights, source.widths, *jax.tree.leaves(source.objects)):
         digest.update(np.ascontiguousarray(array).tobytes())
-    return f"{len(source)} images, {sum(map(len, source.labels))} boxes, {digest.hexdigest()[:12]}"
+    return f"{len(source)} images, {int(object_counts(source).sum())} boxes, {digest.hexdigest()[:12]}"
 
 
 def require_boxes(source: Source) -> None:
     """Raise ConfigError where there is nothing to train on."""
-    if not any(map(len, source.labels)):
+    if not object_counts(source).any():
         raise ConfigError(f"{source.name} has no box to train on; give annotations with boxes in config.data.train")
 
 
@@ -107,7 +112,19 @@ def require_same_classes(val: Source, train: Source) -> None:
 
 def count_over(source: Source, max_boxes: int) -> int:
     """How many boxes of the split training leaves out because their image has more than `max_boxes`."""
-    return sum(max(0, len(labels) - max_boxes) for labels in source.labels)
+    return int(np.maximum(object_counts(source) - max_boxes, 0).sum())
+
+
+def object_counts(source: Source) -> np.ndarray:
+    """(N,) int64: how many objects each image has to learn from."""
+    return np.array([np.count_nonzero(objects.valid) for objects in source.objects], np.int64)
+
+
+def all_objects(source: Source) -> tuple[Objects, np.ndarray]:
+    """All objects to learn from, (n, ...), image after image, and their images' numbers (n,) int64."""
+    counts = object_counts(source)
+    first = [jax.tree.map(lambda x, c=c: x[:c], objects) for objects, c in zip(source.objects, counts, strict=True)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *first), np.repeat(np.arange(len(source)), counts)
 
 
 def make_source(
@@ -123,22 +140,28 @@ def make_source(
     read: Callable[[int], bytes],
     on_disk: bool = False,
     file_names: Sequence[str] | None = None,
+    crowds: str = "ignore",
+    points: PointSet | None = None,
 ) -> Source:
-    """A Source whose training boxes and ground truth both follow from `annotations`.
+    """A Source whose objects and ground truth both follow from `annotations`.
 
-    file_names: what the ground truth calls the images; `files` where None.
+    file_names: what the ground truth calls the images; `files` where None.  crowds: "ignore" or "train", see
+    `config.data.crowds`.  points: what `annotations.keypoints` are.
     """
-    reasons = left_out(annotations, heights, widths)
-    keep = reasons == ""
+    reasons = left_out(annotations, heights, widths, crowds)
+    ignored = (reasons == CROWD) & (left_out(annotations, heights, widths, "train") == "")
+    keep = (reasons == "") | ignored
     # A stable sort keeps the order of the annotation file within an image.
-    order = np.flatnonzero(keep)[np.argsort(annotations.image[keep], kind="stable")]
-    x, y, w, h = annotations.bbox[order].T
-    corners = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
+    order = np.flatnonzero(keep)[np.lexsort((ignored[keep], annotations.image[keep]))]
     cuts = np.searchsorted(annotations.image[order], np.arange(1, len(image_ids)))
+    flat = _objects(annotations, order, ignored)
+    leaves, structure = jax.tree.flatten(flat)
+    split = [np.split(leaf, cuts) for leaf in leaves]
+    objects = tuple(jax.tree.unflatten(structure, [parts[i] for parts in split]) for i in range(len(image_ids)))
     names = tuple(file_names if file_names is not None else files)
 
     def ground_truth() -> dict[str, Any]:
-        return _instances(classes, category_ids, image_ids, heights, widths, names, annotations)
+        return _instances(classes, category_ids, image_ids, heights, widths, names, annotations, points)
 
     return Source(
         name=name,
@@ -148,24 +171,41 @@ def make_source(
         heights=np.asarray(heights, np.int32),
         widths=np.asarray(widths, np.int32),
         files=tuple(files),
-        boxes=tuple(np.split(corners, cuts)) if len(image_ids) else (),
-        labels=tuple(np.split(annotations.label[order].astype(np.int32), cuts)) if len(image_ids) else (),
-        dropped={str(k): n for k, n in sorted(Counter(reasons[~keep]).items())},
+        objects=objects,
+        dropped={str(k): n for k, n in sorted(Counter(reasons[reasons != ""]).items())},
         read=read,
         ground_truth=ground_truth,
         annotations=annotations,
         on_disk=on_disk,
+        points=points,
     )
 
 
-def left_out(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Why training leaves each annotated box out, (A,) strings: CROWD, NO_AREA, OUTSIDE, or "" for one it uses."""
+def _objects(annotations: Annotations, order: np.ndarray, ignored: np.ndarray) -> Objects:
+    """The annotations `order` as flat `Objects` (n, ...) in image pixels."""
+    x, y, w, h = annotations.bbox[order].T
+    keypoints = None if annotations.keypoints is None else annotations.keypoints[order]
+    return Objects(
+        boxes=np.stack([x, y, x + w, y + h], axis=1).astype(np.float32),
+        labels=annotations.label[order].astype(np.int32),
+        role=np.where(ignored[order], IGNORE, OBJECT).astype(np.int32),
+        points=None if keypoints is None else keypoints[..., :2].astype(np.float32),
+        seen=None if keypoints is None else keypoints[..., 2].astype(np.int32),
+    )
+
+
+def left_out(annotations: Annotations, heights: np.ndarray, widths: np.ndarray, crowds: str = "ignore") -> np.ndarray:
+    """Why training leaves each annotated box out, (A,) strings: CROWD, NO_AREA, OUTSIDE, or "" for one it uses.
+
+    crowds: "ignore" or "train", see `config.data.crowds`.
+    """
     x, y, w, h = annotations.bbox.T
     right, bottom = np.asarray(widths)[annotations.image], np.asarray(heights)[annotations.image]
     empty = (w <= 0) | (h <= 0)
     # The originals clip to the image and then drop what has no area left.
     outside = (x >= right) | (y >= bottom) | (x + w <= 0) | (y + h <= 0)
-    return np.select([annotations.crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
+    crowd = annotations.crowd & (crowds == "ignore")
+    return np.select([crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
 
 
 def truth_ids(ids: np.ndarray) -> np.ndarray:
@@ -184,8 +224,9 @@ def _instances(
     widths: np.ndarray,
     files: Sequence[str],
     annotations: Annotations,
+    points: PointSet | None,
 ) -> dict[str, Any]:
-    ids = truth_ids(annotations.ids)
+    ids, keypoints = truth_ids(annotations.ids), annotations.keypoints
     return {
         "info": {},
         "licenses": [],
@@ -201,8 +242,20 @@ def _instances(
                 "bbox": annotations.bbox[a].tolist(),
                 "area": float(annotations.area[a]),
                 "iscrowd": int(annotations.crowd[a]),
+                **({} if keypoints is None else _coco_keypoints(keypoints[a])),
             }
             for a in range(len(ids))
         ],
-        "categories": [{"id": int(i), "name": n} for i, n in zip(category_ids, classes, strict=True)],
+        "categories": [
+            {"id": int(i), "name": n} | ({} if points is None else _coco_points(points))
+            for i, n in zip(category_ids, classes, strict=True)
+        ],
     }
+
+
+def _coco_keypoints(keypoints: np.ndarray) -> dict[str, Any]:
+    return {"keypoints": keypoints.reshape(-1).tolist(), "num_keypoints": int((keypoints[:, 2] > 0).sum())}
+
+
+def _coco_points(points: PointSet) -> dict[str, Any]:
+    return {"keypoints": list(points.names), "skeleton": [[a + 1, b + 1] for a, b in points.edges]}

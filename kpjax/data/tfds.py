@@ -28,6 +28,7 @@ from kpjax.data.source import Annotations, Source, make_source
 from kpjax.data.tensorflow import import_tensorflow
 from kpjax.errors import TRUNCATED, UNREADABLE, DataError
 from kpjax.images.decode import size_of
+from kpjax.objects import PointSet
 
 _INDEX_VERSION = 2
 METADATA = "metadata.json"  # where TFDS keeps a set's own metadata, and `python -m kpjax records` the category ids
@@ -37,13 +38,17 @@ _NOT_COCO = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _NOT_COCO)
 
 
-def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
+def Tfds(
+    name: str, split: str, data_dir: str | None = None, *, crowds: str = "ignore", keypoints: bool = False
+) -> Source:
     """Open a split of a prepared set (a function: it reads like a constructor and gives a plain Source).
 
     name: e.g. "coco/2017"; any set with `image` and `objects` of `bbox` and `label` as TFDS's COCO has them
         (`image/id`, `image/filename`, `objects/area`, `objects/is_crowd`, `objects/id` are used where present, and
         what `kpjax.datasets.records` adds).
     split: e.g. "train" or "validation[:10%]".  data_dir: TFDS's folder; None: its default.
+    crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints, which the sets of
+        `kpjax.datasets.records` have where they were written with them.
     Areas are those TFDS kept, whole numbers; boxes are its fractions times the image's size, unless the exact
     ones are there.
     Nothing is ever downloaded. Raises DataError, one line, where the set is not prepared, not of this form, has no
@@ -89,7 +94,8 @@ def Tfds(name: str, split: str, data_dir: str | None = None) -> Source:
     except OSError as error:
         reason = error.strerror or files.in_words(error)
         raise DataError(f"{error.filename or name}: cannot be read ({reason})") from error
-    return _source(builder, name, split, index, read)
+    points = _point_set(builder, name) if keypoints else None
+    return _source(builder, name, split, index, read, crowds, points)
 
 
 def _require_features(builder: Any, name: str) -> None:
@@ -243,7 +249,7 @@ def _scan_records(
 
 def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int]]], name: str) -> dict[str, Any]:
     places, sizes, ids, names = [], [], [], []
-    images, labels, boxes, areas, crowds, object_ids = [], [], [], [], [], []
+    images, labels, boxes, areas, crowds, object_ids, keypoints = [], [], [], [], [], [], []
     for n, (example, data, place) in enumerate(examples):
         file_name = os.fsdecode(_as_bytes(example.get("image/filename", b""))) or f"record {n}"
         if "image/height" in example:  # as annotated, so that a file of another size is found when it is read
@@ -260,6 +266,9 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
             size = corners[:, 2:] - corners[:, :2]
             box = np.stack([corners[:, 1], corners[:, 0], size[:, 1], size[:, 0]], axis=1)
             area = np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(-1)
+        if "keypoints" in objects:
+            points = np.asarray(objects["keypoints"], np.int64)
+            keypoints.append(points.view(np.float64).reshape(len(box), points.shape[-1] // 3, 3))
         count = len(box)
         places.append(place)
         sizes.append((height, width))
@@ -289,7 +298,7 @@ def _collect(examples: Iterator[tuple[dict[str, Any], bytes, tuple[int, int, int
         "area": np.concatenate(areas),
         "crowd": np.concatenate(crowds),
         "id": numbers,
-    }
+    } | ({"keypoints": np.concatenate(keypoints)} if keypoints else {})
 
 
 def _array_reader(record: Callable[[int, str], bytes], index: dict[str, Any]) -> Callable[[int], bytes]:
@@ -335,7 +344,24 @@ def _category_ids(builder: Any, classes: int) -> tuple[int, ...]:
     return tuple(range(1, classes + 1))
 
 
-def _source(builder: Any, name: str, split: str, index: dict[str, Any], read: Callable[[int], bytes]) -> Source:
+def _point_set(builder: Any, name: str) -> PointSet:
+    """What `kpjax.datasets.records` wrote of the objects' points."""
+    path = files.join(str(builder.data_dir), METADATA)
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+        stated = json.loads(files.read_bytes(path))["points"]
+        return PointSet(tuple(stated["names"]), edges=tuple((a, b) for a, b in stated["edges"]))
+    raise DataError(f"tfds set {name!r} has no keypoints; write it anew with `python -m kpjax records`")
+
+
+def _source(
+    builder: Any,
+    name: str,
+    split: str,
+    index: dict[str, Any],
+    read: Callable[[int], bytes],
+    crowds: str,
+    points: PointSet | None,
+) -> Source:
     features = builder.info.features
     label = getattr(features["objects"], "feature", features["objects"])["label"]
     classes = tuple(label.names)
@@ -354,8 +380,11 @@ def _source(builder: Any, name: str, split: str, index: dict[str, Any], read: Ca
             area=index["area"],
             crowd=index["crowd"],
             ids=index["id"],
+            keypoints=index["keypoints"] if points is not None else None,
         ),
         read=read,
+        crowds=crowds,
+        points=points,
     )
 
 

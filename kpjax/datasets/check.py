@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from kpjax.config import Config
 from kpjax.data import files
-from kpjax.data.augment import Draw, transform_boxes
 from kpjax.data.batch import decode_checked
 from kpjax.data.opening import open_source
-from kpjax.data.source import CROWD, NO_AREA, OUTSIDE, Source, left_out
+from kpjax.data.source import CROWD, NO_AREA, OUTSIDE, Source, all_objects, left_out, object_counts
 from kpjax.detectors.base import Detector
 from kpjax.errors import (
     DUPLICATE,
@@ -38,6 +37,8 @@ from kpjax.errors import (
     DataError,
 )
 from kpjax.images.decode import SUFFIXES, fitted_size, read_header
+from kpjax.images.geometry import square_crop
+from kpjax.objects import Objects, Placed, map_coordinates
 
 TURNED = "image with an EXIF rotation"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
@@ -143,7 +144,7 @@ def check_split(
     for kind, text, bad in _look_at_images(source, config, decode, progress):
         cases.setdefault(kind, []).append(text)
         first_bad = first_bad or bad
-    for kind, found in _look_at_boxes(source, config.data.max_boxes):
+    for kind, found in _look_at_boxes(source, config.data.max_boxes, config.data.crowds):
         cases.setdefault(kind, []).extend(found)
     unlisted = _unlisted(source, getattr(config.data, split).images if config.data.source == "coco" else "")
     if unlisted:
@@ -160,10 +161,10 @@ def check_split(
         name=source.name,
         images=len(source),
         classes=source.classes,
-        objects=np.array([len(labels) for labels in source.labels]),
-        class_counts=np.bincount(np.concatenate(source.labels), minlength=len(source.classes)),
+        objects=object_counts(source),
+        class_counts=np.bincount(all_objects(source)[0].labels, minlength=len(source.classes)),
         sizes=np.sqrt(np.prod(np.maximum(_on_input(source, config)[:, 2:], 0), axis=1)),
-        max_boxes=max(1, max(map(len, source.labels))),
+        max_boxes=max(1, int(object_counts(source).max(initial=0))),
         oddities=oddities,
     )
     if mistakes:
@@ -234,9 +235,9 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
     return found
 
 
-def _look_at_boxes(source: Source, max_boxes: int) -> Iterator[tuple[str, list[str]]]:
+def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tuple[str, list[str]]]:
     a = source.annotations
-    reasons = left_out(a, source.heights, source.widths)
+    reasons = left_out(a, source.heights, source.widths, crowds)
 
     def line(n: Any) -> str:
         image, box = int(a.image[n]), [round(float(v), 2) for v in a.bbox[n]]
@@ -249,7 +250,7 @@ def _look_at_boxes(source: Source, max_boxes: int) -> Iterator[tuple[str, list[s
     # Half a pixel: the rounding of annotation tools is no oddity.
     partly = (reasons == "") & ((x < -0.5) | (y < -0.5) | (x + w > right + 0.5) | (y + h > bottom + 0.5))
     yield from _some(PARTLY, [line(n) for n in np.flatnonzero(partly)])
-    counts = [len(labels) for labels in source.labels]
+    counts = object_counts(source).tolist()
     over = [f"{source.files[i]}: {c} boxes, {c - max_boxes} beyond it" for i, c in enumerate(counts) if c > max_boxes]
     yield from _some(OVER, over)
     yield from _some(NO_BOXES, [source.files[i] for i, c in enumerate(counts) if not c])
@@ -274,25 +275,24 @@ def _unlisted(source: Source, folder: str) -> list[str]:
 
 def _on_input(source: Source, config: Config) -> np.ndarray:
     """The trainable boxes (n, 4) float32 as x1 y1 w h of the network's input, the whole image placed on it."""
-    boxes, _ = _placed(source, config)
+    boxes = _placed(source, config)[0].boxes
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _placed(source: Source, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Trainable boxes (n, 4) xyxy in input pixels, as config.augment.kind="none" places them, and their images (n,)."""
-    counts = [len(labels) for labels in source.labels]
-    image = np.repeat(np.arange(len(source)), counts)
+def _placed(source: Source, config: Config) -> tuple[Objects, np.ndarray]:
+    """Trainable objects (n, ...) in input pixels, as config.augment.kind="none" places them, and their images (n,)."""
+    objects, image = all_objects(source)
     high, wide = fitted_size(source.heights, source.widths, config.data.canvas)
-    scale = np.stack([wide / source.widths, high / source.heights] * 2, axis=1).astype(np.float32)
-    boxes = np.concatenate(source.boxes) * scale[image]
+    scale = np.stack([wide / source.widths, high / source.heights], axis=1).astype(np.float32)[image]
+    objects = map_coordinates(objects, lambda xy: xy * scale[:, None])
     size = (config.augment.height, config.augment.width)
 
-    def place(box: Any, extent: Any) -> Any:
+    def place(one: Objects, extent: Any) -> Any:
         sides = extent[::-1].astype(jnp.float32)
-        return transform_boxes(box[None], extent, Draw(sides / 2, sides.max(), jnp.bool_(False)), size)[0]
+        crop = square_crop(sides / 2, sides.max(), jnp.bool_(False), extent, size)
+        return map_coordinates(one, crop.geometry.move_points)
 
-    placed = _in_chunks(jax.jit(jax.vmap(place)), boxes, np.stack([high, wide], axis=1)[image])
-    return placed.reshape(-1, 4), image
+    return _in_chunks(jax.jit(jax.vmap(place)), objects, np.stack([high, wide], axis=1)[image]), image
 
 
 def count_collisions(source: Source, config: Config, detector: Detector) -> dict[str, Collisions]:
@@ -300,18 +300,17 @@ def count_collisions(source: Source, config: Config, detector: Detector) -> dict
 
     Cells are those of `detector.encode`, an object at a time.
     """
-    boxes, image = _placed(source, config)
-    labels = np.concatenate(source.labels)
-    size = (config.augment.height, config.augment.width)
+    objects, image = _placed(source, config)
+    placed = Placed((config.augment.height, config.augment.width))
 
-    def cells(box: Any, label: Any) -> Any:
-        targets = detector.encode(box[None], label[None], jnp.ones(1, bool), size)
+    def cells(one: Objects) -> Any:
+        targets = detector.encode(jax.tree.map(lambda x: x[None], one), placed)
         # The heatmaps are never computed: nothing of them is asked for.
         names = [key[: -len("index")] for key in targets if key.endswith("index")]
         return {n: jnp.where(targets[f"{n}mask"], targets[f"{n}index"], -1)[0] for n in names}
 
-    found = _in_chunks(jax.jit(jax.vmap(cells)), boxes, labels)
-    return {name.rstrip("_"): _collisions(image, cell, labels) for name, cell in found.items()}
+    found = _in_chunks(jax.jit(jax.vmap(cells)), objects)
+    return {name.rstrip("_"): _collisions(image, cell, objects.labels) for name, cell in found.items()}
 
 
 def _collisions(image: np.ndarray, cell: np.ndarray, labels: np.ndarray) -> Collisions:
@@ -325,12 +324,17 @@ def _collisions(image: np.ndarray, cell: np.ndarray, labels: np.ndarray) -> Coll
     )
 
 
-def _in_chunks(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+def _in_chunks(function: Callable[..., Any], *trees: Any) -> Any:
     """A vmapped function of n objects, always of one shape, so that it is compiled once."""
     results = []
-    for begin in range(0, max(len(arrays[0]), 1), _CHUNK):
-        parts = [a[begin : begin + _CHUNK] for a in arrays]
-        count = len(parts[0])
-        padded = [np.concatenate([p, np.ones((_CHUNK - count, *p.shape[1:]), p.dtype)]) for p in parts]
-        results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], function(*padded)))
+    total = len(jax.tree.leaves(trees)[0])
+    for begin in range(0, max(total, 1), _CHUNK):
+        count = min(_CHUNK, total - begin)
+
+        def chunk(x: np.ndarray, begin: int = begin, count: int = count) -> np.ndarray:
+            part = x[begin : begin + _CHUNK]
+            return np.concatenate([part, np.ones((_CHUNK - count, *x.shape[1:]), x.dtype)])
+
+        found = function(*jax.tree.map(chunk, trees))
+        results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
     return jax.tree.map(lambda *x: np.concatenate(x), *results)

@@ -58,7 +58,7 @@ def write_records(
         os.makedirs(staging)
         _prepare(splits, staging, name, shards, file_format, skip_missing)
         for split, source in splits.items():
-            _compare(source, Tfds(name, split, staging))
+            _compare(source, Tfds(name, split, staging, keypoints=source.points is not None))
         os.rename(os.path.join(staging, name), goal)
     except OSError as error:
         raise DataError(f"{goal} cannot be written: {error.strerror or error}; nothing of it was kept") from error
@@ -180,7 +180,7 @@ def _builder_class(splits: dict[str, Source], name: str, skip_missing: bool) -> 
                 description="Images and boxes of a COCO instances JSON, written by `python -m kpjax records`.",
                 disable_shuffling=True,
                 metadata=tfds.core.MetadataDict(
-                    {"category_ids": list(first.category_ids), "written_by": "kpjax"},
+                    {"category_ids": list(first.category_ids), "written_by": "kpjax"} | _points_metadata(first),
                 ),
                 features=features.FeaturesDict(
                     {
@@ -199,6 +199,12 @@ def _builder_class(splits: dict[str, Source], name: str, skip_missing: bool) -> 
                                 # x, y, width, height and area as annotated: float64 seen as int64, since TFDS keeps
                                 # floats in 32 bits.
                                 "exact": features.Tensor(shape=(5,), dtype=np.int64),
+                                # x, y and visibility of each point, in the same way.
+                                **(
+                                    {"keypoints": features.Tensor(shape=(3 * len(first.points),), dtype=np.int64)}
+                                    if first.points
+                                    else {}
+                                ),
                             }
                         ),
                     }
@@ -254,7 +260,18 @@ def _object(annotation: dict[str, Any], image: dict[str, Any], labels: dict[int,
         "is_crowd": bool(annotation["iscrowd"]),
         "label": labels[annotation["category_id"]],
         "exact": np.array([x, y, w, h, annotation["area"]], np.float64).view(np.int64),
+        **(
+            {"keypoints": np.array(annotation["keypoints"], np.float64).view(np.int64)}
+            if "keypoints" in annotation
+            else {}
+        ),
     }
+
+
+def _points_metadata(source: Source) -> dict[str, Any]:
+    if source.points is None:
+        return {}
+    return {"points": {"names": list(source.points.names), "edges": [list(edge) for edge in source.points.edges]}}
 
 
 def _compare(source: Source, written: Source) -> None:
@@ -262,6 +279,7 @@ def _compare(source: Source, written: Source) -> None:
     some = range(0, len(source), -(-len(source) // _READ_BACK))
     same = (
         source.classes == written.classes
+        and source.points == written.points
         and source.category_ids == written.category_ids
         and np.array_equal(source.image_ids, written.image_ids)
         and np.array_equal(source.heights, written.heights)
@@ -277,7 +295,8 @@ def _by_image(source: Source) -> list[np.ndarray]:
     """All that is annotated, crowds too, image by image: a folder's file may have it in another order."""
     a = source.annotations
     order = np.argsort(a.image, kind="stable")
-    return [x[order] for x in (a.image, a.label, a.bbox, a.area, a.crowd, truth_ids(a.ids))]
+    kept = [a.image, a.label, a.bbox, a.area, a.crowd, truth_ids(a.ids)]
+    return [x[order] for x in (kept if a.keypoints is None else [*kept, a.keypoints])]
 
 
 def _data(source: Source, i: int) -> bytes:

@@ -15,7 +15,7 @@ import jax
 
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import Preprocess
-from kpjax.objects import Detections
+from kpjax.objects import Detections, PointSet
 
 Array = jax.Array
 Targets = dict[str, Array]
@@ -52,18 +52,18 @@ class Detector:
     net: the linen module; `net.apply(variables, images, train=False)` -> Outputs.
     num_classes: K.
     preprocess: what images have to look like.
-    encode: (boxes (M, 4) xyxy in input pixels, labels (M,), valid (M,), (H, W)) -> Targets of one
-        image; pure and vmappable.
+    encode: (Objects of one image in input pixels, Placed) -> Targets of it; pure and vmappable.
     normaliser: (batched targets) -> the counts that the loss divides by, a dict of float32
         scalars over the whole batch, to be summed over micro-batches.
     loss: (outputs, batched targets, normaliser) -> (loss, parts): float32 scalars.
-    decode: (head maps of the last stack, top_k=100, size=None, windows=None) -> Detections in input
-        pixels, (B, N, ...).  size: (H, W) of the input, static.  windows: (B, 4) top, left, bottom, right
-        of the image in it.  What they are good for is the detector's affair; both may be left out.
+    decode: (head maps of the last stack, Placed or None, top_k=100) -> Detections in input pixels, (B, N, ...).
+        Only the corner detectors read where the image is placed; without it, it fills the input.
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
     protocols: the published test protocols by preset ("na", "flip", "ms").
     oracle: (batched targets, (H, W)) -> head maps like the network's that say what the targets say, for the analysis
         of errors; None: there is none.
+    points: the points of an object that it learns and finds; None: boxes alone.
+    heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of so many pixels, less so many; see `check_size`.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
@@ -81,6 +81,8 @@ class Detector:
     merge_flip: Callable[[dict[str, Array]], dict[str, Array]]
     protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
     oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
+    points: PointSet | None = None
+    heatmaps: tuple[str, ...] = ("heatmap",)
     stride: int = 4
     multiple: int = 1
     less: int = 0

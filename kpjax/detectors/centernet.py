@@ -21,9 +21,10 @@ from kpjax.detectors.base import Array, Detector, Outputs, Protocol, Targets, re
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB, Preprocess
 from kpjax.nn.heads import Heads
-from kpjax.objects import Detections
+from kpjax.objects import Detections, Objects, Placed
 from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.keypoint_targets import last_in_cell
 from kpjax.ops.merge import merge_mirrored, merge_scales
 from kpjax.ops.oracle import logits, nearest_values
 
@@ -174,18 +175,15 @@ def _backbone(c: CenterNetConfig, dtype: Any) -> nn.Module:
     )
 
 
-def encode(
-    boxes: Array, labels: Array, valid: Array, size: tuple[int, int], *, rules: Rules, num_classes: int
-) -> Targets:
+def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:
     """Targets of one image.
 
-    boxes: (M, 4) float32 x1 y1 x2 y2 in input pixels.  labels: (M,) int32.  valid: (M,) bool.
-    size: (H, W) of the input, static.  Returns "heatmap" (h, w, K) float32; and for each slot m
-    "index" (M,) int32 cell y * w + x, "mask" (M,) bool, "wh" (M, 2) and "offset" (M, 2) float32
-    in cells, "label" (M,) int32.  A box that is no object keeps its slot, with mask False.
+    objects: (M, ...), in input pixels.  placed: of which only the input's size is read.  Returns "heatmap" (h, w, K)
+    float32; and for each slot m "index" (M,) int32 cell y * w + x, "mask" (M,) bool, "wh" (M, 2) and "offset" (M, 2)
+    float32 in cells, "label" (M,) int32.  A box that is no object keeps its slot, with mask False.
     """
-    height, width = size[0] // STRIDE, size[1] // STRIDE
-    boxes = boxes.astype(jnp.float32) / STRIDE
+    height, width = placed.size[0] // STRIDE, placed.size[1] // STRIDE
+    boxes, labels, valid = objects.boxes.astype(jnp.float32) / STRIDE, objects.labels, objects.valid
     if rules.clip:
         limit = jnp.asarray([width - 1, height - 1, width - 1, height - 1], jnp.float32)
         boxes = jnp.clip(boxes, 0.0, limit)
@@ -201,10 +199,7 @@ def encode(
     labels = jnp.where(valid, labels, num_classes)  # scatters of the empty slots fall off the end
     heatmap = draw_gaussians(cell, radius, labels, valid, (height, width), num_classes)
     index = jnp.where(valid, cell[:, 1] * width + cell[:, 0], 0)
-    mask = valid
-    if rules.one_per_cell:
-        same = (index[:, None] == index[None, :]) & valid[None, :]
-        mask = valid & ~jnp.triu(same, 1).any(-1)
+    mask = last_in_cell(index, valid) if rules.one_per_cell else valid
     keep = mask[:, None]
     return {
         "heatmap": heatmap,
@@ -272,10 +267,8 @@ def score_map(maps: dict[str, Array], rules: Rules) -> Array:
     return heat if rules.probabilities else jax.nn.sigmoid(heat)
 
 
-def decode(
-    maps: dict[str, Array], top_k: int = 100, size: Any = None, windows: Any = None, *, rules: Rules
-) -> Detections:
-    """Boxes of the best peaks (Objects as Points, section 4), in input pixels, whatever size and windows are.
+def decode(maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, rules: Rules) -> Detections:
+    """Boxes of the best peaks (Objects as Points, section 4), in input pixels, wherever the image is placed.
 
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them; without an
     "offset" a centre lies in the middle of its cell.  Returns (B, top_k, ...), best first.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kpjax.detectors.base import Array
 from kpjax.detectors.corner_config import SIDES, CornerNetConfig, Rules
-from kpjax.objects import Detections
+from kpjax.objects import Detections, Placed, Record, map_coordinates
 from kpjax.ops import corners
 from kpjax.ops.corners import Candidates, Points
 from kpjax.ops.frames import Frame, frame_of
@@ -30,15 +30,13 @@ def points_of(views: dict[str, Array], name: str, count: int, kernel: int) -> Po
     return corners.best_points(*heads, count, kernel, logits=True)
 
 
-def candidates(
-    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, *, config: CornerNetConfig
-) -> tuple[Candidates, Frame]:
+def candidates(maps: dict[str, Array], placed: Placed | None, *, config: CornerNetConfig) -> tuple[Candidates, Frame]:
     """Paired corners in pixels of the plain image, (B * V, N, ...), best first, and the views' frame.
 
     Boxes may reach beyond the image, unless the rules pull them inside; see `inside_image`.
     """
     views = views_of(maps)
-    frame = frame_of(views["tl_heat"].shape, size, windows)
+    frame = frame_of(views["tl_heat"].shape, placed)
     points = [frame.to_image(points_of(views, side, config.corners, config.kernel)) for side in SIDES]
     inside = config.rules.inside
     if inside:
@@ -86,10 +84,10 @@ def suppress(found: Candidates, config: CornerNetConfig, top_k: int, exponent: f
     return jax.lax.map(one, found)
 
 
-def select(found: Candidates, windows: Array | None, top_k: int, rules: Rules) -> Detections:
+def select(found: Candidates, placed: Placed | None, top_k: int, rules: Rules) -> Detections:
     """The best `top_k` candidates of each image in pixels of the input, (B, top_k); (B, 2 top_k) with stale rows.
 
-    found: (B, N, ...) in pixels of the image.  windows: as `decode` has it.
+    found: (B, N, ...) in pixels of the image.  placed: as `decode` has it.
     The originals keep every row level with the last one, and the stale copies of soft-NMS often are
     (golden: FACTS_hourglass, Test time), so that as many again have a place.
     """
@@ -97,31 +95,27 @@ def select(found: Candidates, windows: Array | None, top_k: int, rules: Rules) -
     scores, chosen = largest(found.scores, min(slots, found.scores.shape[1]))
     if scores.shape[1] > top_k:
         scores = jnp.where(scores >= scores[:, top_k - 1 : top_k], scores, 0.0)
-    boxes = in_input(jnp.take_along_axis(found.boxes, chosen[..., None], axis=1), windows)
+    boxes = jnp.take_along_axis(found.boxes, chosen[..., None], axis=1)
     labels = jnp.take_along_axis(found.labels, chosen, axis=1)
     empty = [(0, 0), (0, slots - scores.shape[1])]
-    return Detections(
-        boxes=jnp.pad(boxes, [*empty, (0, 0)]),
-        scores=jnp.pad(jnp.maximum(scores, 0.0), empty),
-        labels=jnp.pad(labels, empty),
-    )
+    rows = in_input(Detections(boxes=boxes, scores=jnp.maximum(scores, 0.0), labels=labels), placed)
+    return jax.tree.map(lambda x: jnp.pad(x, [*empty, (0, 0)][: x.ndim]), rows)
 
 
-def pairs_of(
-    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, config: CornerNetConfig
-) -> Candidates:
+def pairs_of(maps: dict[str, Array], placed: Placed | None, config: CornerNetConfig) -> Candidates:
     """All views' pairs, (B, V * N, ...), cut to their image, in its pixels."""
-    found, frame = candidates(maps, size, windows, config=config)
+    found, frame = candidates(maps, placed, config=config)
     if not config.rules.inside:
         found = inside_image(found, frame)
     return merge_views(found, maps["tl_heat"].shape[0])
 
 
-def in_input(boxes: Array, windows: Array | None) -> Array:
-    """Boxes (B, N, 4) in pixels of the image in those of the input.  windows: as `decode` has it."""
-    if windows is None:
-        return boxes
-    return boxes + windows[:, None, jnp.asarray([1, 0, 1, 0])].astype(jnp.float32)
+def in_input(record: Record, placed: Placed | None) -> Record:
+    """What was found, (B, N, ...), in pixels of the image in those of the input.  placed: as `decode` has it."""
+    if placed is None or placed.window is None:
+        return record
+    corner = placed.window[:, jnp.asarray([1, 0])].astype(jnp.float32)  # x y
+    return map_coordinates(record, lambda xy: xy + corner.reshape(-1, *(1,) * (xy.ndim - 2), 2))
 
 
 def merge_flip(maps: dict[str, Array]) -> dict[str, Array]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from kpjax.detectors.base import Array, Outputs, Targets
 from kpjax.detectors.corner_config import KEYPOINTS, SIDES, STRIDE, CornerNetConfig, Rules
+from kpjax.objects import Objects, Placed
 from kpjax.ops import losses
-from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.heatmap import gaussian_radius
+from kpjax.ops.keypoint_targets import keypoint_targets
 from kpjax.ops.oracle import logits, nearest_values
 from kpjax.ops.peaks import gather_cells
 
@@ -18,14 +20,12 @@ def map_size(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
 
 
-def boxes_on_map(
-    boxes: Array, labels: Array, valid: Array, size: tuple[int, int], rules: Rules
-) -> tuple[Array, Array, Array, Array]:
+def boxes_on_map(objects: Objects, size: tuple[int, int], rules: Rules) -> tuple[Array, Array, Array, Array]:
     """Boxes in input pixels and in cells, labels, and which are objects, by the rules; see `encode`.
 
     Cells are pixels times w / W, which is 128 / 511 and not a quarter in the recipes.
     """
-    boxes = boxes.astype(jnp.float32)
+    boxes, labels, valid = objects.boxes.astype(jnp.float32), objects.labels, objects.valid
     if rules.clip:
         limit = jnp.asarray([size[1], size[0], size[1], size[0]], jnp.float32) - 1
         boxes = jnp.clip(boxes, 0.0, limit)
@@ -54,51 +54,22 @@ def gaussian_sizes(cells: Array, valid: Array, rules: Rules) -> Array:
     return jnp.maximum(radius.astype(jnp.int32), 0)
 
 
-def keypoint_targets(
-    name: str,
-    points: Array,
-    radius: Array,
-    labels: Array,
-    valid: Array,
-    shape: tuple[int, int],
-    rules: Rules,
-    num_classes: int,
-    sigma_divisor: float = 6.0,
-) -> Targets:
-    """Heatmap, cells and offsets of one kind of keypoint.  points: (M, 2) x y in cells; the rest as `encode` has it."""
-    height, width = shape
-    cell = jnp.clip(points.astype(jnp.int32), 0, jnp.asarray([width - 1, height - 1]))
-    # Scatters of the empty slots fall off the end.
-    classes = jnp.where(valid, labels, num_classes)
-    index = jnp.where(valid, cell[:, 1] * width + cell[:, 0], 0)
-    mask = valid
-    if rules.one_per_cell:
-        same = (index[:, None] == index[None, :]) & valid[None, :]
-        mask = valid & ~jnp.triu(same, 1).any(-1)
-    return {
-        f"{name}_heat": draw_gaussians(cell, radius, classes, valid, shape, num_classes, sigma_divisor),
-        f"{name}_index": index,
-        f"{name}_mask": mask,
-        f"{name}_off": jnp.where(mask[:, None], points - cell, 0.0),
-    }
-
-
-def encode(
-    boxes: Array, labels: Array, valid: Array, size: tuple[int, int], *, rules: Rules, num_classes: int
-) -> Targets:
+def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:
     """Targets of one image.
 
-    boxes: (M, 4) float32 x1 y1 x2 y2 in input pixels.  labels: (M,) int32.  valid: (M,) bool.
-    size: (H, W) of the input, static.  Returns "mask" (M,) bool, the objects whose embeddings are trained; and for
-    each corner, "tl" and "br": "_heat" (h, w, K) float32, "_index" (M,) int32 cell y * w + x, "_mask" (M,) bool
-    and "_off" (M, 2) float32, the offset within the cell where "_mask" is set.
+    objects: (M, ...), in input pixels.  placed: of which only the input's size is read.  Returns "mask" (M,) bool,
+    the objects whose embeddings are trained; and for each corner, "tl" and "br": "_heat" (h, w, K) float32, "_index"
+    (M,) int32 cell y * w + x, "_mask" (M,) bool and "_off" (M, 2) float32, the offset within the cell where "_mask"
+    is set.
     """
-    _, cells, labels, valid = boxes_on_map(boxes, labels, valid, size, rules)
+    _, cells, labels, valid = boxes_on_map(objects, placed.size, rules)
     radius = gaussian_sizes(cells, valid, rules)
-    shape = map_size(size)
+    shape = map_size(placed.size)
     targets: Targets = {"mask": valid}
     for name, points in (("tl", cells[:, :2]), ("br", cells[:, 2:])):
-        targets |= keypoint_targets(name, points, radius, labels, valid, shape, rules, num_classes)
+        targets |= keypoint_targets(
+            name, points, radius, labels, valid, shape, num_classes, one_per_cell=rules.one_per_cell
+        )
     return targets
 
 

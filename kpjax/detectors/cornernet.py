@@ -31,7 +31,7 @@ from kpjax.detectors.corner_config import (
 from kpjax.detectors.corner_decode import in_input, merge_flip, pairs_of, select, suppress
 from kpjax.detectors.corner_targets import encode, loss, normaliser, oracle
 from kpjax.nn.pooling import CornerPool
-from kpjax.objects import Detections
+from kpjax.objects import Detections, Placed
 from kpjax.ops.corners import Candidates
 from kpjax.ops.merge import best_rows, merge_mirrored
 
@@ -63,33 +63,22 @@ class CornerNet(nn.Module):
 
 
 def decode(
-    maps: dict[str, Array],
-    top_k: int = 100,
-    size: tuple[int, int] | None = None,
-    windows: Array | None = None,
-    *,
-    config: CornerNetConfig,
+    maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig
 ) -> Detections:
     """Boxes of the best pairs of corners after soft-NMS (CornerNet, section 3.1 and 4.2), in input pixels.
 
-    maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them.  size: (H, W) of the input;
-    None: 4 h - 1 and 4 w - 1.  windows: (B, 4) top, left, bottom, right of the image in the input; None: all of it.
+    maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them.  placed: None: inputs
+    of 4 h - 1 and 4 w - 1 pixels that the image fills.
     Returns what `select` does, best first.
     """
-    return select(suppress(pairs_of(maps, size, windows, config), config, top_k), windows, top_k, config.rules)
+    return select(suppress(pairs_of(maps, placed, config), config, top_k), placed, top_k, config.rules)
 
 
 def rows(
-    maps: dict[str, Array],
-    top_k: int = 100,
-    size: tuple[int, int] | None = None,
-    windows: Array | None = None,
-    *,
-    config: CornerNetConfig,
+    maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig
 ) -> Candidates:
     """`decode` without soft-NMS, for `merge_scales`: all pairs, (B, V * N, ...), in input pixels, whatever top_k is."""
-    found = pairs_of(maps, size, windows, config)
-    return dataclasses.replace(found, boxes=in_input(found.boxes, windows))
+    return in_input(pairs_of(maps, placed, config), placed)
 
 
 def merge_scales(views: tuple[Candidates, ...], top_k: int, *, config: CornerNetConfig) -> Detections:
@@ -142,6 +131,7 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         merge_flip=merge_flip,
         protocols=protocols(config),
         oracle=oracle,
+        heatmaps=("tl_heat", "br_heat"),
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,

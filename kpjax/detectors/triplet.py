@@ -20,8 +20,9 @@ from kpjax.detectors.base import PLAIN_AND_FLIP, Array, Detector, Outputs, Proto
 from kpjax.detectors.corner_config import SIDES, STRIDE, CornerNetConfig, Rules
 from kpjax.nn.heads import Heads
 from kpjax.nn.pooling import CascadeCornerPool, CenterPool
-from kpjax.objects import Detections
+from kpjax.objects import BOX, POINT, Detections, Objects, Placed
 from kpjax.ops.corners import Candidates, Points, require_centers
+from kpjax.ops.keypoint_targets import keypoint_targets
 from kpjax.ops.merge import best_rows
 
 # The released program keeps CornerNet's first radius formula, at an IoU of 0.7 (golden: targets_centernet_triplet).
@@ -57,43 +58,35 @@ class Triplet(nn.Module):
         return outputs
 
 
-def encode(
-    boxes: Array, labels: Array, valid: Array, size: tuple[int, int], *, rules: Rules, num_classes: int
-) -> Targets:
+def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:
     """CornerNet's targets of one image (`corner_targets.encode`), and those of "center"."""
-    targets = corner_targets.encode(boxes, labels, valid, size, rules=rules, num_classes=num_classes)
-    pixels, cells, labels, valid = corner_targets.boxes_on_map(boxes, labels, valid, size, rules)
-    center = corner_targets.to_cells((pixels[:, :2] + pixels[:, 2:]) / 2, size)
-    radius = corner_targets.gaussian_sizes(cells, valid, rules)
-    return targets | corner_targets.keypoint_targets(
-        "center", center, radius, labels, valid, corner_targets.map_size(size), rules, num_classes, CENTER_SIGMA
-    )
+    targets = corner_targets.encode(objects, placed, rules=rules, num_classes=num_classes)
+    pixels, cells, labels, valid = corner_targets.boxes_on_map(objects, placed.size, rules)
+    center = corner_targets.to_cells((pixels[:, :2] + pixels[:, 2:]) / 2, placed.size)
+    radius, shape = corner_targets.gaussian_sizes(cells, valid, rules), corner_targets.map_size(placed.size)
+    options: dict[str, Any] = {"one_per_cell": rules.one_per_cell, "sigma_divisor": CENTER_SIGMA}
+    return targets | keypoint_targets("center", center, radius, labels, valid, shape, num_classes, **options)
 
 
 def decode(
-    maps: dict[str, Array],
-    top_k: int = 100,
-    size: tuple[int, int] | None = None,
-    windows: Array | None = None,
-    *,
-    config: CornerNetConfig,
+    maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig
 ) -> Detections:
     """Pairs of corners with a centre between them, after soft-NMS (Keypoint Triplets, section 3.1), in input pixels.
 
     As `cornernet.decode`.  With a mirrored view the centres of both count for the boxes of both, those
     of the plain image first.  Areas are those of input pixels.
     """
-    found, centers = pairs_and_centers(maps, size, windows, config)
+    found, centers = pairs_and_centers(maps, placed, config)
     return corner_decode.select(
-        corner_decode.suppress(rescored(found, centers), config, top_k), windows, top_k, config.rules
+        corner_decode.suppress(rescored(found, centers), config, top_k), placed, top_k, config.rules
     )
 
 
 def pairs_and_centers(
-    maps: dict[str, Array], size: tuple[int, int] | None, windows: Array | None, config: CornerNetConfig
+    maps: dict[str, Array], placed: Placed | None, config: CornerNetConfig
 ) -> tuple[Candidates, Points]:
     """All views' pairs (B, V * N, ...), cut to their image, and centres (B, V * K, ...), in its pixels."""
-    found, frame = corner_decode.candidates(maps, size, windows, config=config)
+    found, frame = corner_decode.candidates(maps, placed, config=config)
     x1, y1, x2, y2 = (found.boxes[..., i] for i in range(4))
     beyond = (x1 <= -BEYOND) | (y1 <= -BEYOND) | (x2 >= frame.width + BEYOND) | (y2 >= frame.height + BEYOND)
     found = dataclasses.replace(found, scores=jnp.where(beyond, -1.0, found.scores))
@@ -115,37 +108,28 @@ def rescored(found: Candidates, centers: Points) -> Candidates:
 class Rows:
     """What `merge_scales` needs of a scale: `Candidates`, and the centres: points (B, P, 2) x y, scores, labels."""
 
-    boxes: Any
-    scores: Any
-    labels: Any
-    corner_scores: Any
-    points: Any
-    point_scores: Any
-    point_labels: Any
+    boxes: Any = flax.struct.field(metadata=BOX)
+    scores: Any = flax.struct.field()
+    labels: Any = flax.struct.field()
+    corner_scores: Any = flax.struct.field()
+    points: Any = flax.struct.field(metadata=POINT)
+    point_scores: Any = flax.struct.field()
+    point_labels: Any = flax.struct.field()
 
 
-def rows(
-    maps: dict[str, Array],
-    top_k: int = 100,
-    size: tuple[int, int] | None = None,
-    windows: Array | None = None,
-    *,
-    config: CornerNetConfig,
-) -> Rows:
+def rows(maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig) -> Rows:
     """`decode` before any centre is looked for: all pairs and all centres, in input pixels, whatever top_k is."""
-    found, centers = pairs_and_centers(maps, size, windows, config)
-    points = jnp.stack([centers.xs, centers.ys], -1)
-    if windows is not None:
-        points = points + windows[:, None, jnp.asarray([1, 0])].astype(jnp.float32)
-    return Rows(
-        boxes=corner_decode.in_input(found.boxes, windows),
+    found, centers = pairs_and_centers(maps, placed, config)
+    rows = Rows(
+        boxes=found.boxes,
         scores=found.scores,
         labels=found.labels,
         corner_scores=found.corner_scores,
-        points=points,
+        points=jnp.stack([centers.xs, centers.ys], -1),
         point_scores=centers.scores,
         point_labels=centers.labels,
     )
+    return corner_decode.in_input(rows, placed)
 
 
 def merge_scales(views: tuple[Rows, ...], top_k: int, *, config: CornerNetConfig, plain: int) -> Detections:
@@ -194,6 +178,7 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         merge_flip=corner_decode.merge_flip,
         protocols=protocols(config),
         oracle=corner_targets.oracle,
+        heatmaps=("tl_heat", "br_heat", "center_heat"),
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kpjax.objects import Placed
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -40,7 +42,7 @@ def test_program(detector: Any, tree: Any, size: tuple[int, int], preset: str, t
         if mirrored:
             images = jnp.concatenate([images, images[:, :, ::-1]])
         heads = detector.net.apply(jax.tree.unflatten(tree, weights), images, train=False)[-1]
-        found = detector.decode(detector.merge_flip(heads) if mirrored else heads, top_k=top_k, size=size)
+        found = detector.decode(detector.merge_flip(heads) if mirrored else heads, Placed(size), top_k)
         return found.boxes, found.scores, found.labels
 
     return program

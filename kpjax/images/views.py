@@ -16,6 +16,7 @@ import numpy as np
 
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import Preprocess
+from kpjax.objects import Record, map_coordinates
 
 Size = tuple[int, int]  # (height, width)
 
@@ -38,6 +39,28 @@ class View:
     shift: tuple[float, float]
     shrink: tuple[float, float]
     window: tuple[int, int, int, int]
+
+    def to_image(self, record: Record) -> Record:
+        """The record (`Detections`, ...; NumPy) with its boxes and points in the image's own pixels, float32.
+
+        Boxes are not clipped to the image: the original CenterNet does not clip, and neither its published AP nor
+        the golden cases do.
+        """
+        return map_coordinates(record, self.xy_to_image)
+
+    def to_canvas(self, record: Record) -> Record:
+        """The inverse of `to_image`: from the image's pixels to the canvas's."""
+        return map_coordinates(record, self.xy_to_canvas)
+
+    def xy_to_image(self, xy: np.ndarray) -> np.ndarray:
+        """(..., 2) x y, or (..., 4) two of them, in canvas pixels -> float32 in the image's own pixels."""
+        shift, shrink = (np.tile(np.asarray(v, np.float64), xy.shape[-1] // 2) for v in (self.shift, self.shrink))
+        return ((np.asarray(xy, np.float64) - shift) / self.zoom / shrink).astype(np.float32)
+
+    def xy_to_canvas(self, xy: np.ndarray) -> np.ndarray:
+        """The inverse of `xy_to_image`."""
+        shift, shrink = (np.tile(np.asarray(v, np.float64), xy.shape[-1] // 2) for v in (self.shift, self.shrink))
+        return (np.asarray(xy, np.float64) * shrink * self.zoom + shift).astype(np.float32)
 
 
 def keep_view(preprocess: Preprocess, image: Size, scale: float = 1.0, max_side: int = 0) -> View:
@@ -182,24 +205,6 @@ def place(image: np.ndarray, view: View, preprocess: Preprocess) -> np.ndarray:
     return cv2.warpAffine(
         image, matrix, view.canvas[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=border
     )
-
-
-def to_image(boxes: np.ndarray, view: View) -> np.ndarray:
-    """(..., 4) x1 y1 x2 y2 in canvas pixels -> float32 in the image's own pixels.
-
-    Boxes are not clipped to the image: the original CenterNet does not clip, and neither its
-    published AP nor the golden cases do.
-    """
-    shift = np.array([*view.shift, *view.shift], np.float64)
-    shrink = np.array([*view.shrink, *view.shrink], np.float64)
-    return ((np.asarray(boxes, np.float64) - shift) / view.zoom / shrink).astype(np.float32)
-
-
-def to_canvas(boxes: np.ndarray, view: View) -> np.ndarray:
-    """The inverse of `to_image`: (..., 4) x1 y1 x2 y2 in image pixels -> float32 in canvas pixels."""
-    shift = np.array([*view.shift, *view.shift], np.float64)
-    shrink = np.array([*view.shrink, *view.shrink], np.float64)
-    return (np.asarray(boxes, np.float64) * shrink * view.zoom + shift).astype(np.float32)
 
 
 def affine(

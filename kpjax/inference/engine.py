@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kpjax.images.views import View, to_image
+from kpjax.images.views import View
 from kpjax.inference.program import Merge
 from kpjax.objects import Detections
 
@@ -20,13 +20,10 @@ def rows_in_image(batch: Any, slot: int, view: View) -> Any:
     """
     rows = jax.tree.map(lambda x: x[slot], batch)
     with np.errstate(over="ignore", invalid="ignore"):
-        boxes = to_image(rows.boxes, view)
-    finite = np.isfinite(boxes).all(-1)
-    moved = {"boxes": np.where(finite[:, None], boxes, np.float32(0))}
-    if hasattr(rows, "points"):
-        twice = np.concatenate([rows.points, rows.points], axis=-1)
-        moved["points"] = to_image(twice, view)[..., :2]
-    return dataclasses.replace(rows, scores=np.where(finite, rows.scores, 0).astype(np.float32), **moved)
+        rows = view.to_image(rows)
+    finite = np.isfinite(rows.boxes).all(-1)
+    boxes, scores = np.where(finite[:, None], rows.boxes, np.float32(0)), np.where(finite, rows.scores, np.float32(0))
+    return dataclasses.replace(rows, boxes=boxes, scores=scores.astype(np.float32))
 
 
 def finished(views: tuple[Any, ...], merge: Merge | None, names: tuple[str, ...] = ()) -> Detections:

@@ -25,11 +25,12 @@ from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.decode import decode
-from kpjax.images.views import Size, View, make_view, place, share_canvases, to_canvas
+from kpjax.images.views import Size, View, make_view, place, share_canvases
 from kpjax.inference.engine import finished, rows_in_image
 from kpjax.inference.outputs import Evaluation, coco_rows
 from kpjax.inference.program import Infer, Merge, make_infer, make_merge, protocol_of
 from kpjax.metrics.coco import MAX_DETS, measure
+from kpjax.objects import Objects, empty_objects, padded
 from kpjax.parallel.sharding import make_mesh
 
 
@@ -153,7 +154,7 @@ class Evaluator:
         canvases, windows = np.zeros((self.batch, *canvas, 3), np.uint8), np.zeros((self.batch, 4), np.int32)
         tags = np.full((self.batch, 2), -1, np.int32)
         inputs = (canvases, windows, tags, *self._objects(source, [], tags[:, 0]))
-        jax.block_until_ready(self.infer(_on_mesh(variables, self.mesh), *map(self._shard, inputs)))
+        jax.block_until_ready(self.infer(_on_mesh(variables, self.mesh), *jax.tree.map(self._shard, inputs)))
         return time.perf_counter() - started
 
     def _results(
@@ -169,7 +170,7 @@ class Evaluator:
             if between:
                 between()
             inputs = (*inputs, *self._objects(source, views, inputs[2][:, 0]))
-            running.append(self.infer(variables, *map(self._shard, inputs)))
+            running.append(self.infer(variables, *jax.tree.map(self._shard, inputs)))
             if len(running) > 1:
                 yield jax.device_get(running.popleft())
         while running:
@@ -210,17 +211,16 @@ class Evaluator:
                 canvases[slot], tags[slot, 1] = canvas, 1
         return canvases, windows, tags
 
-    def _objects(self, source: Source, views: Sequence[View], numbers: np.ndarray) -> tuple[np.ndarray] | tuple[()]:
+    def _objects(self, source: Source, views: Sequence[View], numbers: np.ndarray) -> tuple[Objects] | tuple[()]:
         """With an oracle: what `make_infer` calls objects, of the views `numbers` (-1: none), slots for the fullest."""
         if not self.oracle:
             return ()
-        objects = np.zeros((len(numbers), max(1, *map(len, source.labels)), 6), np.float32)
-        for slot, number in enumerate(numbers.tolist()):
-            if number >= 0:
-                boxes, labels = source.boxes[number], source.labels[number]
-                objects[slot, : len(labels), :4] = to_canvas(boxes, views[number])
-                objects[slot, : len(labels), 4], objects[slot, : len(labels), 5] = labels, 1
-        return (objects,)
+        slots = max(1, *map(len, source.objects))
+        rows = [
+            padded(views[n].to_canvas(source.objects[n]), slots) if n >= 0 else empty_objects(source.objects[0], slots)
+            for n in numbers.tolist()
+        ]
+        return (jax.tree.map(lambda *parts: np.stack(parts), *rows),)
 
     def _canvas(self, source: Source, index: int, view: View) -> np.ndarray | None:
         """The canvas of one image; None where it cannot be read and the configuration says to skip it."""

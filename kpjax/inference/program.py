@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kpjax.detectors.base import Array, Detector, Protocol
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import Preprocess
-from kpjax.objects import Detections
+from kpjax.objects import (
+    Detections,
+    Objects,
+    Placed,
+    PointSet,
+    Record,
+    in_mirror_order,
+    map_coordinates,
+    object_shapes,
+)
 from kpjax.parallel.compiling import compiler_options
 
 Infer = Callable[..., tuple[Any, Array]]
@@ -34,7 +42,7 @@ def make_infer(
     One compilation for each shape of canvases; keep the function to keep its programs.
 
     oracle: heads whose maps are replaced by the ground truth's.  The function then has a fifth argument, objects:
-    (B, M, 6) float32 x1 y1 x2 y2 in canvas pixels, label, and 1 where the slot holds an object.
+    `Objects` (B, M, ...) in canvas pixels.
 
     The batch is divided over all axes of the mesh.  Decoding runs under `jax.shard_map`: `lax.top_k` on
     a sharded heatmap would gather it.  Only the detections are replicated.
@@ -46,7 +54,7 @@ def make_infer(
     heads_of, rows_of = make_parts(detector, mesh, preset=preset, top_k=top_k)
 
     def infer(
-        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Array | None = None
+        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Objects | None = None
     ) -> tuple[Detections, Array]:
         size = (canvases.shape[1], canvases.shape[2])
         heads = heads_of(variables, canvases, windows)
@@ -83,17 +91,15 @@ def make_parts(
         return outputs[-1]
 
     def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
-        options = {"top_k": top_k, "size": size}
+        placed = Placed(size, windows)
         if protocol.mirror == "maps":
             # pairs were interleaved for the sharding's sake; merge_flip wants [plain; mirrored]
             heads = {name: jnp.concatenate([x[0::2], x[1::2]]) for name, x in heads.items()}
             heads = detector.merge_flip(heads)
         if protocol.mirror != "boxes":
-            return to_rows(heads, windows=windows, **options)
-        plain, mirrored = (
-            to_rows({name: x[start::2] for name, x in heads.items()}, windows=windows, **options) for start in (0, 1)
-        )
-        mirrored = dataclasses.replace(mirrored, boxes=mirror_boxes(mirrored.boxes, windows))
+            return to_rows(heads, placed, top_k)
+        plain, mirrored = (to_rows({name: x[start::2] for name, x in heads.items()}, placed, top_k) for start in (0, 1))
+        mirrored = mirror_in_window(mirrored, windows, detector.points)
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), plain, mirrored)
 
     def rows_of(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
@@ -106,11 +112,10 @@ def make_parts(
     return heads_of, rows_of
 
 
-def true_heads(detector: Detector, objects: Array, size: tuple[int, int]) -> dict[str, Array]:
+def true_heads(detector: Detector, objects: Objects, size: tuple[int, int]) -> dict[str, Array]:
     """The detector's head maps as the ground truth has them, (B, h, w, .).  objects: as in `make_infer`."""
     assert detector.oracle is not None
-    boxes, labels, valid = objects[..., :4], objects[..., 4].astype(jnp.int32), objects[..., 5] > 0
-    targets = jax.vmap(lambda b, k, v: detector.encode(b, k, v, size))(boxes, labels, valid)
+    targets = jax.vmap(lambda one: detector.encode(one, Placed(size)))(objects)
     return detector.oracle(targets, size)
 
 
@@ -121,7 +126,7 @@ def _check_oracle(detector: Detector, preset: str, heads: Sequence[str]) -> None
     if protocol.mirror or protocol.scales != Protocol().scales:
         raise ConfigError(f"the oracle works on one view of an image, as in the paper; preset {preset!r} has more")
     side = 2 * detector.multiple - detector.less
-    objects = jax.ShapeDtypeStruct((1, 1, 6), jnp.float32)
+    objects = object_shapes((1, 1), detector.points)
     known = jax.eval_shape(lambda x: true_heads(detector, x, (side, side)), objects)
     for head in heads:
         if head not in known:
@@ -152,10 +157,14 @@ def mirror_within(images: Array, windows: Array) -> Array:
     return jnp.take_along_axis(images, (turned % images.shape[2])[:, None, :, None], axis=2)
 
 
-def mirror_boxes(boxes: Array, windows: Array) -> Array:
-    """(B, N, 4) boxes on canvases mirrored by `mirror_within`, and back."""
-    turn = (windows[:, 1] + windows[:, 3]).astype(jnp.float32)[:, None]
-    return jnp.stack([turn - boxes[..., 2], boxes[..., 1], turn - boxes[..., 0], boxes[..., 3]], axis=-1)
+def mirror_in_window(found: Record, windows: Array, points: PointSet | None = None) -> Record:
+    """What was found, (B, N, ...), on canvases mirrored by `mirror_within`, on the plain ones, and back."""
+    turn = (windows[:, 1] + windows[:, 3]).astype(jnp.float32)[:, None, None]
+
+    def turned(xy: Array) -> Array:
+        return jnp.stack([turn - xy[..., 0], xy[..., 1]], axis=-1)
+
+    return in_mirror_order(map_coordinates(found, turned), True, points)
 
 
 def make_merge(detector: Detector, preset: str, top_k: int) -> Merge | None:

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from kpjax.objects import BOX
 from kpjax.ops import peaks
 from kpjax.ops.largest import largest
 
@@ -36,9 +37,9 @@ class Candidates:
     those of several scales are merged; None once that is done.
     """
 
-    boxes: Array
-    scores: Array
-    labels: Array
+    boxes: Array = flax.struct.field(metadata=BOX)
+    scores: Array = flax.struct.field()
+    labels: Array = flax.struct.field()
     corner_scores: Array | None = None
 
 

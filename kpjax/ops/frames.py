@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from kpjax.objects import Placed
 from kpjax.ops.corners import Points
 
 Array = jax.Array
@@ -40,14 +41,14 @@ class Frame:
         return jnp.where(self.mirrored, self.width - xs, xs)
 
 
-def frame_of(shape: tuple[int, ...], size: tuple[int, int] | None, windows: Array | None, stride: int = 4) -> Frame:
+def frame_of(shape: tuple[int, ...], placed: Placed | None, stride: int = 4) -> Frame:
     """The frame of score maps of `shape` (B, V, h, w, K), V views of an image, the second one mirrored.
 
-    size: (H, W) of the input; None: stride h - 1 and stride w - 1, as the originals' inputs are.
-    windows: (B, 4) top, left, bottom, right of the image in the input; None: all of it.
+    placed: None: inputs of stride h - 1 and stride w - 1 pixels, as the originals' are, that the image fills.
     """
     batch, views, height, width = shape[:4]
-    full = size or (stride * height - 1, stride * width - 1)
+    full = placed.size if placed else (stride * height - 1, stride * width - 1)
+    windows = placed.window if placed else None
     if windows is None:
         windows = jnp.broadcast_to(jnp.asarray([0, 0, *full], jnp.float32), (batch, 4))
     top, left, bottom, right = (

@@ -95,7 +95,7 @@ def split_over_fsdp(tree: Any, mesh: Mesh | None) -> Any:
     return jax.lax.with_sharding_constraint(tree, parameter_sharding(mesh, tree))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Make global arrays of this process's slice of a batch."""
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Make global arrays of this process's slice of a batch, a tree of NumPy arrays."""
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -15,11 +15,12 @@ from kpjax.config import Config
 from kpjax.data.opening import open_source
 from kpjax.data.source import Source
 from kpjax.detectors import from_config
-from kpjax.detectors.base import Array, Detector, Targets
+from kpjax.detectors.base import Detector, Targets
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import Preprocess
+from kpjax.objects import NONE, Objects, Placed, PointSet, map_coordinates
 from kpjax.parallel import distributed
-from kpjax.show.drawing import class_color, draw_detections
+from kpjax.show.drawing import class_color, draw_objects
 
 _TILE = 256  # smaller images are enlarged to about this side, so that a person sees the pixels
 _GAP = 4
@@ -43,35 +44,36 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     if os.path.isdir(path):
         raise ConfigError(f"--show-batch {path} is a folder; name a PNG file")
     source = train_source or open_source(config.data, "train")
-    detector = with_boxes(from_config(config, len(source.classes)))
+    detector = with_objects(from_config(config, len(source.classes)))
     # Examples are numbered from 0, so a smaller batch holds the first images of the real one.
     batch = next(train_batches(source, config.data, batch=min(_MOST, config.batch), seed=config.seed))
     del batch["index"]
     images, targets = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))
     seen = to_pixels(images, detector.preprocess)
     height, width = seen.shape[1:3]
-    boxes, valid = targets["boxes"], targets["valid"]
+    objects: Objects = targets["objects"]
     corner = np.array([width, height], np.float32)
-    inside = (np.minimum(boxes[..., 2:], corner) > np.maximum(boxes[..., :2], 0)).all(-1)
+    inside = (np.minimum(objects.boxes[..., 2:], corner) > np.maximum(objects.boxes[..., :2], 0)).all(-1)
+    shown = dataclasses.replace(objects, role=np.where(inside, objects.role, NONE))
     # A detector of several keypoints has a heatmap each.
-    heatmaps = np.maximum.reduce([v for k, v in targets.items() if k.endswith(("heat", "heatmap"))])
+    heatmaps = np.maximum.reduce([targets[name] for name in detector.heatmaps])
     try:
-        show_batch(path, seen, boxes, targets["labels"], valid & inside, heatmaps, source.classes, _MOST)
+        show_batch(path, seen, shown, heatmaps, source.classes, _MOST, detector.points)
     except OSError as error:
         raise ConfigError(f"--show-batch {path} cannot be written: {error.strerror or error}") from error
-    gone = int((valid & ~inside).sum())
+    gone = int((objects.valid & ~inside).sum())
     print(
         f"{path}: the first {len(seen)} training images of {config.augment.width} x {config.augment.height} pixels, "
-        f"left with their {int((valid & inside).sum())} boxes ({gone} more are outside the crops), "
+        f"left with their {int(shown.valid.sum())} boxes ({gone} more are outside the crops), "
         f"right with the heatmaps of {detector.num_classes} classes"
     )
 
 
-def with_boxes(detector: Detector) -> Detector:
-    """The detector with targets that also hold what they were made from: "boxes", "labels" and "valid"."""
+def with_objects(detector: Detector) -> Detector:
+    """The detector with targets that also hold what they were made from, as "objects"."""
 
-    def encode(boxes: Array, labels: Array, valid: Array, size: tuple[int, int]) -> Targets:
-        return {**detector.encode(boxes, labels, valid, size), "boxes": boxes, "labels": labels, "valid": valid}
+    def encode(objects: Objects, placed: Placed) -> Targets:
+        return {**detector.encode(objects, placed), "objects": objects}  # type: ignore[dict-item]
 
     return dataclasses.replace(detector, encode=encode)
 
@@ -87,19 +89,18 @@ def to_pixels(images: Any, preprocess: Preprocess) -> np.ndarray:
 def show_batch(
     path: str,
     images: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    valid: np.ndarray,
+    objects: Objects,
     heatmaps: np.ndarray,
     names: Sequence[str],
     limit: int = _MOST,
+    points: PointSet | None = None,
 ) -> None:
     """Write a PNG grid: each training image with its boxes, and beside it with its heatmaps.
 
-    images: (B, H, W, 3) uint8 RGB, as augmented, before normalisation.  boxes: (B, M, 4) xyxy in
-    pixels of these images.  labels: (B, M) ints.  valid: (B, M) bool.  heatmaps: (B, h, w, K)
-    floats in 0..1, the targets; each class has the colour of its boxes.  At most `limit` images
-    are shown.  Raises ValueError where the shapes do not belong together.
+    images: (B, H, W, 3) uint8 RGB, as augmented, before normalisation.  objects: (B, M, ...) in pixels of these
+    images.  heatmaps: (B, h, w, K) floats in 0..1, the targets; each class has the colour of its boxes.  At most
+    `limit` images are shown.  points: what the objects' points are.  Raises ValueError where the shapes do not belong
+    together.
     """
     images, heatmaps = np.asarray(images), np.asarray(heatmaps, np.float32)
     if images.ndim != 4 or images.dtype != np.uint8 or heatmaps.ndim != 4 or len(heatmaps) != len(images):
@@ -111,9 +112,10 @@ def show_batch(
     scale = max(1, _TILE // max(height, width))
     tiles = []
     for b in range(min(limit, len(images))):
-        keep = np.asarray(valid[b], bool)
+        of_image = jax.tree.map(lambda x, b=b: np.asarray(x)[b], objects)
+        of_image = map_coordinates(of_image, lambda xy: xy * scale)
         image = images[b].repeat(scale, 0).repeat(scale, 1)
-        drawn = draw_detections(image, np.asarray(boxes[b])[keep] * scale, np.asarray(labels[b])[keep], None, names)
+        drawn = draw_objects(image, of_image, names, points=points)
         tiles.append(np.concatenate([drawn, _overlay(image, heatmaps[b])], axis=1))
     columns = 1 if len(tiles) < 3 else 2 if len(tiles) < 12 else 3
     rows = -(-len(tiles) // columns)

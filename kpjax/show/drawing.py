@@ -1,4 +1,4 @@
-"""Boxes, labels and scores drawn into an image."""
+"""Objects drawn into an image: boxes, labels, scores, points."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from kpjax.objects import Detections, Objects, PointSet, Record, map_coordinates
+
 Color = tuple[int, int, int]
 _Rect = tuple[float, float, float, float]
+POINT_SCORE = 0.1  # least score of a found point that is drawn
 _LEGIBLE = 9  # pixels of text height; smaller letters cannot be read
 
 
@@ -23,37 +26,46 @@ def class_color(label: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def enlarge(image: np.ndarray, boxes: Any, least: int = 384) -> tuple[np.ndarray, np.ndarray]:
-    """A small image (H, W, 3) and its boxes (N, 4) enlarged by a whole factor, so that labels leave room for objects.
+def enlarge(image: np.ndarray, found: Record, least: int = 384) -> tuple[np.ndarray, Record]:
+    """A small image (H, W, 3) and what is in it enlarged by a whole factor, so that labels leave room for objects.
 
     least: pixels that the longer side gets to, about; a larger image is returned as it is.
     """
     factor = max(1, round(least / max(image.shape[:2])))
-    return image.repeat(factor, 0).repeat(factor, 1), np.asarray(boxes, np.float64) * factor
+    return image.repeat(factor, 0).repeat(factor, 1), map_coordinates(found, lambda xy: xy * factor)
 
 
-def draw_detections(
-    image: np.ndarray, boxes: Any, labels: Any, scores: Any, names: Sequence[str], score_thr: float = 0.0
+def draw_objects(
+    image: np.ndarray,
+    found: Objects | Detections,
+    names: Sequence[str],
+    score_thr: float = 0.0,
+    points: PointSet | None = None,
 ) -> np.ndarray:
-    """Draw boxes with class names (and scores) into a copy of an image.
+    """Draw objects into a copy of an image: boxes with class names (and scores), and the points there are.
 
-    image: (H, W, 3) uint8 RGB.  boxes: (N, 4) xyxy in the image's pixels; parts outside are cut.
-    labels: (N,) ints.  scores: (N,) or None (annotations: only names are written).  names: class
-    names; a label beyond them is written as its number.  Boxes scored below `score_thr` are left
-    out, and the best are drawn on top.  Lines and letters scale with the image; in an image too
-    small for letters, boxes alone are drawn.
+    image: (H, W, 3) uint8 RGB.  found: one image's `Detections`, or `Objects` (only names are written, empty slots and
+    ignored regions are left out), NumPy, in the image's pixels; parts outside are cut.  names: class names; a label
+    beyond them is written as its number.  Detections scored below `score_thr` are left out, and the best are drawn on
+    top.  points: which points are joined by lines.  Lines and letters scale with the image; in an image too small for
+    letters, boxes alone are drawn.
 
     Returns (H, W, 3) uint8.  Raises ValueError on an image of another kind, or arrays that do not match.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"draw_detections needs an (H, W, 3) uint8 image, not {image.shape} {image.dtype}")
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    labels = np.asarray(labels).reshape(-1).astype(int)
-    shown = np.ones(len(boxes)) if scores is None else np.asarray(scores, np.float64).reshape(-1)
-    if not len(boxes) == len(labels) == len(shown):
-        raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels and {len(shown)} scores: give one of each a box")
-    order = [i for i in np.argsort(shown, kind="stable") if shown[i] >= score_thr and np.isfinite(boxes[i]).all()]
+        raise ValueError(f"draw_objects needs an (H, W, 3) uint8 image, not {image.shape} {image.dtype}")
+    if isinstance(found, Objects):
+        scores, least, shown, xy, point_least = found.valid, 0.5, found.seen, found.points, 0.0
+    else:
+        scores, least, shown, xy = found.scores, score_thr, found.keypoint_scores, found.keypoints
+        point_least = POINT_SCORE
+    boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
+    labels = np.asarray(found.labels).reshape(-1).astype(int)
+    scores = np.asarray(scores, np.float64).reshape(-1)
+    if not len(boxes) == len(labels) == len(scores):
+        raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels and {len(scores)} scores: give one of each a box")
+    order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= least and np.isfinite(boxes[i]).all()]
 
     height, width = image.shape[:2]
     line = max(1 + (max(height, width) >= 200), round(max(height, width) / 300))
@@ -61,15 +73,32 @@ def draw_detections(
     canvas = ImageDraw.Draw(picture)
     for i in order:
         _draw_box(canvas, boxes[i], class_color(labels[i]), line, width, height)
+        if xy is not None:
+            there = np.ones(len(xy[i]), bool) if shown is None else np.asarray(shown[i]) > point_least
+            _draw_points(canvas, np.asarray(xy[i]), there, points, class_color(labels[i]), line)
     size = max(_LEGIBLE + 1, round(max(height, width) / 52))
     if size * 2 <= min(height, width):
         font = ImageFont.load_default(size)
         taken: list[_Rect] = []
         for i in reversed(order):  # the best chooses its place first
             name = names[labels[i]] if 0 <= labels[i] < len(names) else f"class {labels[i]}"
-            text = name if scores is None else f"{name} {shown[i]:.2f}"
+            text = name if isinstance(found, Objects) else f"{name} {scores[i]:.2f}"
             _draw_label(canvas, boxes[i], text, class_color(labels[i]), font, line, width, height, taken)
     return np.array(picture)
+
+
+def _draw_points(
+    canvas: ImageDraw.ImageDraw, xy: np.ndarray, there: np.ndarray, points: PointSet | None, color: Color, line: int
+) -> None:
+    """An object's points (J, 2), those that are `there` (J,), and the lines between them, with a rim as boxes have."""
+    for a, b in points.edges if points else ():
+        if there[a] and there[b]:
+            ends = [tuple(map(float, xy[a])), tuple(map(float, xy[b]))]
+            canvas.line(ends, fill=_contrast(color), width=line + 2)
+            canvas.line(ends, fill=color, width=line)
+    radius = line + 1
+    for x, y in xy[there & np.isfinite(xy).all(-1)].tolist():
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=_contrast(color))
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, color: Color, line: int, width: int, height: int) -> None:

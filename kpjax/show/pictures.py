@@ -12,6 +12,7 @@ from kpjax.errors import DataError
 from kpjax.images.decode import decode
 from kpjax.inference.evaluate import Evaluation
 from kpjax.inference.outputs import spare_folder, spare_inputs
+from kpjax.objects import Detections
 
 
 def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
@@ -21,7 +22,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
     """
     from PIL import Image
 
-    from kpjax.show.drawing import draw_detections, enlarge
+    from kpjax.show.drawing import draw_objects, enlarge
 
     check_pictures(folder, source)
     os.makedirs(folder, exist_ok=True)
@@ -42,7 +43,8 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
         scores = np.array([row["score"] for row in rows], np.float32)
-        drawn = draw_detections(*enlarge(image, boxes), labels, scores, source.classes, score_thr)
+        large, found = enlarge(image, Detections(boxes, scores, labels))
+        drawn = draw_objects(large, found, source.classes, score_thr, source.points)
         Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
         written += 1
     return written

@@ -26,10 +26,10 @@ def describe_run(
     start: int,
 ) -> str:
     """What a person wants to know before step 1."""
-    from kpjax.data.source import count_over
+    from kpjax.data.source import count_over, object_counts
 
     count = sum(x.size for x in jax.tree.leaves(shapes.params))
-    boxes = sum(len(b) for b in source.boxes)
+    boxes = int(object_counts(source).sum())
     over = count_over(source, config.data.max_boxes)
     dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
     reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"

@@ -124,7 +124,9 @@ def _run(
         _warn_environment(stored.get("environment", {}))
 
     # The step, compiled before anything runs, so that its size is known.
-    lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(shapes, batch_shapes(config))
+    lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(
+        shapes, batch_shapes(config, detector.points)
+    )
     clock_before = time.monotonic()
     step = lowered.compile()
     say(describe_run(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))

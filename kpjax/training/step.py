@@ -20,11 +20,12 @@ from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.nn.cpu import LONG_SUM, apart_on_cpu
+from kpjax.objects import Objects, PointSet, object_shapes
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
 from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
 
-Batch = dict[str, Array]
+Batch = dict[str, Any]  # of arrays and of `Objects`
 Metrics = dict[str, Array]
 
 
@@ -76,29 +77,31 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
     )
 
 
-def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the step takes beside its state: shapes and dtypes of a global batch."""
-    n, side, boxes = config.batch, config.data.canvas, config.data.max_boxes
+def batch_shapes(config: Config, points: PointSet | None = None) -> dict[str, Any]:
+    """What the step takes beside its state: shapes and dtypes of a global batch.
+
+    points: `detector.points`, where the detector learns any.
+    """
+    n, side = config.batch, config.data.canvas
     return {
         "canvas": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
         "size": jax.ShapeDtypeStruct((n, 2), np.int32),
-        "boxes": jax.ShapeDtypeStruct((n, boxes, 4), np.float32),
-        "labels": jax.ShapeDtypeStruct((n, boxes), np.int32),
-        "valid": jax.ShapeDtypeStruct((n, boxes), np.bool_),
+        "objects": object_shapes((n, config.data.max_boxes), points),
         "counter": jax.ShapeDtypeStruct((n,), np.int32),
     }
 
 
 def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Targets]:
     """A raw batch -> the network's input (B, H, W, 3) float32 and its targets."""
-    size = (config.augment.height, config.augment.width)
 
-    def one(counter: Array, canvas: Array, extent: Array, boxes: Array, labels: Array, valid: Array) -> Any:
+    def one(counter: Array, canvas: Array, extent: Array, objects: Objects) -> Any:
         key = jax.random.fold_in(jax.random.key(config.seed), counter)
-        image, boxes = augment(key, canvas, extent, boxes, config.augment, detector.preprocess)
-        return image, detector.encode(boxes, labels, valid, size)
+        image, objects, placed = augment(
+            key, canvas, extent, objects, config.augment, detector.preprocess, detector.points
+        )
+        return image, detector.encode(objects, placed)
 
-    return jax.vmap(one)(*(batch[k] for k in ("counter", "canvas", "size", "boxes", "labels", "valid")))
+    return jax.vmap(one)(*(batch[k] for k in ("counter", "canvas", "size", "objects")))
 
 
 def make_step(
