@@ -41,12 +41,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kpjax.objects import OBJECT, Objects
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import kpjax
 from kpjax.detectors.base import Detector
 from kpjax.errors import UserError
-from kpjax.images.views import View, make_view, place, to_canvas
+from kpjax.images.views import View, make_view, place
 from kpjax.inference.engine import finished, rows_in_image
 from kpjax.inference.program import make_merge, make_parts, protocol_of, true_heads
 from kpjax.parallel.compiling import compiler_options
@@ -74,8 +76,8 @@ def planted_heads(
     """
     rng = np.random.default_rng(seed)
     mirrored = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], 1)
-    columns = np.stack([labels, np.ones(len(labels))], 1).astype(np.float32)
-    objects = np.stack([np.concatenate([b, columns], 1) for b in (boxes, mirrored)])
+    both = np.stack([boxes, mirrored]).astype(np.float32)
+    objects = Objects(both, np.stack([labels] * 2), np.full((2, len(labels)), OBJECT, np.int32))
     truth = jax.device_get(jax.jit(lambda x: true_heads(detector, x, size))(objects))
     config: Any = detector.net.config  # type: ignore[attr-defined]
     probabilities = getattr(config.rules, "probabilities", False)  # what mmdetection's heatmap holds
@@ -130,7 +132,7 @@ class Case:
         boxes, labels = random_objects(objects, detector.num_classes, size)
         for view in self.views:
             like = jax.eval_shape(heads_of, variables, *self.place(view))
-            planted = planted_heads(detector, like, to_canvas(boxes, view), labels, view.canvas, seed=batch)
+            planted = planted_heads(detector, like, view.xy_to_canvas(boxes), labels, view.canvas, seed=batch)
             self.made.append(jax.device_put([planted, crowded_heads(like, seed=batch)], self.everywhere))
         start = time.perf_counter()
         self.rows = {kind: int(found.scores.size) for kind, found in self.round()}

@@ -14,6 +14,7 @@ import kpjax
 from kpjax.config import Config
 from kpjax.detectors.base import Detector
 from kpjax.nn.layers import BatchNorm, Conv
+from tests.records import objects_of
 
 OPTIONS = {"width": 8, "deconv": (8,), "head_channels": 8}
 CLASSES = 3
@@ -73,7 +74,7 @@ def random_variables(net: nn.Module, height: int = SIDE, width: int = SIDE, seed
     return jax.tree_util.tree_map_with_path(one, jax.eval_shape(net.init, jax.random.key(0), images))
 
 
-def random_batch(count: int = 8, step: int = 0, seed: int = 0, boxes: int = 4) -> dict[str, np.ndarray]:
+def random_batch(count: int = 8, step: int = 0, seed: int = 0, boxes: int = 4) -> dict[str, Any]:
     """A pipeline's batch of noise with up to `boxes` boxes an image, some images with none."""
     rng = np.random.default_rng([seed, step])
     corner = rng.uniform(0, SIDE / 2, (count, boxes, 2))
@@ -81,8 +82,10 @@ def random_batch(count: int = 8, step: int = 0, seed: int = 0, boxes: int = 4) -
     return {
         "canvas": rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8),
         "size": np.full((count, 2), SIDE, np.int32),
-        "boxes": np.concatenate([corner, corner + sides], -1).astype(np.float32),
-        "labels": rng.integers(0, CLASSES, (count, boxes), np.int32),
-        "valid": np.arange(boxes) < rng.integers(0, boxes + 1, (count, 1)),
+        "objects": objects_of(
+            np.concatenate([corner, corner + sides], -1).astype(np.float32),
+            rng.integers(0, CLASSES, (count, boxes), np.int32),
+            np.arange(boxes) < rng.integers(0, boxes + 1, (count, 1)),
+        ),
         "counter": (step * count + np.arange(count)).astype(np.int32),
     }

@@ -12,18 +12,12 @@ import numpy as np
 import pytest
 
 from kpjax.config import AugmentConfig
-from kpjax.data import augment as module
-from kpjax.data.augment import (
-    Draw,
-    augment,
-    draw_geometry,
-    jitter_color,
-    shrink_border,
-    source_positions,
-    transform_boxes,
-)
+from kpjax.data.augment import augment, cut_boxes, jitter_color
+from kpjax.images import resample as resample_module
+from kpjax.images.geometry import draw_crop, shrink_border, square_crop
 from kpjax.images.preprocess import COCO_BGR, Preprocess
 from kpjax.images.resample import resample
+from tests.records import objects_of
 
 PLAIN = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 QUIET: dict[str, Any] = {"color": 0.0, "lighting": 0.0}
@@ -36,10 +30,10 @@ def keys(n: int, seed: int = 0) -> jax.Array:
 # --- geometry ------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def warp(canvas: Any, size: Any, draw: Draw, output: tuple[int, int], border: Any) -> Any:
-    ys, xs = source_positions(size, draw, output)
-    return resample(canvas, size, ys, xs, border)
+@functools.partial(jax.jit, static_argnums=5)
+def warp(canvas: Any, size: Any, center: Any, side: Any, flip: Any, output: tuple[int, int], border: Any) -> Any:
+    crop = square_crop(center, side, flip, size, output)
+    return resample(canvas, size, crop.ys, crop.xs, border)
 
 
 @pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 rounds positions to 1/32 of a pixel")
@@ -65,10 +59,8 @@ def test_resample_is_opencvs_warp() -> None:
         expected = cv2.warpAffine(
             source, matrix, output[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=border
         )
-        draw = Draw(jnp.asarray(center), jnp.float32(side), jnp.asarray(flip))
-        found = np.asarray(
-            warp(canvas, np.array([height, width], np.int32), draw, output, np.array(border, np.float32))
-        )
+        size = np.array([height, width], np.int32)
+        found = np.asarray(warp(canvas, size, center, np.float32(side), flip, output, np.array(border, np.float32)))
         worst = max(worst, float(np.abs(np.rint(found) - expected).max()))
     assert worst <= 1
 
@@ -80,8 +72,8 @@ def test_both_forms_of_resampling_agree() -> None:
 
     @jax.jit
     def forms(ys: Any, xs: Any, size: Any) -> Any:
-        weights = [module._axis_weights(p, n) for p, n in ((ys, size[0]), (xs, size[1]))]
-        return module._resample_gather(canvas, *weights), module._resample_matmul(canvas, *weights)
+        weights = [resample_module._axis_weights(p, n) for p, n in ((ys, size[0]), (xs, size[1]))]
+        return resample_module._resample_gather(canvas, *weights), resample_module._resample_matmul(canvas, *weights)
 
     for size in ((40, 40), (17, 33), (1, 1)):
         ys, xs = (rng.uniform(-5, 45, n).astype(np.float32) for n in (21, 30))
@@ -103,9 +95,10 @@ def test_boxes_follow_the_pixels() -> None:
 
         @jax.jit
         def run(keys: Any, config: AugmentConfig = config) -> Any:
-            boxes = jnp.asarray([corners], jnp.float32)
+            objects = objects_of(jnp.asarray([corners], jnp.float32), jnp.zeros(1, jnp.int32))
             size = jnp.asarray([height, width], jnp.int32)
-            return jax.vmap(lambda k: augment(k, canvas, size, boxes, config, PLAIN))(keys)
+            images, moved, _ = jax.vmap(lambda k: augment(k, canvas, size, objects, config, PLAIN))(keys)
+            return images, moved.boxes
 
         for image, boxes in zip(*map(np.asarray, run(keys(24))), strict=True):
             assert image.shape == (*output, 3)
@@ -125,10 +118,11 @@ def test_boxes_follow_the_pixels() -> None:
 
 
 def test_whole_image_without_randomness_is_a_plain_resize_of_its_square() -> None:
-    draw = draw_geometry(jax.random.key(0), jnp.asarray([60, 100]), AugmentConfig(kind="none", flip=0.0))
-    assert draw.center.tolist() == [50, 30] and float(draw.side) == 100 and not bool(draw.flip)
-    box = transform_boxes(jnp.asarray([[0.0, 0.0, 100.0, 60.0]]), jnp.asarray([60, 100]), draw, (200, 200))
-    np.testing.assert_allclose(box, [[0, 40, 200, 160]], atol=1e-4)
+    config = AugmentConfig(kind="none", flip=0.0, height=200, width=200)
+    geometry = draw_crop(jax.random.key(0), jnp.asarray([60, 100]), config).geometry
+    assert geometry.source.tolist() == [50, 30] and not bool(geometry.mirrored) and not bool(geometry.changed)
+    moved = geometry.move(objects_of(jnp.asarray([[0.0, 0.0, 100.0, 60.0]]), jnp.zeros(1, jnp.int32)))
+    np.testing.assert_allclose(moved.boxes, [[0, 40, 200, 160]], atol=1e-4)
 
 
 def test_border_shrinks_as_the_originals() -> None:
@@ -148,15 +142,14 @@ def test_draws_of_the_crop(size: tuple[int, int]) -> None:
     """Flip rate, scales, and whole-number centres in [border, extent - border), before they are mirrored."""
     config = AugmentConfig(kind="crop")
     n = 4000
-    draws = jax.jit(jax.vmap(lambda key: draw_geometry(key, jnp.asarray(size, jnp.int32), config)))(keys(n))
-    flip, side, center = np.asarray(draws.flip), np.asarray(draws.side), np.asarray(draws.center)
+    draws = jax.jit(jax.vmap(lambda key: draw_crop(key, jnp.asarray(size, jnp.int32), config).geometry))(keys(n))
+    flip, side = np.asarray(draws.mirrored), config.width / np.abs(np.asarray(draws.scale)[:, 0])
     assert abs(flip.mean() - 0.5) < 0.04
     used = np.round(side / max(size), 3)
     values, counts = np.unique(used, return_counts=True)
     np.testing.assert_allclose(values, config.scales, atol=1e-3)
     assert np.abs(counts / n - 1 / 8).max() < 0.025
-    plain = center.copy()
-    plain[flip, 0] = size[1] - 1 - plain[flip, 0]
+    plain = np.asarray(draws.source)
     np.testing.assert_array_equal(plain, np.round(plain))
     for axis, extent in ((0, size[1]), (1, size[0])):
         border = 128 if extent > 256 else 64 if extent > 128 else 32
@@ -173,14 +166,14 @@ def test_draws_of_the_crop(size: tuple[int, int]) -> None:
 def test_draws_of_the_shift() -> None:
     config = AugmentConfig(kind="shift", shift=0.1, scale=0.4, flip=0.0)
     size = (480, 640)
-    draws = jax.jit(jax.vmap(lambda key: draw_geometry(key, jnp.asarray(size, jnp.int32), config)))(keys(4000))
-    move = (np.asarray(draws.center) - [320, 240]) / 640
+    draws = jax.jit(jax.vmap(lambda key: draw_crop(key, jnp.asarray(size, jnp.int32), config).geometry))(keys(4000))
+    move = (np.asarray(draws.source) - [320, 240]) / 640
     assert np.abs(move).max() <= 0.2 + 1e-6 and abs(move.mean()) < 0.005
     assert move.std() == pytest.approx(0.1 * 0.9594, rel=0.05)  # a normal cut at two deviations
-    factor = np.asarray(draws.side) / 640
+    factor = config.width / np.asarray(draws.scale)[:, 0] / 640
     assert factor.min() == pytest.approx(0.6) and factor.max() == pytest.approx(1.4)
     assert np.mean(np.isclose(factor, 0.6)) == pytest.approx(0.159, abs=0.03)  # clipped at one deviation
-    assert not np.asarray(draws.flip).any()
+    assert not np.asarray(draws.mirrored).any()
 
 
 # --- colour --------------------------------------------------------------------------------------
@@ -244,8 +237,13 @@ def test_color_jitter_can_be_switched_off() -> None:
 def test_same_key_same_example_and_border_color() -> None:
     config = AugmentConfig(kind="crop", height=32, width=48, scales=(1.3,))
     canvas = jnp.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    size, boxes = jnp.asarray([40, 64]), jnp.asarray([[5.0, 6.0, 30.0, 20.0]])
-    run = jax.jit(lambda key: augment(key, canvas, size, boxes, config, COCO_BGR))
+    size, objects = jnp.asarray([40, 64]), objects_of(jnp.asarray([[5.0, 6.0, 30.0, 20.0]]), jnp.zeros(1, jnp.int32))
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        image, moved, _ = augment(key, canvas, size, objects, config, COCO_BGR)
+        return image, moved.boxes
+
     one, again, other = run(jax.random.key(3)), run(jax.random.key(3)), run(jax.random.key(4))
     for a, b, c in zip(one, again, other, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -257,7 +255,7 @@ def test_same_key_same_example_and_border_color() -> None:
     config = AugmentConfig(kind="none", height=32, width=32, flip=0.0, **QUIET)
     for border in ("black", "mean"):
         preprocess = Preprocess(order="BGR", mean=COCO_BGR.mean, std=COCO_BGR.std, border=border)
-        image, _ = augment(jax.random.key(0), white, jnp.asarray([20, 64]), boxes, config, preprocess)
+        image, *_ = augment(jax.random.key(0), white, jnp.asarray([20, 64]), objects, config, preprocess)
         outside = np.zeros(3) if border == "mean" else -np.array(COCO_BGR.mean) / COCO_BGR.std
         np.testing.assert_allclose(image[0], np.tile(outside, (32, 1)), atol=1e-5)
         inside = (1 - np.array(COCO_BGR.mean)) / COCO_BGR.std  # channels in the network's order
@@ -266,5 +264,6 @@ def test_same_key_same_example_and_border_color() -> None:
 
 def test_crop_boxes_cuts_and_drops_by_the_centre() -> None:
     boxes = jnp.asarray([[-10.0, 5, 30, 25], [-30, 5, 10, 25], [50, 30, 80, 60], [2, 2, 8, 8]])
-    found = np.asarray(module.crop_boxes(boxes, (48, 64)))
-    np.testing.assert_array_equal(found, [[0, 5, 30, 25], [0, 0, 0, 0], [0, 0, 0, 0], [2, 2, 8, 8]])
+    found = cut_boxes(objects_of(boxes, jnp.zeros(4, jnp.int32)), (48, 64))
+    np.testing.assert_array_equal(found.boxes, [[0, 5, 30, 25], [0, 0, 0, 0], [0, 0, 0, 0], [2, 2, 8, 8]])
+    assert found.valid.tolist() == [True, False, False, True]

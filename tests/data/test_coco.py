@@ -6,6 +6,7 @@ import io
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,10 +24,10 @@ def test_order_classes_boxes_and_files(folder):
     source = open_source(config, "train")
     assert source.image_ids.tolist() == [50, 49, 48, 47, 46, 45, 44]
     assert source.classes == ("three", "seven", "none") and source.category_ids == (3, 7, 90)
-    assert [len(b) for b in source.boxes] == [0, 1, 2, 3, 0, 1, 2]
-    np.testing.assert_array_equal(source.boxes[3], [[1.5, 2, 11.5, 9], [2.5, 2, 12.5, 10], [3.5, 2, 13.5, 11]])
-    assert source.labels[3].tolist() == [1, 0, 1] and source.labels[3].dtype == np.int32
-    assert source.boxes[0].shape == (0, 4) and source.boxes[3].dtype == np.float32
+    assert [len(o) for o in source.objects] == [0, 1, 2, 3, 0, 1, 2]
+    np.testing.assert_array_equal(source.objects[3].boxes, [[1.5, 2, 11.5, 9], [2.5, 2, 12.5, 10], [3.5, 2, 13.5, 11]])
+    assert source.objects[3].labels.tolist() == [1, 0, 1] and source.objects[3].labels.dtype == np.int32
+    assert source.objects[0].boxes.shape == (0, 4) and source.objects[3].boxes.dtype == np.float32
     assert (source.heights[1], source.widths[1]) == (64, 48)
     assert source.dropped == {} and source.on_disk
     assert source.read(1) == Path(config.train.images, "sub", "1.jpg").read_bytes()
@@ -36,7 +37,7 @@ def test_order_classes_boxes_and_files(folder):
 def test_annotations_out_of_order_stay_with_their_images(folder):
     plain = open_source(folder(), "train")
     shuffled = open_source(folder(lambda d: d["annotations"].sort(key=lambda a: a["id"] % 10)), "train")
-    for a, b in zip(plain.boxes + plain.labels, shuffled.boxes + shuffled.labels, strict=True):
+    for a, b in zip(*(jax.tree.leaves(source.objects) for source in (plain, shuffled)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -51,8 +52,8 @@ def test_what_training_leaves_out_is_counted_and_stays_in_the_ground_truth(folde
 
     source = open_source(folder(edit), "train")
     assert source.dropped == {"crowd": 1, "no area": 1, "outside the image": 2}
-    assert len(source.boxes[3]) == 0
-    np.testing.assert_array_equal(source.boxes[6], [[60, -5, 70, 5]])
+    assert not source.objects[3].valid.any()
+    np.testing.assert_array_equal(source.objects[6].boxes, [[60, -5, 70, 5]])
     assert len(source.ground_truth()["annotations"]) == 9
     assert sum(a["iscrowd"] for a in source.ground_truth()["annotations"]) == 1
 
@@ -191,8 +192,8 @@ def test_missing_files_may_be_skipped(folder):
     for batches in (memory_batches, train_batches):
         feed = batches(source, config, batch=7, seed=0)
         batch = next(feed)
-        canvas, valid = (batch[key][batch["index"] == 5][0] for key in ("canvas", "valid"))
-        assert not canvas.any() and not valid.any()
+        own = batch["index"] == 5
+        assert not batch["canvas"][own].any() and not batch["objects"].valid[own].any()
         assert len(feed.bad_files) == 1 and "5.jpg" in feed.bad_files[0]
 
 

@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,20 +39,19 @@ def test_arrays_are_shuffled_padded_and_resumed():
             image, boxes, labels = given[n]
             np.testing.assert_array_equal(batch["canvas"][slot, : 20 + n, :30], image)
             kept = min(n, 3)
-            assert batch["valid"][slot].tolist() == [k < kept for k in range(3)]
-            np.testing.assert_array_equal(batch["boxes"][slot, :kept], np.reshape(boxes, (-1, 4))[:kept])
-            assert batch["labels"][slot, :kept].tolist() == labels[:kept]
+            assert batch["objects"].valid[slot].tolist() == [k < kept for k in range(3)]
+            np.testing.assert_array_equal(batch["objects"].boxes[slot, :kept], np.reshape(boxes, (-1, 4))[:kept])
+            assert batch["objects"].labels[slot, :kept].tolist() == labels[:kept]
     for a, b in zip(batches[7:], memory_batches(given, config, batch=2, seed=1, start_step=7), strict=False):
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
+        jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_slices_of_processes_make_up_the_global_batch():
     config = DataConfig(canvas=32)
     whole = next(memory_batches(records(), config, batch=4, seed=1))
     parts = [next(memory_batches(records(), config, batch=4, seed=1, process_index=p, process_count=2)) for p in (0, 1)]
-    for key in whole:
-        np.testing.assert_array_equal(whole[key], np.concatenate([part[key] for part in parts]))
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    jax.tree.map(np.testing.assert_array_equal, whole, joined)
 
 
 def test_bad_arrays_are_named():

@@ -12,6 +12,7 @@ from kpjax.config import AugmentConfig
 from kpjax.data.augment import augment
 from kpjax.data.photometric import Distortion, distort, draw_distortion
 from kpjax.images.preprocess import IMAGENET_RGB
+from tests.records import objects_of
 
 
 def oracle(image: np.ndarray, d: Distortion) -> np.ndarray:
@@ -92,12 +93,12 @@ def test_augment_distorts_the_image_and_not_its_border(image: np.ndarray) -> Non
     canvas[: image.shape[0], : image.shape[1]] = image
     plain = AugmentConfig(kind="none", height=32, width=32, flip=0.0, color=0.0, lighting=0.0)
     photometric = AugmentConfig(**(vars(plain) | {"photometric": True}))
-    size, boxes = jnp.asarray(image.shape[:2]), jnp.zeros((1, 4))
+    size, boxes = jnp.asarray(image.shape[:2]), objects_of(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32))
     changed = 0
     for seed in range(4):
         arguments = (jax.random.key(seed), jnp.asarray(canvas), size, boxes)
-        before, _ = augment(*arguments, plain, IMAGENET_RGB)
-        after, _ = augment(*arguments, photometric, IMAGENET_RGB)
+        before, *_ = augment(*arguments, plain, IMAGENET_RGB)
+        after, *_ = augment(*arguments, photometric, IMAGENET_RGB)
         outside = np.asarray(IMAGENET_RGB.normalise(jnp.zeros(3)))
         border = np.abs(np.asarray(before) - outside).max(-1) < 1e-6
         border &= np.arange(32)[None, :] < 2  # the columns left of the 20 wide image that stands in the middle

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,24 +28,27 @@ def take(source, config, count, **options):
 
 def same(a, b):
     assert a.keys() == b.keys()
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-        assert a[key].dtype == b[key].dtype, key
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=str(path))
+        assert one.dtype == other.dtype, path
 
 
 def test_a_batch_is_what_the_annotations_and_files_say(folder):
     config = folder()
     source = open_source(config, "train")
     batch = take(source, config, 1, batch=7, shuffle=False)[0]
+    objects = batch.pop("objects")
     assert {k: (v.shape, str(v.dtype)) for k, v in batch.items()} == {
         "canvas": ((7, 64, 64, 3), "uint8"),
         "size": ((7, 2), "int32"),
-        "boxes": ((7, 8, 4), "float32"),
-        "labels": ((7, 8), "int32"),
-        "valid": ((7, 8), "bool"),
         "counter": ((7,), "int32"),
         "index": ((7,), "int32"),
     }
+    assert objects.boxes.shape == (7, 8, 4) and objects.boxes.dtype == np.float32
+    assert (
+        objects.labels.shape == objects.role.shape == (7, 8) and objects.labels.dtype == objects.role.dtype == np.int32
+    )
     assert batch["index"].tolist() == list(range(7)) == batch["counter"].tolist()
     for n in range(7):
         pixels = decode(source.read(n), "")
@@ -52,11 +56,11 @@ def test_a_batch_is_what_the_annotations_and_files_say(folder):
         assert batch["size"][n].tolist() == [height, width]
         np.testing.assert_array_equal(batch["canvas"][n, :height, :width], pixels)
         assert not batch["canvas"][n, height:].any() and not batch["canvas"][n, :, width:].any()
-        count = len(source.labels[n])
-        assert batch["valid"][n].sum() == count and batch["valid"][n, :count].all()
-        np.testing.assert_array_equal(batch["boxes"][n, :count], source.boxes[n])
-        np.testing.assert_array_equal(batch["labels"][n, :count], source.labels[n])
-        assert not batch["boxes"][n, count:].any()
+        count = len(source.objects[n])
+        assert objects.valid[n].sum() == count and objects.valid[n, :count].all()
+        np.testing.assert_array_equal(objects.boxes[n, :count], source.objects[n].boxes)
+        np.testing.assert_array_equal(objects.labels[n, :count], source.objects[n].labels)
+        assert not objects.boxes[n, count:].any()
 
 
 def test_each_epoch_is_tensorflows_permutation_of_all_records(folder):
@@ -88,7 +92,7 @@ def test_slices_of_processes_make_up_the_global_batch(folder):
     whole = take(source, config, 3)
     parts = [take(source, config, 3, process_index=p, process_count=2) for p in range(2)]
     for step in range(3):
-        same(whole[step], {k: np.concatenate([part[step][k] for part in parts]) for k in whole[step]})
+        same(whole[step], jax.tree.map(lambda *x: np.concatenate(x), *(part[step] for part in parts)))
 
 
 def test_other_formats_and_large_images_equal_pillow(folder):
@@ -109,8 +113,8 @@ def test_other_formats_and_large_images_equal_pillow(folder):
                 assert max(height, width) <= 48 and batch["size"][slot].tolist() == [height, width]
                 np.testing.assert_array_equal(batch["canvas"][slot, :height, :width], pixels)
                 scale = np.array([width / source.widths[record], height / source.heights[record]] * 2, np.float32)
-                count = len(source.boxes[record])
-                np.testing.assert_allclose(batch["boxes"][slot, :count], source.boxes[record] * scale, rtol=1e-6)
+                boxes = source.objects[record].boxes
+                np.testing.assert_allclose(batch["objects"].boxes[slot, : len(boxes)], boxes * scale, rtol=1e-6)
 
 
 def test_memory_gives_the_same_batches(folder):
@@ -119,7 +123,7 @@ def test_memory_gives_the_same_batches(folder):
     in_memory = memory_batches(source, config, batch=4, seed=5, start_step=1, shuffle=False)
     for a, b in zip(take(source, config, 4, start_step=1, shuffle=False), in_memory, strict=False):
         same(a, b)
-        assert a["valid"].sum(1).max() <= 2
+        assert a["objects"].valid.sum(1).max() <= 2
 
 
 def damage(config, kind):
@@ -163,8 +167,8 @@ def test_a_bad_image_stops_with_its_name_or_is_skipped_and_counted(folder, kind,
     for expected, got in zip(good, itertools.islice(stream, 5), strict=True):
         for slot in np.flatnonzero(expected["index"] == 3):
             expected["canvas"] = expected["canvas"].copy()
-            for key in ("canvas", "boxes", "labels", "valid"):
-                expected[key][slot] = 0
+            for array in (expected["canvas"], *jax.tree.leaves(expected["objects"])):
+                array[slot] = 0
         same(expected, got)
     assert len(stream.bad_files) == 1 and "3.jpg" in stream.bad_files[0]
 

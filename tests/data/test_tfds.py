@@ -94,8 +94,10 @@ def test_every_record_is_found_with_its_bytes_and_boxes(prepared):
         assert (source.heights[i], source.widths[i]) == (50 + 10 * n, 90)
         kept = [k for k in range(n % 4) if k != 2]
         expected = np.array([[10, 5, 40 + k, 25 + k] for k in kept], np.float32).reshape(-1, 4)
-        np.testing.assert_allclose(source.boxes[i], expected, atol=1e-4)
-        assert source.labels[i].tolist() == [(n + k) % 3 for k in kept]
+        objects = source.objects[i]
+        np.testing.assert_allclose(objects.boxes[objects.valid], expected, atol=1e-4)
+        assert objects.labels[objects.valid].tolist() == [(n + k) % 3 for k in kept]
+        assert len(objects) == n % 4  # the crowd stays, as a region to ignore
     truth = source.ground_truth()
     assert len(truth["annotations"]) == sum(n % 4 for n in range(COUNT))
     crowd = next(a for a in truth["annotations"] if a["iscrowd"])

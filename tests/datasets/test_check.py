@@ -234,11 +234,11 @@ def test_objects_in_one_cell_against_counting_by_hand(folder: Callable[..., Data
     config = settings(folder(edit))
     source = open_source(config.data, "train")
     same = other = 0
-    for boxes, labels, height, width in zip(source.boxes, source.labels, source.heights, source.widths, strict=True):
+    for objects, height, width in zip(source.objects, source.heights, source.widths, strict=True):
         scale = 64 / max(height, width)
         middle = np.array([width, height]) / 2
         cells: dict[tuple[int, int], list[int]] = {}
-        for box, label in zip(boxes, labels, strict=True):
+        for box, label in zip(objects.boxes, objects.labels, strict=True):
             corners = (box.reshape(2, 2) - middle) * scale + 32
             corners = np.clip(corners / 4, 0, 15)
             cells.setdefault(tuple(corners.mean(0).astype(int).tolist()), []).append(int(label))

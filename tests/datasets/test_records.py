@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -77,8 +78,9 @@ def assert_same_batches(one: DataConfig, other: DataConfig, steps: int = 5, **mo
     for _ in range(steps):
         a, b = (next(stream) for stream in streams)
         assert a.keys() == b.keys()
-        for key in a:
-            assert a[key].dtype == b[key].dtype and a[key].tobytes() == b[key].tobytes(), key
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            assert one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
@@ -414,7 +416,7 @@ def test_the_index_of_an_earlier_set_is_not_taken_for_that_of_a_later_one(
     """The folder cannot be written to, and the sets differ in a box alone, not in any size."""
 
     def boxes() -> list[float]:
-        return Tfds("kpjax_records", "train", str(tmp_path / "set")).boxes[1][0].tolist()
+        return Tfds("kpjax_records", "train", str(tmp_path / "set")).objects[1].boxes[0].tolist()
 
     for n, left in enumerate((2.0, 4.0)):
         prepared(

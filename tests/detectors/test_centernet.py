@@ -18,7 +18,8 @@ from kpjax.detectors import at_test, centernet
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
 from kpjax.nn.layers import NHWC
-from kpjax.objects import Detections
+from kpjax.objects import Detections, Placed
+from tests.records import objects_of
 
 SIZE = (64, 96)  # input height, width
 MAP = (16, 24)
@@ -37,7 +38,7 @@ def detector(name: str = "centernet_r18", **options: Any) -> Detector:
 
 @functools.cache
 def compiled_encode(name: str) -> Any:
-    return jax.jit(lambda boxes, labels, valid: detector(name).encode(boxes, labels, valid, SIZE))
+    return jax.jit(lambda objects: detector(name).encode(objects, Placed(SIZE)))
 
 
 def encode(name: str, boxes: list[Box], labels: list[int] | None = None) -> dict[str, np.ndarray]:
@@ -46,7 +47,7 @@ def encode(name: str, boxes: list[Box], labels: list[int] | None = None) -> dict
     padded[: len(boxes)] = np.asarray(boxes, np.float32).reshape(-1, 4)
     numbers = np.full(SLOTS, CLASSES - 1, np.int32)
     numbers[: len(boxes)] = 0 if labels is None else labels
-    found = compiled_encode(name)(padded, numbers, np.arange(SLOTS) < len(boxes))
+    found = compiled_encode(name)(objects_of(padded, numbers, np.arange(SLOTS) < len(boxes)))
     return {k: np.asarray(v) for k, v in found.items()}
 
 

@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import kpjax
-from kpjax.detectors import cornernet
+from kpjax.detectors import corner_decode, corner_targets
 from kpjax.detectors.base import Detector
+from kpjax.detectors.corner_config import KEYPOINTS, MMDET, ORIGINAL
 from kpjax.errors import ConfigError
 from kpjax.inference.program import make_infer
+from kpjax.objects import Placed
 from kpjax.ops.corners import Candidates
 from kpjax.parallel.sharding import make_mesh
+from tests.records import objects_of
 from tests.tiny import random_variables
 
 SIZE = (63, 95)  # input height, width
@@ -49,12 +52,12 @@ def detector(name: str = "cornernet_hg104", **options: Any) -> Detector:
 
 
 def keypoints(name: str) -> tuple[str, ...]:
-    return cornernet.KEYPOINTS if name.startswith("triplet") else cornernet.KEYPOINTS[:2]
+    return KEYPOINTS if name.startswith("triplet") else KEYPOINTS[:2]
 
 
 @functools.cache
 def compiled_encode(name: str) -> Any:
-    return jax.jit(lambda boxes, labels, valid: detector(name).encode(boxes, labels, valid, SIZE))
+    return jax.jit(lambda objects: detector(name).encode(objects, Placed(SIZE)))
 
 
 def encode(name: str, boxes: Any, labels: Any = None) -> dict[str, np.ndarray]:
@@ -63,7 +66,7 @@ def encode(name: str, boxes: Any, labels: Any = None) -> dict[str, np.ndarray]:
     padded[: len(boxes)] = np.asarray(boxes, np.float32).reshape(-1, 4)
     numbers = np.full(SLOTS, CLASSES - 1, np.int32)
     numbers[: len(boxes)] = 0 if labels is None else labels
-    found = compiled_encode(name)(padded, numbers, np.arange(SLOTS) < len(boxes))
+    found = compiled_encode(name)(objects_of(padded, numbers, np.arange(SLOTS) < len(boxes)))
     return {k: np.asarray(v) for k, v in found.items()}
 
 
@@ -256,7 +259,7 @@ def compiled_decode(name: str, flip: bool = False, sized: bool = True, **options
     d = detector(name, **options)
 
     def run(maps: Any, windows: Any) -> Any:
-        return d.decode(d.merge_flip(maps) if flip else maps, 10, SIZE if sized else None, windows)
+        return d.decode(d.merge_flip(maps) if flip else maps, Placed(SIZE, windows) if sized else None, 10)
 
     return jax.jit(run)
 
@@ -377,7 +380,7 @@ def rows_of_scale(d: Detector, maps: dict[str, Any], windows: Any = None) -> Any
     """What the preset "ms" decodes of one image and its mirror image at one scale."""
     protocol = d.protocols["ms"]
     assert protocol.rows is not None
-    run = jax.jit(lambda m: protocol.rows(d.merge_flip(m), top_k=10, size=SIZE, windows=windows))
+    run = jax.jit(lambda m: protocol.rows(d.merge_flip(m), Placed(SIZE, windows), 10))
     return jax.tree.map(lambda x: np.asarray(x[0]), run(maps))
 
 
@@ -400,7 +403,7 @@ def test_one_scale_merged_is_what_decode_finds(name: str) -> None:
     maps, windows = both_views(name), jnp.asarray([[8, 4, 56, 87]])
     only = {"plain": 0} if name.startswith("triplet") else {}
     found = merged(d, (rows_of_scale(d, maps, windows),), **only)
-    wanted = jax.jit(lambda m: d.decode(d.merge_flip(m), 10, SIZE, windows))(maps)
+    wanted = jax.jit(lambda m: d.decode(d.merge_flip(m), Placed(SIZE, windows), 10))(maps)
     assert len(found_boxes(wanted, 0)) > 1
     np.testing.assert_allclose(found_boxes(found, 0, 0.01), found_boxes(wanted, 0, 0.01), atol=1e-4)
     np.testing.assert_allclose(found.scores[0][:20], wanted.scores[0], atol=1e-6)
@@ -486,8 +489,8 @@ def test_eight_devices_gather_no_heatmap_and_compile_once() -> None:
 def test_boxes_beyond_the_input_without_clipping() -> None:
     """mmdetection's rules leave boxes as they are: corners outside move to the border, boxes outside are none."""
     boxes = jnp.asarray([[-200.0, -40.0, 30.0, 30.0], [-90.0, 4.0, -10.0, 30.0], [20.0, 70.0, 40.0, 90.0]])
-    labels, valid = jnp.zeros(3, jnp.int32), jnp.ones(3, bool)
-    targets = cornernet.encode(boxes, labels, valid, (63, 63), rules=cornernet.MMDET, num_classes=2)
+    objects = objects_of(boxes, jnp.zeros(3, jnp.int32))
+    targets = corner_targets.encode(objects, Placed((63, 63)), rules=MMDET, num_classes=2)
     assert targets["mask"].tolist() == [True, False, False]
     assert int(targets["tl_index"][0]) == 0 and int(targets["tl_index"].min()) >= 0
     assert float((targets["tl_heat"] == 1).sum()) == 1
@@ -497,6 +500,6 @@ def test_rows_level_with_the_last_one_stay() -> None:
     """The originals' cap compares scores; mmdetection's counts rows."""
     scores = jnp.asarray([[0.9, 0.5, 0.7, 0.5, 0.5, 0.2]])
     found = Candidates(jnp.arange(24.0).reshape(1, 6, 4), scores, jnp.zeros((1, 6), jnp.int32), jnp.zeros((1, 6, 2)))
-    kept = cornernet.select(found, None, 3, cornernet.ORIGINAL)
+    kept = corner_decode.select(found, None, 3, ORIGINAL)
     np.testing.assert_allclose(kept.scores, [[0.9, 0.7, 0.5, 0.5, 0.5, 0.0]])
-    np.testing.assert_allclose(cornernet.select(found, None, 3, cornernet.MMDET).scores, [[0.9, 0.7, 0.5]])
+    np.testing.assert_allclose(corner_decode.select(found, None, 3, MMDET).scores, [[0.9, 0.7, 0.5]])

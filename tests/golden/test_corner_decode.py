@@ -13,8 +13,9 @@ import numpy as np
 
 import kpjax
 from kpjax.detectors import cornernet
-from kpjax.images.views import View, keep_view, to_image
+from kpjax.images.views import View, keep_view
 from kpjax.inference.engine import rows_in_image
+from kpjax.objects import Placed
 from kpjax.ops import peaks
 
 from .cases import each_case, fill, nhwc
@@ -105,9 +106,9 @@ def ties_at_the_boundary(maps: dict[str, np.ndarray], k: int) -> int:
 
 def one_scale(det: Any, maps: dict[str, np.ndarray], view: View, count: int) -> np.ndarray:
     """Rows of one image from the maps of it and its mirror image, in its pixels."""
-    decode = jax.jit(lambda m, w: det.decode(det.merge_flip(m), count, view.canvas, w))
+    decode = jax.jit(lambda m, w: det.decode(det.merge_flip(m), Placed(view.canvas, w), count))
     found = rows_of(decode(maps, jnp.asarray([view.window])))[0]
-    found[:, :4] = to_image(found[:, :4], view)
+    found[:, :4] = view.xy_to_image(found[:, :4])
     return found
 
 
@@ -117,7 +118,7 @@ def several_scales(det: Any, maps: list[Any], views: list[View], scales: list[fl
     assert protocol.mirror == "maps"
     rows = []
     for of_scale, view in zip(maps, views, strict=True):
-        decode = jax.jit(lambda m, w, v=view: protocol.rows(det.merge_flip(m), top_k=count, size=v.canvas, windows=w))
+        decode = jax.jit(lambda m, w, v=view: protocol.rows(det.merge_flip(m), Placed(v.canvas, w), count))
         rows.append(rows_in_image(jax.device_get(decode(of_scale, jnp.asarray([view.window]))), 0, view))
     centers_of = {"plain": scales.index(1)} if "triplet" in det.name else {}
     merge = jax.jit(functools.partial(protocol.merge, top_k=count, **centers_of))
@@ -197,9 +198,9 @@ def test_corner_head(case: Any) -> None:
             windows = jnp.asarray([[top, left, bottom, right]])
             one = {key: value[image : image + 1] for key, value in maps.items()}
             count = 1000 if name.endswith("raw") else 100
-            decode = jax.jit(lambda m, w, s=size, d=det, n=count: d.decode(m, n, s, w))
+            decode = jax.jit(lambda m, w, s=size, d=det, n=count: d.decode(m, Placed(s, w), n))
             found = decode(one, windows)
             view = View(size, size, size, 1.0, (left, top), (1.0, 1.0), (0, 0, *size))
-            rows = rows_of(dataclasses.replace(found, boxes=to_image(np.asarray(found.boxes), view)))[0]
+            rows = rows_of(dataclasses.replace(found, boxes=view.xy_to_image(np.asarray(found.boxes))))[0]
             theirs = case[name][case[name][:, 0] == image][:, 1:]
             assert_same_rows(rows[rows[:, 4] > 0], theirs, 1e-4, f"{name} image {image}")

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import kpjax
+from kpjax.images.geometry import Crop, window_crop
 from kpjax.images.resample import resample
-from kpjax.images.window import Window, visible, window_boxes, window_positions
+from kpjax.objects import Placed
+from tests.records import objects_of
 
 from .cases import each_case, fill
 from .test_mmdet_targets import image_boxes, mmdet_targets
@@ -18,11 +20,12 @@ from .test_mmdet_targets import image_boxes, mmdet_targets
 KEYPOINTS = {"tl": "tl", "br": "br", "ct": "center"}  # the originals' names -> ours
 
 
-def whole_image(shape: list[int]) -> Window:
-    """The samplers' crop without augmentation: the square around the image's middle."""
+def whole_image(shape: list[int], size: tuple[int, int]) -> Crop:
+    """The samplers' crop without augmentation: the square around the image's middle, for an input of `size`."""
     height, width = shape[:2]
     sides = jnp.full(2, max(height, width), jnp.float32)
-    return Window(jnp.asarray([width // 2, height // 2], jnp.float32), sides, jnp.asarray(False))
+    center = jnp.asarray([width // 2, height // 2], jnp.float32)
+    return window_crop(center, sides, jnp.asarray(False), jnp.asarray([height, width], jnp.int32), size)
 
 
 def detector_of(case: Any) -> Any:
@@ -37,20 +40,20 @@ def test_targets(case: Any) -> None:
     det = detector_of(case)
     size = tuple(case.info["config"]["input_size"])
     slots = case["mask"].shape[1]
-    encode = jax.jit(lambda b, k, v: det.encode(b, k, v, size))
+    encode = jax.jit(lambda objects: det.encode(objects, Placed(size)))
     seen = 0
     for i, image in enumerate(case.info["images"]):
         rows = case[f"input/boxes_{i}__f64"][:slots]
         boxes, labels = np.zeros((slots, 4), np.float32), np.zeros(slots, np.int32)
-        window = whole_image(image["shape"])
-        # In float64, as the sampler's own: what float32 loses before `encode` is not its affair.
-        start, side = np.asarray(window.start, np.float64), float(window.sides[0])
+        geometry = whole_image(image["shape"], size).geometry
+        # In float64, as the sampler's own: this test is of `encode`, not of what float32 loses before it.
+        start, side = np.asarray(geometry.source, np.float64), float(max(image["shape"][:2]))
         boxes[: len(rows)] = (rows[:, :4] - np.tile(start, 2)) * np.tile(np.array(size[::-1]) / side, 2)
         labels[: len(rows)] = rows[:, 4] - 1
         if len(rows):
-            on_device = window_boxes(jnp.asarray(rows[:, :4], jnp.float32), window, size)
-            np.testing.assert_allclose(on_device, boxes[: len(rows)], atol=1e-4)
-        targets = encode(boxes, labels, np.arange(slots) < len(rows))
+            on_device = geometry.move(objects_of(jnp.asarray(rows[:, :4], jnp.float32), rows[:, 4].astype(np.int32)))
+            np.testing.assert_allclose(on_device.boxes, boxes[: len(rows)], atol=1e-4)
+        targets = encode(objects_of(boxes, labels, np.arange(slots) < len(rows)))
         np.testing.assert_array_equal(targets["mask"], case["mask"][i] > 0)
         for theirs, ours in KEYPOINTS.items():
             if f"{theirs}_tags" not in case.arrays:
@@ -76,16 +79,14 @@ def test_inputs(case: Any) -> None:
     size = tuple(case.info["config"]["input_size"])
 
     @jax.jit
-    def sample(image: Any, extent: Any, window: Window) -> Any:
-        ys, xs = window_positions(window, size)
+    def sample(image: Any, crop: Crop) -> Any:
         border = jnp.asarray(det.preprocess.border_rgb(), jnp.float32)
-        return det.preprocess.normalise(resample(image, visible(extent, window), ys, xs, border))
+        return det.preprocess.normalise(resample(image, crop.extent, crop.ys, crop.xs, border))
 
     found = []
     for spec in case.info["images"]:
         bgr = fill(spec["tag"], spec["shape"], 0, 256).astype(np.uint8)
-        extent = np.array(spec["shape"][:2], np.int32)
-        found.append(np.moveaxis(np.asarray(sample(bgr[..., ::-1].copy(), extent, whole_image(spec["shape"]))), -1, 0))
+        found.append(np.moveaxis(np.asarray(sample(bgr[..., ::-1].copy(), whole_image(spec["shape"], size))), -1, 0))
     images = np.stack(found)
     np.testing.assert_allclose(images[:, :, ::37, ::41], case["image_sub"], atol=2e-2)
     statistics = np.array([images.mean(dtype=np.float64), images.std(dtype=np.float64), np.abs(images).max()])

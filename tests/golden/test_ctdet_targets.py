@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.data.augment import Draw, source_positions, transform_boxes
+from kpjax.images.geometry import square_crop
 from kpjax.images.preprocess import COCO_BGR
 from kpjax.images.resample import resample
-from kpjax.images.views import fixed_view, keep_view, place
+from kpjax.images.views import View, fixed_view, keep_view, place
+from kpjax.objects import Objects, Placed
 from kpjax.ops.heatmap import draw_dense, gaussian_radius
+from tests.records import objects_of
 
 from .cases import each_case, fill
 
@@ -36,9 +38,10 @@ def settings(case: Any, name: str) -> dict[str, Any]:
     _, height, width = details[f"{source}/input_shape"]
     scale = float(np.ravel(case[f"{source}/meta_s"])[0])
     opt = details[source]["opt"]
-    draw = Draw(jnp.asarray(case[f"{source}/meta_c"]), jnp.float32(scale), jnp.asarray(opt["flip"] >= ALWAYS))
     image_size = jnp.asarray(details["image"]["shape_hwc"][:2], jnp.int32)
-    return {**opt, "split": details[source]["split"], "size": (height, width), "draw": draw, "image_size": image_size}
+    center, flip = jnp.asarray(case[f"{source}/meta_c"]), jnp.asarray(opt["flip"] >= ALWAYS)
+    crop = square_crop(center, jnp.float32(scale), flip, image_size, (height, width))
+    return {**opt, "split": details[source]["split"], "size": (height, width), "crop": crop}
 
 
 def annotations(case: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,11 +66,10 @@ def encoded(case: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]
     det = kpjax.build("centernet_r18", num_classes=len(COCO_IDS), class_specific_wh=bool(opt["cat_spec_wh"]))
 
     @jax.jit
-    def targets_of(slots: Any, classes: Any, valid: Any) -> Any:
-        moved = transform_boxes(slots, opt["image_size"], opt["draw"], opt["size"])
-        return det.encode(moved, classes, valid, opt["size"])
+    def targets_of(objects: Objects) -> Any:
+        return det.encode(opt["crop"].geometry.move(objects), Placed(opt["size"]))
 
-    targets = targets_of(slots, classes, np.arange(SLOTS) < count)
+    targets = targets_of(objects_of(slots, classes, np.arange(SLOTS) < count))
     return {key: np.asarray(value) for key, value in targets.items()}, opt
 
 
@@ -173,15 +175,21 @@ def training_crop(image: np.ndarray, opt: dict[str, Any]) -> Any:
 
     @jax.jit
     def crop(canvas: Any) -> Any:
-        ys, xs = source_positions(opt["image_size"], opt["draw"], opt["size"])
-        return resample(canvas, opt["image_size"], ys, xs, jnp.zeros(3))
+        crop = opt["crop"]
+        return resample(canvas, crop.extent, crop.ys, crop.xs, jnp.zeros(3))
 
     return crop(canvas)
 
 
 def placed(image: np.ndarray, opt: dict[str, Any]) -> np.ndarray:
     size = (image.shape[0], image.shape[1])
-    view = keep_view(COCO_BGR, size) if opt["keep_res"] else fixed_view(size, opt["size"])
+    view = fixed_view(size, opt["size"])
+    if opt["keep_res"]:
+        # The data set's own, which is not the detector's: the image's centre w / 2 comes to the canvas's, so that an
+        # image of odd sides is read at half pixels (the detector takes w // 2).
+        canvas = keep_view(COCO_BGR, size).canvas
+        shift = ((canvas[1] - size[1]) / 2, (canvas[0] - size[0]) / 2)
+        view = View(size, size, canvas, 1.0, shift, (1.0, 1.0), (0, 0, *canvas))
     return place(image, view, COCO_BGR)
 
 
@@ -191,8 +199,8 @@ def test_image_without_objects(case: Any) -> None:
         pytest.skip("the case has no image without objects")
     det = kpjax.build("centernet_r18", num_classes=len(COCO_IDS))
     size = settings(case, sub_cases(case)[0])["size"]
-    encode = jax.jit(det.encode, static_argnums=3)
-    empty = encode(jnp.zeros((SLOTS, 4)), jnp.zeros(SLOTS, jnp.int32), jnp.zeros(SLOTS, bool), size)
+    objects = objects_of(jnp.zeros((SLOTS, 4)), jnp.zeros(SLOTS, jnp.int32), jnp.zeros(SLOTS, bool))
+    empty = jax.jit(det.encode)(objects, Placed(size))
     assert float(empty["heatmap"].sum()) == case["empty/hm_sum"].item()
     assert not empty["mask"].any()
     assert not case["empty/gt_det"].any()

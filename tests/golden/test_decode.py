@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.images.views import View, affine, to_image
+from kpjax.images.views import View, affine
 
 from .cases import each_case, fill, nhwc
 
@@ -75,7 +75,7 @@ def test_ctdet_in_image_pixels(case: Any) -> None:
             shift = (float(matrix[0, 2]), float(matrix[1, 2]))
             view = View(canvas, canvas, canvas, float(matrix[0, 0]), shift, (1.0, 1.0), (0, 0, *canvas))
             found = rows_of(detections)[image]
-            found[:, :4] = to_image(found[:, :4], view)
+            found[:, :4] = view.xy_to_image(found[:, :4])
             theirs = case[name][case[name][:, 0] == image]
             expected = np.concatenate([theirs[:, 2:7], theirs[:, 1:2] - 1], 1)
             assert_same_rows(found, expected, 1e-3, f"{name} image {image}")
@@ -111,7 +111,7 @@ def test_centernet_head(case: Any) -> None:
             canvas = tuple(meta["batch_input_shape"])
             view = View(canvas, canvas, canvas, 1.0, (left, top), (factor[0], factor[1]), (0, 0, *canvas))
             ours = found[image]
-            ours[:, :4] = to_image(ours[:, :4], view)
+            ours[:, :4] = view.xy_to_image(ours[:, :4])
             theirs = case[name][case[name][:, 0] == image][:, 1:]
             assert_same_rows(ours, theirs, 1e-4, f"{name} image {image}")
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 import kpjax
+from kpjax.objects import Placed
+from tests.records import objects_of
 
 from .cases import each_case
 
@@ -26,8 +28,8 @@ def mmdet_targets(det: Any, images: list[tuple[np.ndarray, np.ndarray]], size: t
     for i, (boxes, labels) in enumerate(images):
         padded[i, : len(boxes)], classes[i, : len(boxes)] = boxes, labels
     valid = np.arange(slots) < np.array([[len(boxes)] for boxes, _ in images])
-    encode = jax.jit(jax.vmap(lambda b, c, v: det.encode(b, c, v, size)))
-    return encode(padded, classes, valid)
+    encode = jax.jit(jax.vmap(lambda objects: det.encode(objects, Placed(size))))
+    return encode(objects_of(padded, classes, valid))
 
 
 @each_case("fn_mmdet_targets")

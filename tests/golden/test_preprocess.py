@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kpjax.images.preprocess import COCO_BGR
-from kpjax.images.views import View, affine, fixed_view, keep_view, place, to_image
+from kpjax.images.views import View, affine, fixed_view, keep_view, place
 
 from .cases import each_case, fill
 
@@ -85,7 +85,7 @@ def test_boxes_in_image_pixels(case: Any) -> None:
                 shrink=(1.0, 1.0),
                 window=(0, 0, height, width),
             )
-            boxes = to_image(decoded[:, :4], view)
+            boxes = view.xy_to_image(decoded[:, :4])
             order = np.argsort(decoded[:, 5], kind="stable")
             rows += [[image, decoded[i, 5] + 1, *boxes[i], decoded[i, 4]] for i in order]
         found = np.array(rows)
@@ -99,4 +99,4 @@ def test_a_wrong_shift_would_be_seen() -> None:
     """Half a pixel in the way back is far above the tolerance of the cases."""
     view = keep_view(COCO_BGR, (100, 101))
     moved = dataclasses.replace(view, shift=(view.shift[0] + 0.5, view.shift[1]))
-    assert np.abs(to_image(np.zeros(4), view) - to_image(np.zeros(4), moved)).max() == pytest.approx(0.5)
+    assert np.abs(view.xy_to_image(np.zeros(4)) - moved.xy_to_image(np.zeros(4))).max() == pytest.approx(0.5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import COCO_BGR
-from kpjax.images.views import affine, fixed_view, keep_view, make_view, place, share_canvases, to_image
+from kpjax.images.views import affine, fixed_view, keep_view, make_view, place, share_canvases
 
 sides = st.integers(1, 300)
 
@@ -37,7 +37,7 @@ def test_keep_pads_black_around_an_untouched_image(height, width, pad, centred):
     np.testing.assert_array_equal(canvas[top : top + height, left : left + width], image)
     assert int(canvas.sum()) == int(image.sum())
     box = np.array([[left, top, left + width, top + height]], np.float32)
-    np.testing.assert_array_equal(to_image(box, view), [[0, 0, width, height]])
+    np.testing.assert_array_equal(view.xy_to_image(box), [[0, 0, width, height]])
 
 
 def test_keep_sides_of_the_published_example():
@@ -50,7 +50,7 @@ def test_boxes_come_back_from_a_fixed_canvas(height, width, canvas_h, canvas_w, 
     view = fixed_view((height, width), (canvas_h, canvas_w), scale)
     boxes = np.array([[0, 0, width, height], [width / 3, height / 4, width / 2, height / 2]])
     on_canvas = boxes * scale * view.zoom + np.array([*view.shift, *view.shift])
-    np.testing.assert_allclose(to_image(on_canvas, view), boxes, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(view.xy_to_image(on_canvas), boxes, rtol=0, atol=1e-3)
     # the image's centre lies on the canvas's, one factor on both axes
     assert view.zoom == pytest.approx(canvas_w / max(height, width))
     middle = np.array(view.resized[::-1]) / 2 * view.zoom + view.shift
@@ -62,7 +62,7 @@ def test_fixed_moves_pixels_as_it_moves_boxes():
     image[20:40, 50:80] = 255
     view = fixed_view((60, 100), (200, 200))
     ys, xs = np.nonzero(place(image, view, COCO_BGR)[..., 0] > 127)
-    found = to_image(np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]]), view)
+    found = view.xy_to_image(np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]]))
     np.testing.assert_allclose(found, [[50, 20, 80, 40]], atol=0.76)
 
 
@@ -75,14 +75,14 @@ def test_max_side_shrinks_larger_images_only():
     top, left = 128 // 2 - 50, 96 // 2 - 33
     np.testing.assert_array_equal(canvas[top : top + 100, left : left + 67], cv2.resize(image, (67, 100)))
     whole = np.array([[left, top, left + 67, top + 100]])
-    np.testing.assert_allclose(to_image(whole, large), [[0, 0, 201, 300]], rtol=1e-6)
+    np.testing.assert_allclose(large.xy_to_image(whole), [[0, 0, 201, 300]], rtol=1e-6)
 
 
 def test_test_scale_divides_by_the_scale_itself():
     view = keep_view(COCO_BGR, (101, 203), 0.5)
     assert view.resized == (50, 101)
     left, top = view.shift
-    np.testing.assert_allclose(to_image(np.array([left, top, left + 101, top + 50]), view), [0, 0, 202, 100])
+    np.testing.assert_allclose(view.xy_to_image(np.array([left, top, left + 101, top + 50])), [0, 0, 202, 100])
 
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0, -12.5])

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from kpjax.config import AugmentConfig
-from kpjax.data.augment import augment, draw_window
+from kpjax.data.augment import augment
+from kpjax.images.geometry import draw_crop, window_crop
 from kpjax.images.preprocess import Preprocess
 from kpjax.images.resample import resample
-from kpjax.images.window import Window, visible, window_boxes, window_positions
+from tests.records import objects_of
 
 PLAIN = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 OUTPUT = (40, 56)
@@ -39,10 +40,10 @@ def original(
 
 
 @jax.jit
-def ours(canvas: Any, size: Any, boxes: Any, window: Window) -> Any:
-    ys, xs = window_positions(window, OUTPUT)
-    image = resample(canvas, visible(size, window), ys, xs, jnp.zeros(3))
-    return image, window_boxes(boxes, window, OUTPUT)
+def ours(canvas: Any, size: Any, boxes: Any, center: Any, sides: Any, flip: Any) -> Any:
+    crop = window_crop(center, sides, flip, size, OUTPUT)
+    image = resample(canvas, crop.extent, crop.ys, crop.xs, jnp.zeros(3))
+    return image, crop.geometry.move(objects_of(boxes, jnp.zeros(len(boxes), jnp.int32))).boxes
 
 
 def test_window_is_the_originals() -> None:
@@ -55,8 +56,8 @@ def test_window_is_the_originals() -> None:
     boxes = rng.uniform(0, 60, (4, 4))
     for n in range(24):
         center, sides = rng.integers((0, 0), (width, height)), rng.integers(20, 130, 2)
-        window = Window(jnp.asarray(center, jnp.float32), jnp.asarray(sides, jnp.float32), jnp.asarray(n % 2 == 1))
-        found, moved = ours(canvas, np.array([height, width], np.int32), boxes.astype(np.float32), window)
+        window = (np.float32(center), np.float32(sides), n % 2 == 1)
+        found, moved = ours(canvas, np.array([height, width], np.int32), boxes.astype(np.float32), *window)
         expected, expected_boxes = original(image, boxes, center, sides, n % 2 == 1)
         assert np.abs(np.asarray(found) - expected).max() <= 1.01, (center, sides)
         np.testing.assert_allclose(moved, expected_boxes, atol=1e-3)
@@ -66,15 +67,16 @@ def test_window_is_the_originals() -> None:
 def test_draws(size: tuple[int, int]) -> None:
     config = AugmentConfig(kind="window", height=511, width=511)
     keys = jax.random.split(jax.random.key(0), 3000)
-    draws = jax.jit(jax.vmap(lambda key: draw_window(key, jnp.asarray(size, jnp.int32), config)))(keys)
-    sides, center = np.asarray(draws.sides), np.asarray(draws.center)
+    crops = jax.jit(jax.vmap(lambda key: draw_crop(key, jnp.asarray(size, jnp.int32), config)))(keys)
+    sides = np.round(511 / np.abs(np.asarray(crops.geometry.scale)), 2)
+    center = np.asarray(crops.geometry.source) + np.floor(sides / 2)
     assert set(sides[:, 0]) == {float(int(511 * scale + 1e-9)) for scale in config.scales}
     np.testing.assert_array_equal(sides[:, 0], sides[:, 1])
     np.testing.assert_array_equal(center, np.round(center))
     for axis, extent in ((0, size[1]), (1, size[0])):
         border = 128 if extent > 256 else 64 if extent > 128 else 32
         assert center[:, axis].min() >= border and center[:, axis].max() < extent - border
-    assert abs(np.asarray(draws.flip).mean() - 0.5) < 0.05
+    assert abs(np.asarray(crops.geometry.mirrored).mean() - 0.5) < 0.05
 
 
 def test_boxes_follow_the_pixels() -> None:
@@ -82,11 +84,12 @@ def test_boxes_follow_the_pixels() -> None:
     corners = (30, 25, 85, 60)
     canvas = jnp.zeros((128, 128, 3), jnp.uint8)
     canvas = canvas.at[corners[1] : corners[3] + 1, corners[0] : corners[2] + 1].set(255)
-    size, boxes = jnp.asarray([90, 120], jnp.int32), jnp.asarray([corners], jnp.float32)
+    size, objects = jnp.asarray([90, 120], jnp.int32), objects_of(jnp.asarray([corners], jnp.float32), jnp.zeros(1))
     config = AugmentConfig(kind="window", height=95, width=95, color=0.0, lighting=0.0)
-    run = jax.jit(jax.vmap(lambda key: augment(key, canvas, size, boxes, config, PLAIN)))
+    run = jax.jit(jax.vmap(lambda key: augment(key, canvas, size, objects, config, PLAIN)))
     seen = 0
-    for image, moved in zip(*map(np.asarray, run(jax.random.split(jax.random.key(1), 24))), strict=True):
+    images, moved_objects, _ = run(jax.random.split(jax.random.key(1), 24))
+    for image, moved in zip(np.asarray(images), np.asarray(moved_objects.boxes), strict=True):
         columns, rows = (np.flatnonzero(image[..., 0].max(axis) > 0.5) for axis in (0, 1))
         if len(columns) and len(rows):
             limits = np.clip(moved[0], 0, 94)

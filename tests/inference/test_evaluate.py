@@ -11,6 +11,7 @@ from collections import Counter
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -26,6 +27,7 @@ from kpjax.errors import ConfigError, DataError
 from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
 from kpjax.metrics.coco import STATS, measure
+from kpjax.objects import Detections
 from kpjax.parallel.sharding import make_mesh
 from tests import fakes
 from tests.tiny import OPTIONS, random_variables
@@ -456,7 +458,7 @@ def test_views_are_merged(preset):
 
 def test_an_image_mirrored_within_its_canvas():
     """The mirror image lies where the image lay, and boxes come back to where they were."""
-    from kpjax.inference.program import mirror_boxes, mirror_within
+    from kpjax.inference.program import mirror_in_window, mirror_within
 
     rng = np.random.default_rng(0)
     canvases, windows = np.zeros((2, 8, 12, 3), np.float32), np.array([[1, 2, 7, 9], [0, 0, 8, 12]], np.int32)
@@ -468,9 +470,11 @@ def test_an_image_mirrored_within_its_canvas():
         after[top:bottom, left:right] = 0
         assert not after.any()
     boxes = np.array([[[3, 2, 5, 6]], [[0, 1, 4, 5]]], np.float32)
-    there = np.asarray(mirror_boxes(boxes, windows))
+    found = Detections(jnp.asarray(boxes), jnp.ones((2, 1)), jnp.zeros((2, 1), jnp.int32))
+    mirrored = mirror_in_window(found, windows)
+    there = np.asarray(mirrored.boxes)
     np.testing.assert_array_equal(there, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
-    np.testing.assert_array_equal(mirror_boxes(there, windows), boxes)
+    np.testing.assert_array_equal(mirror_in_window(mirrored, windows).boxes, boxes)
 
 
 def test_options_of_the_file_count_at_test(tmp_path, capsys):

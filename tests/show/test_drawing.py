@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from kpjax.objects import Detections, Objects, PointSet
 from kpjax.show import drawing as draw
 from kpjax.show.batch import show_batch
-from kpjax.show.drawing import class_color, draw_detections, enlarge
+from kpjax.show.drawing import class_color, draw_objects, enlarge
+from tests.records import objects_of
 
 NAMES = ("cat", "dog", "a class with a very long name that no small image can hold")
+
+
+def draw_detections(
+    image: np.ndarray, boxes: Any, labels: Any, scores: Any, names: Any, score_thr: float = 0.0
+) -> np.ndarray:
+    """Found objects, or annotated ones where they have no scores."""
+    boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int32)
+    found = objects_of(boxes, labels) if scores is None else Detections(boxes, np.asarray(scores), labels)
+    return draw_objects(image, found, names, score_thr)
 
 
 def test_colors_are_stable_and_distinct() -> None:
@@ -110,7 +122,7 @@ def test_show_batch(tmp_path: pathlib.Path) -> None:
     heatmaps = np.zeros((3, 16, 24, 2), np.float32)
     heatmaps[0, 10, 8, 1] = 1.0
     path = tmp_path / "deep" / "batch.png"
-    show_batch(str(path), images, boxes, labels, valid, heatmaps, NAMES)
+    show_batch(str(path), images, objects_of(boxes, labels, valid), heatmaps, NAMES)
     with Image.open(path) as file:
         grid = np.asarray(file.convert("RGB"))
     scale, gap = 2, 4
@@ -122,13 +134,37 @@ def test_show_batch(tmp_path: pathlib.Path) -> None:
     assert np.abs(peak - class_color(1)).max() < 30
     np.testing.assert_array_equal(heat[0, 0], [90, 90, 90])  # grey, darkened
     with pytest.raises(ValueError, match="heatmaps"):
-        show_batch(str(path), images, boxes, labels, valid, heatmaps[:2], NAMES)
+        show_batch(str(path), images, objects_of(boxes, labels, valid), heatmaps[:2], NAMES)
 
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    large, boxes = enlarge(image, [[0, 0, 1, 2]], least=6)
+    large, found = enlarge(image, objects_of(np.array([[0, 0, 1, 2]]), np.zeros(1, np.int32)), least=6)
     assert large.shape == (4, 6, 3) and (large[::2, ::2] == image).all() and (large[1::2, 1::2] == image).all()
-    np.testing.assert_array_equal(boxes, [[0, 0, 2, 4]])
-    same, _ = enlarge(np.zeros((400, 300, 3), np.uint8), np.zeros((0, 4)))
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 2, 4]])
+    same, _ = enlarge(np.zeros((400, 300, 3), np.uint8), found)
     assert same.shape == (400, 300, 3)
+
+
+def test_points_are_drawn_where_they_are_and_joined() -> None:
+    square = PointSet(("a", "b", "c", "d"), mirror=(1, 0, 3, 2), edges=((0, 1), (2, 3)))
+    image = np.full((240, 320, 3), 128, np.uint8)
+    xy = np.array([[[60.0, 70], [180, 70], [60, 170], [180, 170]]])
+    objects = Objects(
+        boxes=np.array([[50.0, 60, 200, 180]]),
+        labels=np.zeros(1, np.int32),
+        role=np.ones(1, np.int32),
+        points=xy,
+        seen=np.array([[2, 1, 2, 0]]),
+    )
+    drawn = draw_objects(image, objects, NAMES, points=square)
+    color = class_color(0)
+    for (x, y), seen in zip(xy[0].astype(int), (True, True, True, False), strict=True):
+        assert (drawn[y, x] == color).all() == seen
+    np.testing.assert_array_equal(drawn[70, 120], color)  # the edge between two that are there
+    np.testing.assert_array_equal(drawn[170, 120], image[170, 120])  # one end is unlabelled
+    found = Detections(
+        objects.boxes, np.array([0.9]), objects.labels, keypoints=xy, keypoint_scores=np.array([[0.9, 0.01, 0.9, 0.9]])
+    )
+    drawn = draw_objects(image, found, NAMES, points=square)
+    assert (drawn[70, 60] == color).all() and not (drawn[70, 180] == color).all()

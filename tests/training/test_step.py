@@ -13,6 +13,7 @@ import pytest
 
 from kpjax.config import Config, OptimConfig
 from kpjax.detectors.base import Detector
+from kpjax.objects import Objects, Placed
 from kpjax.parallel.sharding import make_mesh, put_batch
 from kpjax.training.optimizer import learning_rate, make_optimizer
 from kpjax.training.step import TrainState, global_norm, init_state, jit_step, make_step, prepare, state_shardings
@@ -85,7 +86,7 @@ def test_fsdp_divides_state_and_memory() -> None:
     config.optim.ema = 0.9
     detector = wide_detector()
     shapes = jax.eval_shape(lambda: init_state(detector, config, config.steps, jax.random.key(0)))
-    batch = jax.eval_shape(lambda: {k: jnp.asarray(v) for k, v in random_batch(8).items()})
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(8)))
     sizes, alias = {}, {}
     for fsdp in (1, 8):
         mesh = make_mesh(fsdp)
@@ -148,9 +149,9 @@ def test_a_bad_step_changes_nothing(where: str) -> None:
     config.optim.name, config.optim.ema = "sgd", 0.9
     plain = tiny_detector()
 
-    def encode(boxes: jax.Array, labels: jax.Array, valid: jax.Array, size: tuple) -> dict:
-        targets = plain.encode(boxes, jnp.maximum(labels, 0), valid, size)
-        return {**targets, "broken": (labels < 0).any()}
+    def encode(objects: Objects, placed: Placed) -> dict:
+        targets = plain.encode(dataclasses.replace(objects, labels=jnp.maximum(objects.labels, 0)), placed)
+        return {**targets, "broken": (objects.labels < 0).any()}
 
     def loss(outputs: list, targets: dict, counts: dict) -> tuple:
         total, parts = plain.loss(outputs, targets, counts)
@@ -165,7 +166,8 @@ def test_a_bad_step_changes_nothing(where: str) -> None:
         config.optim.lr = 1e30
     detector = dataclasses.replace(two_layer_detector(), encode=encode, loss=loss)
     batches = [random_batch(8, i) for i in range(3)]
-    batches[1]["labels"] = np.full_like(batches[1]["labels"], -1)
+    objects = batches[1]["objects"]
+    batches[1]["objects"] = dataclasses.replace(objects, labels=np.full_like(objects.labels, -1))
     (_, before, _, after), metrics = trained(config, detector, batches=batches)
     assert [bool(m["ok"]) for m in metrics] == [True, False, False]
     assert np.isfinite(metrics[1]["loss"]) == (where != "loss")
@@ -205,7 +207,7 @@ def test_each_image_draws_by_its_counter() -> None:
     make = jax.jit(lambda b: prepare(detector, config, b))
     images, targets = make(batch)
     order = np.array([2, 0, 3, 1])
-    again, shuffled = make({k: v[order] for k, v in batch.items()})
+    again, shuffled = make(jax.tree.map(lambda x: x[order], batch))
     np.testing.assert_array_equal(np.asarray(images)[order], again)
     np.testing.assert_array_equal(np.asarray(targets["heatmap"])[order], shuffled["heatmap"])
     others, _ = make({**batch, "counter": batch["counter"] + 4})
@@ -220,7 +222,8 @@ def test_the_loss_falls_on_eight_images(sgd: Config) -> None:
     batch = random_batch(8)
     rng = np.random.default_rng(0)
     batch["canvas"] = np.zeros_like(batch["canvas"])
-    for image, boxes, labels, valid in zip(*(batch[k] for k in ("canvas", "boxes", "labels", "valid")), strict=True):
+    objects = batch["objects"]
+    for image, boxes, labels, valid in zip(batch["canvas"], objects.boxes, objects.labels, objects.valid, strict=True):
         for (x0, y0, x1, y1), label in zip(boxes[valid].astype(int), labels[valid], strict=True):
             image[y0:y1, x0:x1] = rng.integers(40, 90)
             image[y0:y1, x0:x1, label] = 255
