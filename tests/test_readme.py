@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import importlib
 import importlib.util
 import json
@@ -30,6 +31,7 @@ from kpjax.commands.released import RELEASED
 from kpjax.config import Config, flat
 from tests.convert import released
 from tests.convert import torch_bytes as tb
+from tests.golden import cases
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -247,6 +249,14 @@ def test_models_are_listed() -> None:
     for text in (README.split("## Models")[1], MODELS):
         named = set(re.findall(r"`((?:centernet|cornernet|triplet)_\w+)`", text))
         assert set(kpjax.list_models()) <= named
+
+
+def test_golden_cases_that_models_name_are_tested() -> None:
+    kinds = "|".join({kind.split("_")[0] for kind in cases.KINDS})
+    named = set(re.findall(rf"`((?:{kinds})_[\w*]+)`", MODELS)) - set(kpjax.list_models())
+    tested = [kind for kind, reason in cases.KINDS.items() if reason == cases.TESTED]
+    assert len(named) > 30
+    assert not {name for name in named if not fnmatch.filter(tested, name)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
