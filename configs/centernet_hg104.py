@@ -22,6 +22,7 @@ def get_config() -> Config:
     config.model.name = "centernet_hg104"
     config.model.bn_groups = 4
     coco2017(config)
+    config.data.crowds = "train"
     config.optim.lr = 2.5e-4
     config.optim.lr_batch = 24
     config.optim.drops = (40 / 50,)

@@ -25,6 +25,7 @@ def get_config() -> Config:
     config.model.name = "centernet_dla34"
     config.model.bn_groups = 8
     coco2017(config)
+    config.data.crowds = "train"
     config.optim.lr = 5e-4
     config.optim.lr_batch = 128
     config.optim.drops = (90 / 140, 120 / 140)

@@ -24,6 +24,7 @@ def get_config() -> Config:
     config.model.name = "centernet_r101"
     config.model.bn_groups = 8
     coco2017(config)
+    config.data.crowds = "train"
     config.optim.lr = 3.75e-4
     config.optim.lr_batch = 96
     config.optim.drops = (90 / 140, 120 / 140)

@@ -23,6 +23,7 @@ def get_config() -> Config:
     config = Config(batch=114, epochs=140.0)
     config.model.name = "centernet_r18"
     coco2017(config)
+    config.data.crowds = "train"
     config.optim.lr = 5e-4
     config.optim.lr_batch = 114
     config.optim.drops = (90 / 140, 120 / 140)

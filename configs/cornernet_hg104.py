@@ -26,6 +26,7 @@ def get_config() -> Config:
     config.model.options = {"embedding_images": 5}
     config.model.bn_groups = 7
     coco2017(config)
+    config.data.crowds = "train"
     config.augment.kind = "window"
     config.augment.height = config.augment.width = 511
     config.optim.lr = 2.5e-4

@@ -25,6 +25,7 @@ def get_config() -> Config:
     config.model.options = {"embedding_images": 6}
     config.model.bn_groups = 8
     coco2017(config)
+    config.data.crowds = "train"
     config.augment.kind = "window"
     config.augment.height = config.augment.width = 511
     config.optim.lr = 2.5e-4

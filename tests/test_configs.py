@@ -85,6 +85,14 @@ def test_a_recipe_that_is_another_one_with_other_numbers(
     assert {line.split(":")[0].removeprefix("config.") for line in changed} == keys
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_crowds_as_in_the_originals(path: pathlib.Path) -> None:
+    """The programs of the three papers train on crowd boxes, mmdetection does not; a set of one's own ignores them."""
+    config = load(path).get_config()
+    paper = config.data.train.images == "data/coco/train2017" and not config.model.name.endswith("_mmdet")
+    assert config.data.crowds == ("train" if paper else "ignore")
+
+
 def test_a_recipe_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"starts from .*configs/none\.py, which is not there; use a checkout"):
         recipe("none")
