@@ -8,18 +8,17 @@
         --config.data.train.images=DATA/bccd/JPEGImages --config.data.train.annotations=runs/bccd_train.json \\
         --config.data.val.images=DATA/bccd/JPEGImages --config.data.val.annotations=runs/bccd_val.json
 
-Without --config.init_from the same network starts from random weights; docs/recipes.md has both.  The model's
-options are those of configs/shapes_r18.py; only the head of the classes, of which there are three and
-not five, begins anew.
+Without --config.init_from the same network starts from random weights; docs/recipes.md compares the two.  The
+model's options are those of configs/shapes_r18.py; only the class head, for three classes and not five,
+starts from random weights.
 """
 
-from kpjax.config import Config
+from kpjax.config import Config, recipe
 
 
 def get_config() -> Config:
     config = Config(batch=8, steps=600)
-    config.model.name = "centernet_r18"
-    config.model.options = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
+    config.model = recipe("shapes_r18").model  # the network of the demo, whose weights it starts from
     config.data.canvas = 640
     config.data.max_boxes = 64
     config.augment.height = config.augment.width = 256

@@ -6,9 +6,9 @@
         --config.data.train.images DATA/bccd/JPEGImages --config.data.train.annotations runs/bccd_train.json \\
         --config.data.val.images DATA/bccd/JPEGImages --config.data.val.annotations runs/bccd_val.json
 
-The schedule of a comparison with the PyTorch original: 256x256 fixed resolution, batch 8, Adam
-5e-4 dropped by 10 at 75% of 1,525 steps, the original's augmentation.  Two CPU cores suffice;
-docs/recipes.md has what it reached.
+The schedule of a comparison with the PyTorch original: 256x256 fixed resolution, batch 8, Adam 5e-4 dropped
+by 10 at 75% of 1,525 steps, the original's augmentation.  Two CPU cores suffice; docs/recipes.md has what it
+reached.
 """
 
 from kpjax.config import Config

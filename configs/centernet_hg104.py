@@ -2,29 +2,27 @@
 
     python train.py --config configs/centernet_hg104.py --workdir runs/centernet_hg104
 
-data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).  The original started
-from ExtremeNet's released weights, which kpjax does not read; from random weights this wants a longer schedule.  To go
-on from a detector of the same network: --config.init_from=CHECKPOINT.
+data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).  The original
+started from ExtremeNet's released weights, which kpjax does not read; from random weights it needs a longer
+schedule.  To start from a detector with the same network: --config.init_from=CHECKPOINT.
 
-50 epochs of 24 images on 5 GPUs (4 on the first, 5 on the others), Adam 2.5e-4 dropped by 10 after epoch 40; 109 hours
-there.  BatchNorm statistics are those of 4 groups of 6 here.
+50 epochs of 24 images on 5 GPUs (4 on the first, 5 on the others), Adam 2.5e-4 dropped by 10 after epoch 40;
+109 hours for its authors.  BatchNorm statistics are those of 4 groups of 6 here.
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
 
 Published on val2017: AP 40.3 plain, 42.2 with flip.  Not trained here.
 """
 
-from kpjax.config import Config
+from kpjax.config import Config, coco2017
 
 
 def get_config() -> Config:
     config = Config(batch=24, epochs=50.0)
     config.model.name = "centernet_hg104"
     config.model.bn_groups = 4
-    config.data.train.images = "data/coco/train2017"
-    config.data.train.annotations = "data/coco/annotations/instances_train2017.json"
-    config.data.val.images = "data/coco/val2017"
-    config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
+    coco2017(config)
+    config.data.crowds = "train"
     config.optim.lr = 2.5e-4
     config.optim.lr_batch = 24
     config.optim.drops = (40 / 50,)

@@ -2,12 +2,12 @@
 
     python train.py --config configs/coco_r101_dcn.py --workdir runs/coco_r101_dcn --config.init_from=resnet101.pth
 
-data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them);
-resnet101.pth is torchvision's or timm's ImageNet checkpoint, which the original starts from as well.
+data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them); resnet101.pth
+is torchvision's or timm's ImageNet checkpoint, which the original starts from as well.
 
-Batch 96 on 8 GPUs, Adam 3.75e-4 dropped by 10 after epochs 90 and 120 of 140; it took 65 hours there.
-Each GPU had BatchNorm statistics of its own, of 5 images on the first and 13 on the others; here they
-are of 8 groups of 12.  Where the devices' memory does not suffice: --config.model.remat=true, or
+Batch 96 on 8 GPUs, Adam 3.75e-4 dropped by 10 after epochs 90 and 120 of 140; 65 hours for its authors.  Each
+GPU had BatchNorm statistics of its own, of 5 images on the first and 13 on the others; here they are of 8
+groups of 12.  Where the devices' memory does not suffice: --config.model.remat=true, or
 --config.optim.accumulate=2 with --config.model.bn_groups=4.
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
@@ -15,19 +15,10 @@ Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; u
 Published on val2017: AP 34.6, 36.2 with flip, 39.3 with flip and five scales.  Not trained here.
 """
 
-from kpjax.config import Config
+from kpjax.config import Config, recipe
 
 
 def get_config() -> Config:
-    config = Config(batch=96, epochs=140.0)
+    config = recipe("coco_r101")
     config.model.name = "centernet_r101_dcn"
-    config.model.bn_groups = 8
-    config.data.train.images = "data/coco/train2017"
-    config.data.train.annotations = "data/coco/annotations/instances_train2017.json"
-    config.data.val.images = "data/coco/val2017"
-    config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
-    config.optim.lr = 3.75e-4
-    config.optim.lr_batch = 96
-    config.optim.drops = (90 / 140, 120 / 140)
-    config.eval.every = 5000
     return config

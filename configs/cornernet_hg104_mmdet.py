@@ -5,18 +5,18 @@
 data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).
 
 8 GPUs of 6 images with BatchNorm statistics of their own and pull and push losses that are sums over them
-(`embedding_images`), 210 epochs, Adam 5e-4 dropped by 10 after 180, linear warm-up over 500 steps from a third,
-gradients clipped to a norm of 35.
+(`embedding_images`), 210 epochs, Adam 5e-4 dropped by 10 after 180, linear warm-up over 500 steps from a
+third, gradients clipped to a norm of 35.
 
-Differences from mmdetection's training: it draws a crop again, up to 50 times, until one holds an object, and leaves
-out images without boxes; it mirrors a box's x to W - x, ours goes to W - 1 - x.
+Differences from mmdetection's training: it draws up to 50 crops until one holds an object, and leaves out
+images without boxes; it mirrors a box's x to W - x, ours takes it to W - 1 - x.
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
 
 Published on val2017: AP 40.9 plain, 41.2 with flip.  Not trained here.
 """
 
-from kpjax.config import Config
+from kpjax.config import Config, coco2017
 
 
 def get_config() -> Config:
@@ -24,10 +24,7 @@ def get_config() -> Config:
     config.model.name = "cornernet_hg104_mmdet"
     config.model.options = {"embedding_images": 6}
     config.model.bn_groups = 8
-    config.data.train.images = "data/coco/train2017"
-    config.data.train.annotations = "data/coco/annotations/instances_train2017.json"
-    config.data.val.images = "data/coco/val2017"
-    config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
+    coco2017(config)
     config.augment.kind = "window"
     config.augment.height = config.augment.width = 511
     config.augment.photometric = True

@@ -7,9 +7,9 @@
         --config.data.val.images=runs/shapes_data/val \\
         --config.data.val.annotations=runs/shapes_data/annotations/instances_val.json
 
-Half the released width and a trunk that ends at stride 16: a map of 4x4 cells, which stride 32
-leaves of 128 pixels, is too narrow a way for six objects, and learns several times more slowly.
-Shapes come in every colour, so that colour jitter would add nothing.
+Half the released width and a trunk that ends at stride 16: a map of 4x4 cells, which stride 32 leaves of 128
+pixels, is too coarse for six objects, and learns several times more slowly.  Shapes have every colour
+already, so there is no colour jitter.
 """
 
 from kpjax.config import Config

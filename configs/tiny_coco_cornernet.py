@@ -6,9 +6,9 @@
         --config.data.val.images=DATA/tiny_coco/train2017 \\
         --config.data.val.annotations=DATA/tiny_coco/annotations/instances_train2017.json
 
-It is evaluated on the training images themselves: AP says how well they were learnt by heart, and
-nothing about new ones.  Images are seen whole at 255x255, never mirrored.  docs/recipes.md has what it reached on
-the first 8 images.
+It is evaluated on the training images themselves: AP says how well they were memorised, and nothing about new
+ones.  Images are seen whole at 255x255, never mirrored.  docs/recipes.md has what it reached on the first 8
+images.
 """
 
 from kpjax.config import Config

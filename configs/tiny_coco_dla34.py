@@ -6,10 +6,10 @@
         --config.data.val.images=DATA/tiny_coco/train2017 \\
         --config.data.val.annotations=runs/tiny8.json
 
-runs/tiny8.json is the training annotations cut down to the first eight images that have boxes; docs/recipes.md
-has the line that makes it.  It is evaluated on the training images themselves: AP says how well they were
-learnt by heart, and nothing about new ones.  All of DLA-34's layers at half the released width; images are
-seen whole at 256x256, without augmentation.
+runs/tiny8.json is the training annotations cut down to the first eight images that have boxes;
+docs/recipes.md has the lines that make it.  It is evaluated on the training images themselves: AP says how
+well they were memorised, and nothing about new ones.  All of DLA-34's layers at half the released width;
+images are seen whole at 256x256, without augmentation.
 """
 
 from kpjax.config import Config

@@ -6,10 +6,9 @@
         --config.data.val.images=DATA/tiny_coco/train2017 \\
         --config.data.val.annotations=DATA/tiny_coco/annotations/instances_train2017.json
 
-It is evaluated on the training images themselves: AP says how well they were learnt by heart, and
-nothing about new ones.  The network is half as wide as the released one and ends at stride 16;
-images are seen whole at 256x256, mirrored half of the time.  One CPU core suffices;
-docs/recipes.md has what it reached.
+It is evaluated on the training images themselves: AP says how well they were memorised, and nothing about new
+ones.  The network is half as wide as the released one and ends at stride 16; images are seen whole at
+256x256, mirrored half of the time.  One CPU core suffices; docs/recipes.md has what it reached.
 """
 
 from kpjax.config import Config

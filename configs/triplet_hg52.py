@@ -2,20 +2,21 @@
 
     python train.py --config configs/triplet_hg52.py --workdir runs/triplet_hg52
 
-data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).  It starts from random
-weights, as the original does.
+data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).  It starts
+from random weights, as the original does.
 
-480,000 steps of 48 images on 8 GPUs of 32 GB, Adam 2.5e-4 dropped by 10 at step 450,000; two to three weeks there.
-Each GPU had 6 images, with BatchNorm statistics of its own (`bn_groups`) and with pull and push losses that are sums
-over its images (`embedding_images`).  511x511 inputs, 128x128 maps, crops of 511 pixels times 0.6 to 1.3.
+480,000 steps of 48 images on 8 GPUs of 32 GB, Adam 2.5e-4 dropped by 10 at step 450,000; two to three weeks
+for its authors.  Each GPU had 6 images, with BatchNorm statistics of its own (`bn_groups`) and with pull and
+push losses that are sums over its images (`embedding_images`).  511x511 inputs, 128x128 maps, crops of 511
+pixels times 0.6 to 1.3.
 
-Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it,
---config.steps keeps the passes over the data (480,000 x 48 / batch); unverified (docs/recipes.md).
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it, --config.steps keeps the passes
+over the data (480,000 x 48 / batch); unverified (docs/recipes.md).
 
 Published on test-dev with flip: AP 41.6.  Not trained here.
 """
 
-from kpjax.config import Config
+from kpjax.config import Config, coco2017
 
 
 def get_config() -> Config:
@@ -23,10 +24,8 @@ def get_config() -> Config:
     config.model.name = "triplet_hg52"
     config.model.options = {"embedding_images": 6}
     config.model.bn_groups = 8
-    config.data.train.images = "data/coco/train2017"
-    config.data.train.annotations = "data/coco/annotations/instances_train2017.json"
-    config.data.val.images = "data/coco/val2017"
-    config.data.val.annotations = "data/coco/annotations/instances_val2017.json"
+    coco2017(config)
+    config.data.crowds = "train"
     config.augment.kind = "window"
     config.augment.height = config.augment.width = 511
     config.optim.lr = 2.5e-4

@@ -12,6 +12,8 @@ Units: sizes are pixels of the network's input unless a name says otherwise.
 # have to be classes and not their names.
 import dataclasses
 import json
+import pathlib
+import runpy
 from typing import Any, get_type_hints
 
 from kpjax.errors import ConfigError
@@ -242,6 +244,25 @@ class Config:
                 f"config.model.bn_groups = {self.model.bn_groups} does not divide the {micro} images of a micro-batch"
             )
         return self
+
+
+def recipe(name: str) -> Config:
+    """The configuration of configs/NAME.py, for a recipe that starts from another one.
+
+    It is the file of this checkout, whatever the current folder is and wherever the calling file has been copied to.
+    Raises ConfigError where it is not there, as beside an installed wheel.
+    """
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
+    if not path.is_file():
+        raise ConfigError(f"the --config file starts from {path}, which is not there; use a checkout of kpjax")
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def coco2017(config: Config, root: str = "data/coco") -> None:
+    """Set the data of `config` to COCO 2017 as it is distributed: train2017, val2017 and annotations in `root`."""
+    for split, name in ((config.data.train, "train2017"), (config.data.val, "val2017")):
+        split.images = f"{root}/{name}"
+        split.annotations = f"{root}/annotations/instances_{name}.json"
 
 
 def to_json(config: Config) -> str:

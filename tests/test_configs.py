@@ -14,7 +14,7 @@ import pytest
 
 import kpjax
 from kpjax.commands import flags
-from kpjax.config import Config, differences, from_json, to_json
+from kpjax.config import Config, coco2017, differences, from_json, recipe, to_json
 from kpjax.detectors import from_config
 from kpjax.errors import ConfigError
 from kpjax.training.optimizer import learning_rate, scaled
@@ -51,6 +51,51 @@ def test_config(path: pathlib.Path) -> None:
     cells = (config.batch, -(-size[0] // detector.stride), -(-size[1] // detector.stride))
     heatmaps = [x for name, x in outputs[-1].items() if name.endswith(("heat", "heatmap"))]
     assert heatmaps and all(x.shape == (*cells, classes) and x.dtype == jnp.float32 for x in heatmaps)
+
+
+def test_coco_is_named_once() -> None:
+    config = Config(steps=1)
+    coco2017(config, "elsewhere")
+    assert config.data.train.images == "elsewhere/train2017" and config.data.val.images == "elsewhere/val2017"
+    assert config.data.train.annotations == "elsewhere/annotations/instances_train2017.json"
+    assert config.data.val.annotations == "elsewhere/annotations/instances_val2017.json"
+    assert not [path.name for path in FILES if "data/coco/" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "keys"),
+    [
+        ("coco_dla34_1x", "coco_dla34_2x", {"epochs", "optim.drops"}),
+        ("coco_r18", "coco_r18_dcn", {"model.name"}),
+        ("coco_r101", "coco_r101_dcn", {"model.name"}),
+        ("coco_r18_mmdet", "coco_r18_dcn_mmdet", {"model.name"}),
+        ("triplet_hg52", "triplet_hg104", {"model.name"}),
+        ("shapes_cornernet", "shapes_triplet", {"model.name"}),
+        ("tiny_coco_cornernet", "tiny_coco_triplet", {"model.name"}),
+    ],
+)
+def test_a_recipe_that_is_another_one_with_other_numbers(
+    base: str, name: str, keys: set[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied to another folder and read from there, as users do."""
+    copy = tmp_path / "mine.py"
+    copy.write_text((REPOSITORY / "configs" / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    changed = differences(recipe(base), load(copy).get_config())
+    assert {line.split(":")[0].removeprefix("config.") for line in changed} == keys
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_crowds_as_in_the_originals(path: pathlib.Path) -> None:
+    """The programs of the three papers train on crowd boxes, mmdetection does not; a set of one's own ignores them."""
+    config = load(path).get_config()
+    paper = config.data.train.images == "data/coco/train2017" and not config.model.name.endswith("_mmdet")
+    assert config.data.crowds == ("train" if paper else "ignore")
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"starts from .*configs/none\.py, which is not there; use a checkout"):
+        recipe("none")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +154,7 @@ def test_a_recipe_says_which_batch_its_rate_is_for(path: pathlib.Path) -> None:
     module = load(path)
     config = module.get_config()
     assert config.optim.lr_batch == config.batch and config.optim.scale_lr == "none"
-    if "data/coco" in (module.__doc__ or ""):  # the published recipes; the small ones are made for one device
+    if config.data.train.images == "data/coco/train2017":  # the published recipes; the small ones are for one device
         assert "--config.optim.scale_lr=linear" in module.__doc__ and "unverified" in module.__doc__
         assert bool(config.steps) == ("--config.steps" in module.__doc__)
     config.optim.scale_lr = "linear"

@@ -1,33 +1,181 @@
-"""The README's program runs as it is printed, and the files it names are there."""
+"""The README's programs run as they are printed, its commands parse, and the files it names are there."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import fnmatch
+import importlib
+import importlib.util
 import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
 import kpjax
-from kpjax.__main__ import main
+from kpjax.__main__ import COMMANDS, all_settings, main
 from kpjax.checkpoint.weights import save_inference
+from kpjax.commands import flags
+from kpjax.commands.released import RELEASED
+from kpjax.config import Config, flat
 from tests.convert import released
 from tests.convert import torch_bytes as tb
+from tests.golden import cases
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+MODELS = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
-def test_the_parts_from_other_jax_code() -> None:
-    block = README.split("## The parts, from other JAX code")[1].split("```python\n")[1].split("```")[0]
-    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+def fences(text: str) -> list[tuple[str, str]]:
+    """(language, content) of every fenced block, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```\n", text, re.DOTALL | re.MULTILINE)
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    return [content for found, content in fences(text) if found == language]
+
+
+def test_order_and_length() -> None:
+    titles = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    assert titles == [
+        "Two commands",
+        "Detect with a released checkpoint",
+        "Train on your own images",
+        "Evaluate",
+        "Train on COCO",
+        "Hand a model over",
+        "GPUs and TPUs",
+        "Many hosts",
+        "Parts for other JAX code",
+        "Models",
+    ]
+    lines = README.splitlines()
+    assert len(lines) <= 250 and max(map(len, lines)) <= 120
+    assert len((REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+# ----------------------------------------------------------------------------------------------- commands
+
+
+def fenced_commands(text: str) -> list[str]:
+    """Every `python ...` line of the blocks without a language, also where gcloud or Slurm starts it."""
+    found = []
+    for block in blocks(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            if inside := re.match(r"gcloud .*(python [^\"]*)\"$|srun .*?(python .*)$|(python .*)$", line):
+                found.append("".join(filter(None, inside.groups())).split("  #")[0].removesuffix(" &"))
+    return [command for command in found if not command.startswith(("python - ", "python exported/"))]
+
+
+class InSentence(argparse.ArgumentParser):
+    """A parser that requires nothing: a sentence leaves out what it is not about."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        if names[0].startswith("-"):
+            options.pop("required", None)
+        else:
+            options.setdefault("nargs", "?")
+        return super().add_argument(*names, **options)
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(command: str, complete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parse it with the program's own parser.  complete: what the program requires has to be there."""
+    argv = shlex.split(command)[1:]
+    if argv[0].startswith("benchmarks/"):
+        text = (REPOSITORY / argv[0]).read_text(encoding="utf-8")
+        flags_used = [a.split("=")[0] for a in argv[1:] if a.startswith("--") and not a.startswith("--config.")]
+        assert all(f'"{flag}"' in text for flag in flags_used), command
+        return
+    if argv[0] in ("train.py", "eval.py"):
+        module = loaded(argv[0].removesuffix(".py"))
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for --config.key
+        values = flags.parse(argv, module.define)
+        if values["config"].present:
+            flags.read_config(values)
+        return
+    if argv[0] == "detect.py":
+        loaded("detect").arguments(argv[1:])
+        return
+    assert argv[:2] == ["-m", "kpjax"], command
+    parser = argparse.ArgumentParser() if complete else InSentence()
+    importlib.import_module(COMMANDS[argv[2]][0]).add_arguments(parser)
+    args, rest = parser.parse_known_args(argv[3:])
+    assert all_settings(rest), f"{command}: {rest}"
+    if getattr(args, "config", None):
+        batch = [f"--config.batch={args.batch}"] if getattr(args, "batch", 0) else []  # of plan
+        flags.config_of(args.config, [*rest, *batch])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in blocks with all they need; those in a sentence may leave out what the sentence is not about."""
+    text = page.read_text(encoding="utf-8")
+    recipe = (REPOSITORY / "configs" / "bccd_r18.py").read_text(encoding="utf-8")
+    lines = next(block for block in blocks(README, "python") if block.startswith("    config.data."))
+    mine = tmp_path / "mine.py"  # as the README makes it
+    mine.write_text(recipe.replace("    return config", lines + "    return config"))
+    monkeypatch.chdir(REPOSITORY)
+    in_blocks = fenced_commands(text)
+    in_sentences = re.findall(r"`(python [^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    for command in (*in_blocks, *in_sentences):
+        parse(" ".join(command.split()).replace("mine.py", str(mine)), command in in_blocks, monkeypatch)
+    assert in_blocks or page.name in ("architecture.md",)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_exist(page: pathlib.Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    groups = "|".join(field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type))
+    named = set(re.findall(r"--config\.([a-z_]\w*(?:\.\w+)*)", text))
+    named |= set(re.findall(rf"`(?:config\.)?((?:{groups})\.[\w.]*\w)[`=]", text))
+    known = {"key", "model.options", "data.train", "data.val"} | {key.removeprefix("config.") for key in flat(Config())}
+    assert {name for name in named if not name.endswith((".py", ".yaml"))} <= known
+
+
+def test_a_released_checkpoint(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address is that of `download --list` for the model that is converted; the Python block runs."""
+    section = README.split("## Detect with a released checkpoint")[1].split("\n## ")[0]
+    block = blocks(section)[0]
+    site, file = re.findall(r"^site=(.*)$", block, re.MULTILINE)[0], re.findall(r" \$site(/\S+)", block)[0]
+    model = re.findall(r"--model (\S+)", block)[0]
+    assert (model, site + file) in [(entry.model, entry.source) for entry in RELEASED]
+    program = blocks(section, "python")[0]
+    assert f'kpjax.build("{model}", num_classes=80)' in program
+    monkeypatch.chdir(tmp_path)
+    tb.save(tmp_path / "r18.pth", released.arrays(model, 80), wrapper="state_dict")
+    Image.new("RGB", (64, 48), "gray").save("photo.jpg")
+    names: dict = {}
+    exec(compile(program, "README.md", "exec"), names)
+    assert names["found"].boxes.shape == (len(names["found"]), 4) and os.path.isdir("runs/r18")
+
+
+# ------------------------------------------------------------------------------------------------- programs
+
+
+def test_the_parts_for_other_jax_code() -> None:
+    block = README.split("## Parts for other JAX code")[1].split("```python\n")[1].split("```")[0]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 11
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["found"].boxes.shape == (1, 10, 4)
@@ -62,11 +210,11 @@ def test_checkpoints_are_read_without_kpjax(
     written: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The two snippets as they are printed, in a process in which kpjax cannot be imported."""
-    snippets = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import orbax" in b or "v1" in b]
+    snippets = [block for page in (README, MODELS) for block in blocks(page, "python") if "orbax" in block]
     assert len(snippets) == 2 and "v1 as ocp" in snippets[0] and "import orbax.checkpoint as ocp" in snippets[1]
     for number, snippet in enumerate(snippets):
         (tmp_path / f"snippet{number}.py").write_text(snippet)
-    imported, state = tmp_path / "runs" / "imported", released.arrays("centernet_r18", 3, **SMALL)
+    imported, state = tmp_path / "runs" / "mine" / "model", released.arrays("centernet_r18", 3, **SMALL)
     detector = kpjax.build("centernet_r18", 3, **SMALL)
     variables = kpjax.import_torch(detector, state)
     if written == "convert":
@@ -98,10 +246,17 @@ def test_checkpoints_are_read_without_kpjax(
 
 
 def test_models_are_listed() -> None:
-    table = README.split("## Models")[1]
-    written = set(re.findall(r"`((?:centernet|cornernet|triplet)_\w+)`|`(_r\d+)`", table))
-    named = {full or f"centernet{short}" for full, short in written}
-    assert set(kpjax.list_models()) <= named
+    for text in (README.split("## Models")[1], MODELS):
+        named = set(re.findall(r"`((?:centernet|cornernet|triplet)_\w+)`", text))
+        assert set(kpjax.list_models()) <= named
+
+
+def test_golden_cases_that_models_name_are_tested() -> None:
+    kinds = "|".join({kind.split("_")[0] for kind in cases.KINDS})
+    named = set(re.findall(rf"`((?:{kinds})_[\w*]+)`", MODELS)) - set(kpjax.list_models())
+    tested = [kind for kind, reason in cases.KINDS.items() if reason == cases.TESTED]
+    assert len(named) > 30
+    assert not {name for name in named if not fnmatch.filter(tested, name)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -109,6 +264,10 @@ def test_links_and_configs_exist(page: pathlib.Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
+    for target, title in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        other = (page.parent / target if target else page).read_text(encoding="utf-8")
+        titles = re.findall(r"^#+ (.*)$", other, re.MULTILINE)
+        missing += [title] * (title not in {re.sub(r"[^\w\- ]", "", t).lower().replace(" ", "-") for t in titles})
     # the code that a page names, too
     missing += [name for name in re.findall(r"configs/\w+\.py", text) if not (REPOSITORY / name).exists()]
     missing += [
