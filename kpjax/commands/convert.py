@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-import kpjax
 from kpjax import convert
 from kpjax.convert.rules import flatten
-from kpjax.detectors import MODELS
+from kpjax.detectors import MODELS, build, list_models
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError, UserError
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.description = "Turn a released PyTorch checkpoint (.pth, .pth.tar, .pkl) into an inference checkpoint."
     parser.add_argument("file", metavar="FILE", help="the checkpoint; nothing in it is run, PyTorch is not needed")
-    parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(kpjax.list_models())}")
+    parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(list_models())}")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the inference checkpoint")
     parser.add_argument("--names", metavar="FILE", help="class names, one a line (default: COCO's where there are 80)")
     parser.add_argument(
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args.option)
 
     def build(classes: int) -> Detector:
-        return kpjax.build(args.model, classes, **options)
+        return build(args.model, classes, **options)
 
     build(1)  # an unknown model or option, before the file is read
     state_dict, left_out = convert.read_torch_checkpoint(args.file)
@@ -116,7 +115,7 @@ def _value(text: str) -> Any:
 
 
 def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
-    builders = {name: functools.partial(kpjax.build, name) for name in MODELS}
+    builders = {name: functools.partial(build, name) for name in MODELS}
     name, share = convert.resembles(state_dict, builders)
     if share < 0.5:
         return "; it looks like none of the models here"
@@ -128,7 +127,7 @@ def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
 
 def _beside(model: str, state_dict: Mapping[str, Any]) -> str:
     """The parts of a checkpoint that the model's table does not know: the shortest names that none of the rest have."""
-    rules = convert.RULES[kpjax.build(model).import_rules]
+    rules = convert.RULES[build(model).import_rules]
     known = [key for key in state_dict if convert.destination(rules, key) is not None]
     parts: dict[str, None] = {}
     for key in (key for key in state_dict if convert.destination(rules, key) is None):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kpjax
-from kpjax.detectors import cornernet
+from kpjax.detectors import corner_decode
 from kpjax.images.views import View, keep_view
 from kpjax.inference.engine import rows_in_image
 from kpjax.objects import Placed
@@ -73,7 +73,7 @@ def test_pairs(case: Any) -> None:
         maps = heads_of(case, variant, variant["tag"], name, variant["shape"])
         config = det.net.config
         size = (height, width)  # so that a pixel is a cell
-        found = jax.jit(lambda m, c=config, s=size: cornernet.candidates(m, s, None, config=c)[0])(maps)
+        found = jax.jit(lambda m, c=config, s=size: corner_decode.candidates(m, Placed(s), config=c)[0])(maps)
         expected = case[f"{name}/detections"]
         for image in range(len(found.scores)):
             kept = np.asarray(found.scores[image]) > -1
@@ -87,7 +87,7 @@ def test_pairs(case: Any) -> None:
             assert_same_rows(rows, expected[expected[:, 8] == image][:, [0, 1, 2, 3, 4, 7]], 1e-4, f"{name} {image}")
         if f"{name}/center" in case.arrays:
             points = jax.jit(
-                lambda m, c=config: cornernet.points_of(cornernet.views_of(m), "center", c.corners, c.kernel)
+                lambda m, c=config: corner_decode.points_of(corner_decode.views_of(m), "center", c.corners, c.kernel)
             )(maps)
             rows = np.stack([points.xs, points.ys, points.scores, points.labels], -1)
             for ours, theirs in zip(rows, case[f"{name}/center"], strict=True):
