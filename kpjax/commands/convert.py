@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
 
     options = _options(args.option)
 
-    def build(classes: int) -> Detector:
+    def of_classes(classes: int) -> Detector:
         return build(args.model, classes, **options)
 
-    build(1)  # an unknown model or option, before the file is read
+    of_classes(1)  # an unknown model or option, before the file is read
     state_dict, left_out = convert.read_torch_checkpoint(args.file)
-    classes = convert.count_classes(build, state_dict)
-    detector = build(classes or 80)
+    classes = convert.count_classes(of_classes, state_dict)
+    detector = of_classes(classes or 80)
     try:
         variables = convert.import_torch(detector, state_dict)
     except convert.ImportMismatch as error:
