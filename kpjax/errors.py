@@ -22,6 +22,7 @@ MISSING = "image not found"
 UNREADABLE = "unreadable image"
 TRUNCATED = "truncated image"
 WRONG_SIZE = "image of another size than annotated"
+PASSING = "image that cannot be read at the moment"
 
 
 class DataError(UserError):

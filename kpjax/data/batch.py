@@ -12,7 +12,7 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.source import Source
-from kpjax.errors import MISSING, WRONG_SIZE, ConfigError, DataError
+from kpjax.errors import MISSING, PASSING, WRONG_SIZE, ConfigError, DataError
 from kpjax.images.decode import decode, fitted_size, shrink
 from kpjax.objects import map_coordinates
 
@@ -51,6 +51,24 @@ def check_slices(source: Source, batch: int, start_step: int, process_index: int
         raise ConfigError(f"config.batch is {batch}; it must be a positive multiple of the {process_count} processes")
     if not 0 <= process_index < process_count or start_step < 0:
         raise ConfigError(f"process {process_index} of {process_count} at step {start_step} does not exist")
+
+
+def may_skip(data: DataConfig, bad: DataError) -> bool:
+    """Whether an image with this error becomes an empty one.
+
+    One that cannot be read at the moment does not: which step it happens in would depend on the moment, and a run that
+    is resumed would differ from one that was never interrupted.
+    """
+    return data.bad_images == "skip" and bad.kind != PASSING
+
+
+def unskipped(data: DataConfig, bad: DataError) -> DataError:
+    """The error of an image that is not skipped, with what to do about it."""
+    if bad.kind == PASSING:
+        return DataError(
+            f"{bad}; several tries failed: see to the disk or the network, and the same command goes on", PASSING
+        )
+    return DataError(f"{bad}; or set config.data.bad_images='skip'", bad.kind)
 
 
 def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from kpjax.data import files
 from kpjax.data.source import LARGEST, Annotations, Mistake, Source, make_source, stop
-from kpjax.errors import DUPLICATE, MISSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError, one_line
+from kpjax.errors import DUPLICATE, MISSING, PASSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError, one_line
 from kpjax.objects import PointSet
 
 
@@ -62,7 +62,8 @@ def CocoFolder(
         try:
             return files.read_bytes(paths[i])
         except OSError as error:
-            kind = MISSING if isinstance(error, FileNotFoundError) else UNREADABLE
+            missing = isinstance(error, FileNotFoundError)
+            kind = MISSING if missing else PASSING if files.may_pass(error) else UNREADABLE
             raise DataError(f"{paths[i]}: cannot be read ({error.strerror})", kind) from error
 
     return make_source(

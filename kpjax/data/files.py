@@ -10,8 +10,16 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
+
+PAUSES = (0.1, 0.5, 2.0)  # seconds between the tries of reading a file
+_PASSING = {
+    *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENFILE, errno.EMFILE, errno.ENOMEM),
+    *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
 
 
 def is_url(path: str) -> bool:
@@ -73,9 +81,30 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def read_bytes(path: str) -> bytes:
-    """All of a file."""
-    with opened(path) as file:
-        return file.read()
+    """All of a file.  An error that may pass (`may_pass`) is tried again, for some seconds."""
+
+    def read() -> bytes:
+        with opened(path) as file:
+            return file.read()
+
+    return with_retries(read)
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether what went wrong may be right a moment later: a disk or a network that did not answer."""
+    return error.errno in _PASSING
+
+
+def with_retries(read: Callable[[], bytes]) -> bytes:
+    """What `read` returns, tried again after each of `PAUSES` seconds where its OSError may pass."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            time.sleep(pause)
+    return read()
 
 
 class Pieces:

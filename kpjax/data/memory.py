@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kpjax.config import DataConfig
-from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, sizes_on_canvas
+from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, may_skip, sizes_on_canvas, unskipped
 from kpjax.data.source import LARGEST, Annotations, Source, make_source
 from kpjax.errors import DataError
 from kpjax.images.decode import shrink
@@ -100,8 +100,8 @@ class MemoryBatches(Iterator[Batch]):
         try:
             image = decode_checked(self._source, record, self._data.canvas)
         except DataError as bad:
-            if self._data.bad_images == "stop":
-                raise DataError(f"{bad}; or set config.data.bad_images='skip'") from None
+            if not may_skip(self._data, bad):
+                raise unskipped(self._data, bad) from None
             self.bad_files.append(str(bad))
         self._unread.count(np.array([record]), np.array([image is None]))
         return image

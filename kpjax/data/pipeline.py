@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kpjax.config import DataConfig
-from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, sizes_on_canvas
+from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, may_skip, sizes_on_canvas, unskipped
 from kpjax.data.source import Source
 from kpjax.data.tensorflow import element_reader, import_tensorflow
 from kpjax.errors import DataError
@@ -220,8 +220,8 @@ class Batches(Iterator[Batch]):
             try:
                 decode_checked(self._source, record, self._data.canvas)
             except DataError as bad:
-                if self._data.bad_images == "stop":
-                    raise DataError(f"{bad}; or set config.data.bad_images='skip'") from None
+                if not may_skip(self._data, bad):
+                    raise unskipped(self._data, bad) from None
                 self.bad_files.append(str(bad))
                 self._routes[record], found = _EMPTY, True
         if found:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,25 +16,42 @@ from kpjax.errors import DataError
 
 _IMPORTING = threading.Lock()
 _GREETING = (b"oneDNN custom operations are on", b"All log messages before absl::InitializeLog() is called")
+_FILTER = f"""
+import sys
+for line in sys.stdin.buffer:
+    if not any(part in line for part in {_GREETING!r}):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
 
 
 @contextlib.contextmanager
 def _without_greeting() -> Iterator[None]:
-    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level."""
+    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level.
+
+    A process of its own passes all other lines on, as they come: where this one crashes, or another thread ends it,
+    the reason still reaches the terminal.
+    """
     sys.stderr.flush()
+    try:
+        # -S -E: without site-packages and PYTHON* variables, it starts in some 20 ms.
+        command = [sys.executable, "-S", "-E", "-c", _FILTER]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    except OSError:  # no process to be had: the two lines are then seen
+        yield
+        return
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            said.seek(0)
-            others = [line for line in said if not any(part in line for part in _GREETING)]
-            if others:
-                os.write(2, b"".join(others))
+    assert child.stdin is not None
+    os.dup2(child.stdin.fileno(), 2)
+    child.stdin.close()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process started meanwhile may hold the pipe open
+            child.wait(1)
 
 
 def import_tensorflow() -> Any:

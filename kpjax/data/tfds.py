@@ -26,7 +26,7 @@ import numpy as np
 from kpjax.data import files
 from kpjax.data.source import Annotations, Source, make_source
 from kpjax.data.tensorflow import import_tensorflow
-from kpjax.errors import TRUNCATED, UNREADABLE, DataError
+from kpjax.errors import PASSING, TRUNCATED, UNREADABLE, DataError
 from kpjax.images.decode import size_of
 from kpjax.objects import PointSet
 
@@ -319,9 +319,11 @@ def _record_reader(index: dict[str, Any], instructions: list[Any]) -> Callable[[
         number, offset, length = place[i].tolist()
         path = pieces.paths[number]
         try:
-            return _whole(pieces.read(number, offset, length), length, path)
+            data = files.with_retries(lambda: pieces.read(number, offset, length))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})", UNREADABLE) from error
+            kind = PASSING if files.may_pass(error) else UNREADABLE
+            raise DataError(f"{path}: cannot be read ({error.strerror})", kind) from error
+        return _whole(data, length, path)
 
     return read
 

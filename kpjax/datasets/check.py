@@ -28,6 +28,7 @@ from kpjax.errors import (
     DUPLICATE,
     MALFORMED,
     MISSING,
+    PASSING,
     TRUNCATED,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
@@ -50,7 +51,7 @@ NO_BOXES = "image without boxes to train on"
 UNLISTED = "image file that the JSON does not list"
 
 _MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA": ALPHA, "LA": ALPHA, "PA": ALPHA}
-_BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE)
+_BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE, PASSING)
 _LEFT_OUT = {CROWD: "crowd", NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
 _REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY)
 _CHUNK = 4096  # objects encoded at a time
@@ -73,6 +74,7 @@ ACTIONS = {
     NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
     LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
     UNLISTED: ("never read", "never read"),
+    PASSING: ("stops the run", "stops the run"),
 }
 _SKIPPED = ("an empty image", "no detections in it")
 
@@ -153,7 +155,7 @@ def check_split(
     oddities: list[Oddity] = []
     for kind in (*_REFUSED, *_BAD_IMAGES, *ACTIONS):
         if kind in cases and kind not in {o.kind for o in oddities}:
-            stops = kind in _REFUSED or (kind in _BAD_IMAGES and not skip)
+            stops = kind in (*_REFUSED, PASSING) or (kind in _BAD_IMAGES and not skip)
             action = ACTIONS[kind][which] if kind in ACTIONS else _SKIPPED[which] if skip else "stops the run"
             oddities.append(Oddity(kind, action, cases[kind], stops))
     report = SplitReport(

@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from kpjax.data import files
 from kpjax.data.files import Pieces
 
 
@@ -56,3 +57,31 @@ def test_a_file_that_is_not_there_is_an_os_error_each_time(tmp_path):
             pieces.read(0, 0, 1)
     (tmp_path / "a").write_bytes(b"xyz")
     assert pieces.read(0, 1, 2) == b"yz"
+
+
+def test_what_may_pass_is_tried_again(monkeypatch):
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0))
+    for failures, number, tries in ((2, errno.EIO, 3), (1, errno.ESTALE, 2)):
+        calls = []
+
+        def read(failures=failures, number=number, calls=calls):
+            calls.append(1)
+            if len(calls) <= failures:
+                raise OSError(number, os.strerror(number))
+            return b"data"
+
+        assert files.with_retries(read) == b"data" and len(calls) == tries
+
+    def gone(calls=calls):
+        calls.append(1)
+        raise OSError(errno.EIO, "gone")
+
+    def missing(calls=calls):
+        calls.append(1)
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+
+    for read, tries in ((gone, 3), (missing, 1)):
+        calls.clear()
+        with pytest.raises(OSError):
+            files.with_retries(read)
+        assert len(calls) == tries

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import itertools
 import os
 import platform
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kpjax.data import files
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
@@ -214,6 +218,60 @@ def test_images_that_vanish_end_training_though_bad_ones_are_skipped(folder):
     assert "\n" not in str(bad.value) and sum(empty) == 7 and all(empty[-7:])
 
 
+@pytest.mark.parametrize("maker", [train_batches, memory_batches])
+def test_an_image_that_cannot_be_read_at_the_moment_is_never_skipped(folder, maker, monkeypatch):
+    """Which step becomes empty would depend on the moment: a run that is resumed would differ."""
+    monkeypatch.setattr(files, "PAUSES", (0.0,))
+    config = folder(bad_images="skip")
+    source = dataclasses.replace(open_source(config, "train"), on_disk=False)
+    whole = list(itertools.islice(maker(source, config, batch=2, seed=0), 4))
+    usual, failures = files.opened, []
+
+    @contextlib.contextmanager
+    def opened(path):
+        if path.endswith("3.jpg") and len(failures) < most:
+            failures.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        with usual(path) as file:
+            yield file
+
+    monkeypatch.setattr(files, "opened", opened)
+    most = 1
+    stream = maker(source, config, batch=2, seed=0)
+    for expected, got in zip(whole, itertools.islice(stream, 4), strict=True):
+        same(expected, got)
+    assert failures and not stream.bad_files
+    most = 10**6
+    with pytest.raises(
+        DataError, match=r"3\.jpg: cannot be read \(Input/output error\); several tries failed.*goes on"
+    ):
+        list(itertools.islice(maker(source, config, batch=2, seed=0), 4))
+
+
+IMPORT = """
+import os, sys
+from kpjax.data.tensorflow import import_tensorflow
+sys.path.insert(0, sys.argv[1])
+import_tensorflow()
+"""
+GREETING = b"2026-01-01 00:00:00: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on. You may see ..."
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.abort()", "raise ImportError('no libtensorflow')", ""])
+def test_a_reason_given_while_tensorflow_is_loaded_reaches_the_terminal(tmp_path, end):
+    (tmp_path / "tensorflow.py").write_text(
+        f"import os, sys\nos.write(2, {GREETING!r} + b'\\n')\nos.write(2, b'error: the reason\\n')\n"
+        f"print('and another', file=sys.stderr)\n{end}\n"
+        "class config:\n    set_visible_devices = staticmethod(lambda *_: None)\n"
+    )
+    command = [sys.executable, "-c", IMPORT, str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    assert "error: the reason" in done.stderr and "and another" in done.stderr, done.stderr
+    assert "oneDNN" not in done.stderr
+
+
 def test_all_images_before_a_bad_one_are_delivered(folder):
     config = folder()
     source = open_source(config, "train")
@@ -235,7 +293,7 @@ def test_batches_that_cannot_be_dealt_out(folder):
 
 FAULTS = """
 import resource, sys
-from kpjax.data import pipeline
+from kpjax.data import files, pipeline
 if sys.argv[1] == "kept":
     pipeline._keep_freed_memory()
 for _ in range(2):
