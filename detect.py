@@ -21,7 +21,9 @@ import numpy as np
 from kpjax.commands import flags
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
+from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
+from kpjax.inference.inputs import list_inputs
 from kpjax.inference.outputs import output_folder, spare_folder, spare_inputs
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections
@@ -37,7 +39,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score to draw and to write")
     parser.add_argument("--classes", default="", metavar="NAME,...", help="only these classes (default: all)")
     parser.add_argument("--batch", type=int, default=1, help="images of one size, or frames, that run together")
-    parser.add_argument("--preset", default="na", help="test protocol: na (plain), flip or ms (several scales)")
+    parser.add_argument(
+        "--preset",
+        help="test protocol: na (plain), flip or ms (several scales); default: the checkpoint's own configuration's",
+    )
     parser.add_argument("--nms", default="", help="soft-NMS: hard, linear, gaussian or none (default: the model's own)")
     return parser.parse_args(argv)
 
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def detect(args: argparse.Namespace) -> int:
     if not 0.0 <= args.score_thr <= 1.0:
         raise ConfigError(f"--score-thr is {args.score_thr:g}; give a score between 0 and 1")
-    items = [str(item) for item in predict.list_inputs(args.inputs, (*predict.SUFFIXES, *video.SUFFIXES))[0]]
+    items = [str(item) for item in list_inputs(args.inputs, (*SUFFIXES, *video.SUFFIXES))[0]]
     outputs = [os.path.join(args.out, name) for name in result_names(items)]
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
@@ -60,6 +65,9 @@ def detect(args: argparse.Namespace) -> int:
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
     chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
     output_folder(args.out)
+    side = f" ({' x '.join(map(str, predictor.size))})" if predictor.resolution == "fixed" else ""
+    most = f", at most {predictor.max_side} pixels a side" if predictor.max_side else ""
+    print(f"{predictor.detector.name}, preset {predictor.preset}, resolution {predictor.resolution}{side}{most}")
     started = time.perf_counter()
     shown = Shown(predictor.names, args.score_thr, chosen)
     clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]

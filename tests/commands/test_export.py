@@ -140,7 +140,7 @@ def test_the_size_that_is_not_given(
     model: str, config: Any, size: tuple[int, int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(kpjax.build(model, 2), {}, (), config, None)
-    monkeypatch.setattr("kpjax.training.checkpoints.load_inference", lambda path: loaded)
+    monkeypatch.setattr("kpjax.checkpoint.weights.load_inference", lambda path: loaded)
 
     def export(detector: Any, tree: Any, leaves: Any, size: tuple[int, int], *_: Any) -> Any:
         raise UserError(f"would export {size}")

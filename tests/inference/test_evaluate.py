@@ -25,8 +25,10 @@ from kpjax.config import Config
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
+from kpjax.inference.outputs import class_table, write_detections
 from kpjax.metrics.coco import STATS, measure
 from kpjax.parallel.sharding import make_mesh
+from kpjax.show.pictures import show
 from tests import fakes
 from tests.tiny import OPTIONS, random_variables
 
@@ -95,9 +97,9 @@ def test_programs_are_compiled_once_for_each_canvas():
     run = ev.make_evaluator(fakes.marker_detector(), config())
     source = fakes.marker_source(ITEMS)
     first = run(fakes.variables(), source, progress=False)
-    assert run.infer._cache_size() == 3
+    assert run.engine.infer._cache_size() == 3
     again = run(fakes.variables(), source, progress=False)
-    assert run.infer._cache_size() == 3
+    assert run.engine.infer._cache_size() == 3
     assert again.detections == first.detections
 
 
@@ -111,7 +113,7 @@ def test_only_the_first_images():
 def test_a_class_without_boxes_has_no_ap():
     result = evaluate(fakes.marker_source([(20, 20, [(9, 9, 5, 0)])]))
     assert result.per_class["red"] == pytest.approx(1.0) and np.isnan(result.per_class["green"])
-    assert ev.class_table(result).splitlines() == ["class  AP", "red    1.000", "green  -"]
+    assert class_table(result).splitlines() == ["class  AP", "red    1.000", "green  -"]
 
 
 def test_without_annotations_there_are_boxes_and_no_ap():
@@ -185,9 +187,9 @@ def test_lost_and_doubled_images_are_noticed():
 def test_files_and_pictures(tmp_path):
     source = fakes.marker_source(ITEMS)
     result = evaluate(source)
-    ev.write_detections(str(tmp_path / "new" / "detections.json"), result)
+    write_detections(str(tmp_path / "new" / "detections.json"), result)
     assert json.loads((tmp_path / "new" / "detections.json").read_text()) == result.detections
-    assert ev.show(str(tmp_path / "shown"), result, source) == len(ITEMS)
+    assert show(str(tmp_path / "shown"), result, source) == len(ITEMS)
     with Image.open(tmp_path / "shown" / "130.jpg") as picture:
         assert picture.size == (5 * 70, 5 * 40)  # small pictures are enlarged
         assert np.asarray(picture).max() > 100  # a box is drawn on the black image
@@ -206,7 +208,7 @@ def run_eval(tmp_path, monkeypatch):
     settings.steps = 1
     settings.data.val.images, settings.data.val.annotations = str(tmp_path), str(tmp_path / "val.json")
     loaded = Loaded(fakes.marker_detector(), fakes.variables(), fakes.CLASSES, settings, 12)
-    monkeypatch.setattr("kpjax.training.checkpoints.load_inference", lambda path, best: loaded)
+    monkeypatch.setattr("kpjax.checkpoint.weights.load_inference", lambda path, best: loaded)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["eval.py", *arguments])
@@ -292,11 +294,11 @@ def test_eval_program_reports_mistakes_in_one_line(run_eval, tmp_path, capsys):
 def test_eight_devices_agree_and_gather_no_heatmap(fsdp, preset):
     source = fakes.marker_source(ITEMS)
     run = ev.make_evaluator(fakes.marker_detector(), config(eval__preset=preset), make_mesh(fsdp))
-    assert run.batch == run.mesh.size > 1
+    assert run.engine.batch == run.engine.mesh.size > 1
     assert run(fakes.variables(), source, progress=False).detections == evaluate(source, eval__preset=preset).detections
     shapes = (((8, 128, 128, 3), np.uint8), ((8, 4), np.int32), ((8, 2), np.int32))
-    batch = [run._shard(np.zeros(shape, kind)) for shape, kind in shapes]
-    text = run.infer.lower(fakes.variables(), *batch).compile().as_text()
+    batch = [run.engine.shard(np.zeros(shape, kind)) for shape, kind in shapes]
+    text = run.engine.infer.lower(fakes.variables(), *batch).compile().as_text()
     gathered = re.findall(r"= (\S+) all-gather\(", text)
     # detections (100 rows of at most 4 numbers) and tags are replicated; a heatmap would be (8, 32, 32, 2)
     sizes = [np.prod([int(n) for n in re.search(r"\[([\d,]*)\]", g)[1].split(",")]) for g in gathered]
@@ -316,7 +318,7 @@ def test_fast_has_few_canvases_and_says_so(run_eval, tmp_path, capsys, monkeypat
     monkeypatch.setattr(eval_program, "FAST_CANVASES", 1)
     assert run_eval("--checkpoint", "x", "--fast", "--out", str(tmp_path / "o.json")) == 0
     said = capsys.readouterr().out
-    assert "fast        1 canvas instead of 3: 6 of 7 views" in said and "programs    1 canvas, a" in said
+    assert "canvases    1 canvas instead of 3: 6 of 7 views" in said and "programs    1 canvas, a" in said
     assert "maxDets=100 ] = 1.000" in said, "the marker network does not look at the border"
 
 

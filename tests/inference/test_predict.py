@@ -83,9 +83,9 @@ def test_one_program_a_canvas():
     pred = Predictor(fakes.marker_detector(), fakes.variables(), batch=2)
     for count in (1, 2, 5):
         pred([fakes.picture(20 + i, 25, []) for i in range(count)])  # all on 32x32
-    assert pred.infer._cache_size() == 1
+    assert pred.engine.infer._cache_size() == 1
     pred(fakes.picture(40, 25, []))
-    assert pred.infer._cache_size() == 2
+    assert pred.engine.infer._cache_size() == 2
 
 
 @pytest.mark.parametrize(("name", "preset"), [("centernet_r18", "na"), ("centernet_r18_mmdet", "flip")])
@@ -240,8 +240,8 @@ def test_detect_refuses_settings_in_one_line(tmp_path, monkeypatch, capsys, more
 
 def test_a_batch_of_images_is_one_call_of_one_program():
     pred = Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES, batch=4)
-    calls, inner = [], pred.infer
-    pred.infer = lambda *a: calls.append(a[1].shape) or inner(*a)
+    calls, inner = [], pred.engine.infer
+    pred.engine.infer = lambda *a: calls.append(a[1].shape) or inner(*a)
     found = pred(np.stack([fakes.picture(30, 40, OBJECTS)] * 4))
     assert calls == [(4, 32, 64, 3)] and inner._cache_size() == 1
     assert all(as_set(f) == boxes_of(OBJECTS) and f.names == fakes.CLASSES for f in found)
@@ -325,7 +325,7 @@ def test_scales_are_merged_on_the_device_that_was_chosen():
     protocols = {"ms": dataclasses.replace(det.protocols["na"], merge=merge)}
     device = jax.devices()[-1]
     pred = Predictor(dataclasses.replace(det, protocols=protocols), fakes.variables(), "ms", device=device)
-    inner = pred.merge
-    pred.merge = lambda rows: kept.append(inner(rows)) or kept[-1]
+    inner = pred.engine.merge
+    pred.engine.merge = lambda rows: kept.append(inner(rows)) or kept[-1]
     assert as_set(pred(fakes.picture(40, 64, OBJECTS))) == boxes_of(OBJECTS)
     assert device != jax.devices()[0] and kept[0].boxes.devices() == {device}
