@@ -42,7 +42,7 @@ class MarkerNet(nn.Module):
         return [{"heatmap": heat, "wh": 2 * half * jnp.ones((1, 1, 1, 2)), "offset": offset}]
 
 
-def decode(heads: dict[str, jax.Array], top_k: int, size: object = None, windows: object = None) -> Detections:
+def decode(heads: dict[str, jax.Array], placed: object = None, top_k: int = 100) -> Detections:
     heat = jax.nn.sigmoid(heads["heatmap"])
     b, h, w, k = heat.shape
     scores, flat = jax.lax.top_k(heat.reshape(b, -1), min(top_k, h * w * k))

@@ -279,6 +279,10 @@ def finished(views: tuple[Any, ...], merge: Merge | None, names: tuple[str, ...]
 
 
 def without_empty(found: Detections, names: tuple[str, ...] = ()) -> Detections:
-    """One image's Detections without the slots of score 0, every field of them, as NumPy arrays."""
-    real = np.asarray(found.scores) > 0
-    return dataclasses.replace(jax.tree.map(lambda x: np.asarray(x)[real], found), names=names)
+    """One image's Detections without the slots of score 0, as NumPy arrays."""
+    return dataclasses.replace(select(found, np.asarray(found.scores) > 0), names=names)
+
+
+def select(found: Detections, kept: np.ndarray) -> Detections:
+    """One image's Detections (N) that are `kept`, (N,) bool, with every field they have, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x)[kept], found)

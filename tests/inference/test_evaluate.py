@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections import Counter
 
 import flax.linen as nn
@@ -21,12 +22,13 @@ import kpjax
 from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.weights import Loaded, save_inference
 from kpjax.commands import flags
-from kpjax.config import Config
+from kpjax.config import Config, EvalConfig
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
 from kpjax.inference.outputs import class_table, write_detections
 from kpjax.metrics.coco import STATS, measure
+from kpjax.objects import Detections
 from kpjax.parallel.sharding import make_mesh
 from kpjax.show.pictures import show
 from tests import fakes
@@ -322,6 +324,43 @@ def test_fast_has_few_canvases_and_says_so(run_eval, tmp_path, capsys, monkeypat
     assert "maxDets=100 ] = 1.000" in said, "the marker network does not look at the border"
 
 
+def test_most_canvases_are_a_setting():
+    source = fakes.marker_source(ITEMS)
+    run = ev.make_evaluator(fakes.marker_detector(), config(eval__max_canvases=1), one_device())
+    assert run(fakes.variables(), source, progress=False).ap == pytest.approx(1.0)
+    assert run.engine.infer._cache_size() == 1
+    with pytest.raises(ConfigError, match=r"config\.eval\.max_canvases is -1; it must be at least 0"):
+        Config(steps=1, eval=EvalConfig(max_canvases=-1)).check()
+
+
+def test_what_an_evaluation_compiles_is_said_beforehand():
+    detector, source = fakes.marker_detector(), fakes.marker_source(ITEMS)
+    assert ev.describe_evaluation(detector, config(), source) == "evaluation  3 canvases, a program each to compile"
+    many = fakes.marker_source([(20 + 32 * i, 20, []) for i in range(9)])
+    said = ev.describe_evaluation(detector, config(), many)
+    assert said.startswith("evaluation  9 canvases, a program each") and "config.eval.max_canvases=4" in said
+    said = ev.describe_evaluation(detector, config(eval__max_canvases=4), many)
+    assert said == "evaluation  4 canvases, a program each to compile"
+    both = ev.describe_evaluation(scaled_detector(), config(eval__preset="ms"), source)
+    assert both == "evaluation  3 canvases at 2 scales (3 + 3), a program each to compile"
+
+
+def test_between_is_called_before_each_batch_and_may_end_it():
+    source, calls = fakes.marker_source(ITEMS), []
+    run = ev.make_evaluator(fakes.marker_detector(), config(), one_device())
+    run(fakes.variables(), source, progress=False, between=lambda: calls.append(1))
+    assert len(calls) == len(ev.plan(run.views(source), 3)) == 4
+
+    def stop():
+        calls.pop()
+        if not calls:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(fakes.variables(), source, progress=False, between=stop)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("kpjax-")]
+
+
 @pytest.mark.parametrize("fast", [(), ("--fast",)])
 def test_eval_program_plans_once(fast, run_eval, tmp_path, monkeypatch):
     made, joined = [], []
@@ -458,7 +497,7 @@ def test_views_are_merged(preset):
 
 def test_an_image_mirrored_within_its_canvas():
     """The mirror image lies where the image lay, and boxes come back to where they were."""
-    from kpjax.inference.program import mirror_boxes, mirror_within
+    from kpjax.inference.program import mirror_in_window, mirror_within
 
     rng = np.random.default_rng(0)
     canvases, windows = np.zeros((2, 8, 12, 3), np.float32), np.array([[1, 2, 7, 9], [0, 0, 8, 12]], np.int32)
@@ -470,9 +509,10 @@ def test_an_image_mirrored_within_its_canvas():
         after[top:bottom, left:right] = 0
         assert not after.any()
     boxes = np.array([[[3, 2, 5, 6]], [[0, 1, 4, 5]]], np.float32)
-    there = np.asarray(mirror_boxes(boxes, windows))
-    np.testing.assert_array_equal(there, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
-    np.testing.assert_array_equal(mirror_boxes(there, windows), boxes)
+    found = Detections(boxes, np.ones((2, 1), np.float32), np.zeros((2, 1), np.int32))
+    there = mirror_in_window(found, windows)
+    np.testing.assert_array_equal(there.boxes, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
+    np.testing.assert_array_equal(mirror_in_window(there, windows).boxes, boxes)
 
 
 def test_options_of_the_file_count_at_test(tmp_path, capsys):

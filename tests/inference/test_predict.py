@@ -19,7 +19,9 @@ import kpjax
 from kpjax.errors import ConfigError, DataError
 from kpjax.inference import predict
 from kpjax.inference.predict import Predictor
+from kpjax.objects import Detections, PointSet
 from tests import fakes
+from tests.tiny import random_variables
 
 OBJECTS = [(11, 7, 5, 0), (30, 20, 9, 1)]
 
@@ -247,6 +249,54 @@ def test_a_batch_of_images_is_one_call_of_one_program():
     assert all(as_set(f) == boxes_of(OBJECTS) and f.names == fakes.CLASSES for f in found)
 
 
+def saved_with(path, preset):
+    """A tiny CornerNet on disk whose configuration evaluates with `preset`; None: it holds none."""
+    from kpjax.config import Config
+
+    small = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "stacks": 1, "branch": 3, "head_channels": 7}
+    detector = kpjax.build("cornernet_hg104", num_classes=2, **small)
+    config = None
+    if preset:
+        config = Config(steps=1)
+        config.eval.preset = preset
+    kpjax.save_inference(str(path), detector, random_variables(detector.net, 7, 7), ("cat", "dog"), config)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "wanted"),
+    [("flip", None, "flip"), ("ms", None, "ms"), ("flip", "na", "na"), (None, None, "na"), (None, "flip", "flip")],
+)
+def test_the_preset_is_the_checkpoint_s_own(tmp_path, stored, given, wanted):
+    path = saved_with(tmp_path / "model", stored)
+    pred = kpjax.load(path) if given is None else kpjax.load(path, given)
+    assert pred.preset == wanted
+    assert len(pred.engine.scales) == len(pred.detector.protocols[wanted].scales)
+    assert Predictor(pred.detector, pred.variables).preset == "na"
+
+
+def test_detect_follows_the_checkpoint_s_preset_and_says_so(tmp_path, capsys):
+    path, photo = saved_with(tmp_path / "model", "flip"), tmp_path / "0.png"
+    photo.write_bytes(fakes.png(fakes.picture(30, 30, OBJECTS[:1])))
+    arguments = [str(photo), "--checkpoint", path, "--out", str(tmp_path / "out")]
+    assert detect.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("cornernet_hg104, preset flip, resolution keep\n")
+
+
+def test_detect_draws_and_counts_only_what_is_shown(tmp_path):
+    points = PointSet(("a", "b"), edges=((0, 1),))
+    boxes = np.array([[10, 10, 60, 60], [70, 20, 90, 50]], np.float32)
+    corners = boxes.reshape(2, 2, 2)
+    found = Detections(boxes, np.array([0.9, 0.2], np.float32), np.array([1, 0], np.int32), keypoints=corners)
+    shown = detect.Shown(("x", "y"), 0.3, None, points)
+    kept = shown.kept(found)
+    np.testing.assert_array_equal(kept.keypoints, corners[:1])
+    assert [row["name"] for row in shown.rows(found)] == ["y"]
+    image = np.zeros((400, 400, 3), np.uint8)
+    assert shown.picture(image, found)[35, 35].any(), "the line between the two points"
+    assert not shown.picture(image, dataclasses.replace(found, keypoints=None))[35, 35].any()
+
+
 def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert detect.main([str(tmp_path), "--checkpoint", "nowhere"]) == 2
@@ -299,6 +349,24 @@ def test_detect_reports_a_full_disk_in_one_line(tmp_path, predictor, monkeypatch
     assert detect.main([str(tmp_path / "0.png"), "--checkpoint", "x", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "No space left" in error and "0.jpg" in error
+
+
+def test_the_public_names():
+    for name in kpjax.__all__:
+        assert getattr(kpjax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kpjax.nothing  # noqa: B018
+    code = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = None\n"
+        "import kpjax\n"
+        "assert 'orbax' not in sys.modules and 'cv2' not in sys.modules\n"
+        "from kpjax.checkpoint import CheckpointError, Loaded, load_inference, save_inference\n"
+        "assert kpjax.load_inference is load_inference and kpjax.save_inference is save_inference\n"
+        "assert kpjax.read_torch_file and kpjax.import_torch\n"
+        "assert not [name for name in sys.modules if name.startswith('kpjax.training')]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=120)
 
 
 def test_prediction_needs_neither_tensorflow_nor_pycocotools():
