@@ -171,7 +171,7 @@ def test_the_preset_is_the_configuration_s(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> None:
-    loaded = Loaded(kpjax.build("cornernet_hg104", 2), {}, (), config, None)
+    loaded = Loaded(kpjax.build("centernet_r18", 2), {}, (), config, None)
     monkeypatch.setattr("kpjax.checkpoint.weights.load_inference", lambda path: loaded)
     presets: list[str] = []
 
