@@ -21,10 +21,13 @@ import numpy as np
 from kpjax.commands import flags
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
+from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
+from kpjax.inference.engine import select
+from kpjax.inference.inputs import list_inputs
 from kpjax.inference.outputs import output_folder, spare_folder, spare_inputs
 from kpjax.inference.predict import Predictor
-from kpjax.objects import Detections
+from kpjax.objects import Detections, PointSet
 
 NAMES_SHOWN = 8  # class names in the message about an unknown one
 
@@ -37,7 +40,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score to draw and to write")
     parser.add_argument("--classes", default="", metavar="NAME,...", help="only these classes (default: all)")
     parser.add_argument("--batch", type=int, default=1, help="images of one size, or frames, that run together")
-    parser.add_argument("--preset", default="na", help="test protocol: na (plain), flip or ms (several scales)")
+    parser.add_argument(
+        "--preset",
+        help="test protocol: na (plain), flip or ms (several scales); default: the checkpoint's own configuration's",
+    )
     parser.add_argument("--nms", default="", help="soft-NMS: hard, linear, gaussian or none (default: the model's own)")
     return parser.parse_args(argv)
 
@@ -50,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def detect(args: argparse.Namespace) -> int:
     if not 0.0 <= args.score_thr <= 1.0:
         raise ConfigError(f"--score-thr is {args.score_thr:g}; give a score between 0 and 1")
-    items = [str(item) for item in predict.list_inputs(args.inputs, (*predict.SUFFIXES, *video.SUFFIXES))[0]]
+    items = [str(item) for item in list_inputs(args.inputs, (*SUFFIXES, *video.SUFFIXES))[0]]
     outputs = [os.path.join(args.out, name) for name in result_names(items)]
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
@@ -60,8 +66,11 @@ def detect(args: argparse.Namespace) -> int:
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
     chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
     output_folder(args.out)
+    side = f" ({' x '.join(map(str, predictor.size))})" if predictor.resolution == "fixed" else ""
+    most = f", at most {predictor.max_side} pixels a side" if predictor.max_side else ""
+    print(f"{predictor.detector.name}, preset {predictor.preset}, resolution {predictor.resolution}{side}{most}")
     started = time.perf_counter()
-    shown = Shown(predictor.names, args.score_thr, chosen)
+    shown = Shown(predictor.names, args.score_thr, chosen, predictor.detector.points)
     clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]
     images = [(path, out) for path, out in zip(items, outputs, strict=True) if not video.is_video(path)]
     rows, unreadable = detect_images(predictor, images, shown)
@@ -87,31 +96,33 @@ def detect(args: argparse.Namespace) -> int:
 class Shown:
     """Which detections are drawn and written, and how."""
 
-    def __init__(self, names: tuple[str, ...], score_thr: float, labels: frozenset[int] | None) -> None:
-        self.names, self.score_thr, self.labels = names, score_thr, labels
+    def __init__(
+        self, names: tuple[str, ...], score_thr: float, labels: frozenset[int] | None, points: PointSet | None = None
+    ) -> None:
+        self.names, self.score_thr, self.labels, self.points = names, score_thr, labels, points
 
-    def kept(self, found: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, labels and scores of those that are shown."""
+    def kept(self, found: Detections) -> Detections:
+        """Those that are shown."""
         keep = found.scores >= self.score_thr
         if self.labels is not None:
             keep &= np.isin(found.labels, list(self.labels))
-        return found.boxes[keep], found.labels[keep], found.scores[keep]
+        return select(found, keep)
 
-    def rows(self, found: Any) -> list[dict[str, Any]]:
+    def rows(self, found: Detections) -> list[dict[str, Any]]:
         """As JSON."""
+        found = self.kept(found)
         return [
             {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label)}
             | ({"name": self.names[label]} if self.names else {})
-            for box, label, score in zip(*self.kept(found), strict=True)
+            for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
         ]
 
-    def picture(self, image: np.ndarray, found: Any) -> np.ndarray:
-        """The image with its boxes, enlarged where it is small."""
+    def picture(self, image: np.ndarray, found: Detections) -> np.ndarray:
+        """The image with its boxes and points, enlarged where it is small."""
         from kpjax.show.drawing import draw_objects, enlarge
 
-        boxes, labels, scores = self.kept(found)
-        large, shown = enlarge(image, Detections(boxes, scores, labels))
-        return draw_objects(large, shown, self.names)
+        large, shown = enlarge(image, self.kept(found))
+        return draw_objects(large, shown, self.names, points=self.points)
 
 
 def detect_images(

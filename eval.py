@@ -54,7 +54,10 @@ def define(values: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_boolean("best", False, "with --workdir: the best checkpoint by AP", flag_values=values)
     absl_flags.DEFINE_boolean(
-        "fast", False, "at most 4 canvases a scale: fewer compilations, slightly other detections", flag_values=values
+        "fast",
+        False,
+        "config.eval.max_canvases = 4: at most 4 canvases a scale, fewer compilations, slightly other detections",
+        flag_values=values,
     )
     absl_flags.DEFINE_boolean("per-class", False, "print the AP of each class too", flag_values=values)
     absl_flags.DEFINE_integer("batch", 0, "images a program (0: config.eval.batch)", 0, flag_values=values)
@@ -85,6 +88,8 @@ def main(values: absl_flags.FlagValues) -> int:
     config.eval.batch = chosen["batch"] or config.eval.batch
     config.eval.preset = chosen["preset"] or config.eval.preset
     config.eval.nms = chosen["nms"] or config.eval.nms
+    if chosen["fast"]:
+        config.eval.max_canvases = min(config.eval.max_canvases or FAST_CANVASES, FAST_CANVASES)
     split, show_dir, plots = chosen["split"], chosen["show-dir"], chosen["plots"]
     oracle = tuple(filter(None, chosen["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(chosen["max-dets"])}
@@ -100,10 +105,10 @@ def main(values: absl_flags.FlagValues) -> int:
     ev.check_classes(detector, source, loaded.names)
     for flag in (f for f in ("plots", "oracle") if chosen[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
-    canvases = FAST_CANVASES if chosen["fast"] else 0
-    evaluator = ev.make_evaluator(detector, config, max_canvases=canvases, **options)
+    evaluator = ev.make_evaluator(detector, config, **options)
+    engine = evaluator.engine
     same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
-    meet(evaluator.mesh)
+    meet(engine.mesh)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:
@@ -114,18 +119,18 @@ def main(values: absl_flags.FlagValues) -> int:
         print(
             f"protocol    preset {config.eval.preset}, {f'soft-NMS {config.eval.nms}, ' * bool(config.eval.nms)}"
             f"resolution {config.eval.resolution}, "
-            f"batches of {evaluator.batch} on {evaluator.mesh.size} x {jax.devices()[0].device_kind}"
+            f"batches of {engine.batch} on {engine.mesh.size} x {jax.devices()[0].device_kind}"
         )
     if oracle and first:
         print(f"oracle      {', '.join(oracle)} from the annotations: an analysis, not the detector's AP")
-    own = evaluator.own_views(source)
-    views = evaluator.shared(own)
-    if chosen["fast"] and first:
-        print(f"fast        {what_differs(own, views)}")
+    own = ev.own_views(detector, config, source)
+    views = ev.on_fewer_canvases(own, detector, config)
+    if config.eval.max_canvases and first:
+        print(f"canvases    {what_differs(own, views)}")
     if views:
         count = len({view.canvas for view in views})
         if first:
-            print(f"programs    {what_it_compiles(views, evaluator.scales)}", flush=True)
+            print(f"programs    {ev.programs_needed(views, len(engine.scales))}", flush=True)
         seconds = evaluator.first_program(loaded.variables, source, views[0].canvas)  # on every host: all share it
         if first:
             print(
@@ -169,29 +174,17 @@ def max_dets(text: str) -> tuple[int, int, int]:
     return least, middle, most
 
 
-def counted(canvases: int) -> str:
-    """A number of canvases in words."""
-    return "1 canvas" if canvases == 1 else f"{canvases} canvases"
+def what_differs(exact: list[Any], fewer: list[Any]) -> str:
+    """What config.eval.max_canvases changes, as text."""
+    from kpjax.inference.evaluate import canvases_in_words
 
-
-def what_it_compiles(views: list[Any], scales: tuple[float, ...]) -> str:
-    """The programs that the views need, in words."""
-    count = len(views) // len(scales)
-    of_scale = [len({view.canvas for view in views[i * count : (i + 1) * count]}) for i in range(len(scales))]
-    programs = len({view.canvas for view in views})
-    at = f" at {len(scales)} scales ({' + '.join(map(str, of_scale))})" if len(scales) > 1 else ""
-    return f"{counted(programs)}{at}, a program each to compile"
-
-
-def what_differs(exact: list[Any], fast: list[Any]) -> str:
-    """What --fast changes, as text."""
-    canvases = [len({view.canvas for view in views}) for views in (exact, fast)]
-    moved = sum(a.canvas != b.canvas for a, b in zip(exact, fast, strict=True))
+    canvases = [len({view.canvas for view in views}) for views in (exact, fewer)]
+    moved = sum(a.canvas != b.canvas for a, b in zip(exact, fewer, strict=True))
     if not moved:
-        return f"nothing differs: the images need {counted(canvases[0])}"
+        return f"nothing differs: the images need {canvases_in_words(canvases[0])}"
     return (
-        f"{counted(canvases[1])} instead of {canvases[0]}: {moved} of {len(exact)} views have more border than the "
-        "protocol gives them, which changes their detections a little; leave --fast out for the published protocol"
+        f"{canvases_in_words(canvases[1])} instead of {canvases[0]}: {moved} of {len(exact)} views have more border "
+        "than the protocol gives them, which changes their detections a little; config.eval.max_canvases=0 is without"
     )
 
 

@@ -117,6 +117,7 @@ class EvalConfig:
     every: int = 0  # evaluate each so many training steps; 0: only at the end
     top_k: int = 100
     images: int = 0  # only the first so many images; 0: all
+    max_canvases: int = 0  # most canvases a scale: fewer programs, slightly other detections; 0: each image's own
 
 
 @dataclasses.dataclass
@@ -192,6 +193,7 @@ class Config:
             ("eval.every", self.eval.every, 0),
             ("eval.top_k", self.eval.top_k, 1),
             ("eval.images", self.eval.images, 0),
+            ("eval.max_canvases", self.eval.max_canvases, 0),
             ("checkpoint.every", self.checkpoint.every, 1),
             ("checkpoint.keep", self.checkpoint.keep, 1),
             ("sharding.fsdp", self.sharding.fsdp, 1),

@@ -74,7 +74,7 @@ def _input_rules(detector: Detector) -> dict[str, Any]:
 
 
 def save_inference(
-    path: str, detector: Detector, variables: Any, names: tuple[str, ...], config: Config | None = None
+    path: str, detector: Detector, variables: Any, names: tuple[str, ...] = (), config: Config | None = None
 ) -> None:
     """Write an inference checkpoint, in place of an older one at the same path.
 

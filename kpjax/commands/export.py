@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 
+from kpjax.config import Config
 from kpjax.errors import ConfigError
 from kpjax.export.saved_model import save_for_tensorflow
-from kpjax.export.stablehlo import PLATFORMS, export
+from kpjax.export.stablehlo import PLATFORMS, export, exportable
 
 INFO = "export.json"  # not config.json, by which work directories and inference checkpoints are known
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
@@ -41,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a canvas (default: what the checkpoint was trained on; where it does not say, 512 512, or 511 511 "
         "for the models with corners)",
     )
-    parser.add_argument("--preset", default="na", help="test protocol: na or flip (default %(default)s)")
+    parser.add_argument(
+        "--preset",
+        help="test protocol: na or flip (default: that of the checkpoint's configuration, or na where it has none or "
+        "one of several scales)",
+    )
     parser.add_argument(
         "--saved-model",
         action=argparse.BooleanOptionalAction,
@@ -59,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     from kpjax.checkpoint.weights import describe, load_inference
     from kpjax.detectors.base import check_size
     from kpjax.inference.outputs import output_folder
-    from kpjax.inference.program import protocol_of
 
     if args.top_k < 1:
         raise ConfigError(f"--top-k is {args.top_k}; it must be at least 1")
@@ -71,23 +75,29 @@ def run(args: argparse.Namespace) -> int:
     trained = (config.augment.height, config.augment.width) if config else (512 - detector.less,) * 2
     size = tuple(args.size or trained)
     check_size(detector, size, "--size HEIGHT", "--size WIDTH")
-    if protocol_of(detector, args.preset).merge is not None:
-        single = " or ".join(name for name, protocol in detector.protocols.items() if protocol.merge is None)
-        raise ConfigError(f"--preset {args.preset} of {detector.name} merges several programs; export {single}")
+    preset = args.preset or preset_of(config, exportable(detector))
     leaves, tree = jax.tree.flatten(loaded.variables)
-    exported = export(detector, tree, leaves, size, args.preset, args.top_k)
+    exported = export(detector, tree, leaves, size, preset, args.top_k)
     folder = output_folder(out)
     with open(os.path.join(folder, "model.stablehlo"), "wb") as file:
         file.write(exported.serialize())
     np.savez(os.path.join(folder, "weights.npz"), *leaves)
-    info = describe(detector, loaded.names, None) | {"size": size, "preset": args.preset, "top_k": args.top_k}
+    info = describe(detector, loaded.names, None) | {"size": size, "preset": preset, "top_k": args.top_k}
     for name, text in ((INFO, json.dumps(info, indent=1)), ("load.py", LOADER)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
     if args.saved_model:
-        save_for_tensorflow(detector, tree, leaves, size, args.preset, args.top_k, os.path.join(folder, "saved_model"))
+        save_for_tensorflow(detector, tree, leaves, size, preset, args.top_k, os.path.join(folder, "saved_model"))
     files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
     megabytes = sum(map(os.path.getsize, files)) / 1e6
-    print(f"{os.path.abspath(folder)}: {detector.name}, canvases of {size[0]}x{size[1]}, preset {args.preset}, for")
+    whose = "" if args.preset or config is None else " (the configuration's)"
+    if config is not None and not args.preset and preset != config.eval.preset:
+        whose = f" (the configuration's {config.eval.preset} is of several programs)"
+    print(f"{os.path.abspath(folder)}: {detector.name}, canvases of {size[0]}x{size[1]}, preset {preset}{whose}, for")
     print(f"  {', '.join(PLATFORMS)}; {megabytes:,.1f} MB; try: python {os.path.join(out, 'load.py')}")
     return 0
+
+
+def preset_of(config: Config | None, exportable: list[str]) -> str:
+    """The preset that is exported where none is given: the configuration's where it is one program, else "na"."""
+    return config.eval.preset if config is not None and config.eval.preset in exportable else "na"

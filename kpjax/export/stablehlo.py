@@ -5,44 +5,52 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kpjax.objects import Placed
+from kpjax.detectors.base import Detector
+from kpjax.errors import ConfigError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(detector: Any, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int) -> Any:
+def export(detector: Detector, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int) -> Any:
     """The exported program (weights, canvases) -> (boxes, scores, labels).
 
     weights: the leaves of the variables, in the tree's order.  canvases: (B, H, W, 3) uint8 RGB, B symbolic; an
     image has to fill its canvas, or lie on it with the border its family has.  boxes: (B, N, 4) float32 in the
     canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.
+    Raises ConfigError for a preset that the detector lacks, or that is not one program; see `exportable`.
     """
     import jax
     import jax.numpy as jnp
 
+    from kpjax.inference.program import protocol_of
+
+    if protocol_of(detector, preset).merge is not None:
+        single = " or ".join(exportable(detector))
+        raise ConfigError(f"preset {preset!r} of {detector.name} merges several programs; export {single}")
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
     (batch,) = jax.export.symbolic_shape("b")
     canvases = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    return jax.export.export(jax.jit(test_program(detector, tree, size, preset, top_k)), platforms=PLATFORMS)(
-        shapes, canvases
-    )
+    program = one_program(detector, tree, size, preset, top_k)
+    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, canvases)
 
 
-def test_program(detector: Any, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:
+def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:
+    """The function of `export`, not exported yet: the test-time program's, for images that fill their canvas."""
     import jax
     import jax.numpy as jnp
 
-    from kpjax.inference.program import normalise, protocol_of
+    from kpjax.inference.program import functions_of
 
-    mirrored = protocol_of(detector, preset).mirror == "maps"
+    heads_of, decode = functions_of(detector, preset=preset, top_k=top_k)
 
     def program(weights: list[Any], canvases: Any) -> tuple[Any, Any, Any]:
         whole = jnp.broadcast_to(jnp.asarray([0, 0, *size], jnp.int32), (canvases.shape[0], 4))
-        images = normalise(detector.preprocess, canvases, whole)
-        if mirrored:
-            images = jnp.concatenate([images, images[:, :, ::-1]])
-        heads = detector.net.apply(jax.tree.unflatten(tree, weights), images, train=False)[-1]
-        found = detector.decode(detector.merge_flip(heads) if mirrored else heads, Placed(size), top_k)
+        found = decode(heads_of(jax.tree.unflatten(tree, weights), canvases, whole), whole, size)
         return found.boxes, found.scores, found.labels
 
     return program
+
+
+def exportable(detector: Detector) -> list[str]:
+    """The presets of the detector that are one program: those whose detections nothing merges afterwards."""
+    return [name for name, protocol in detector.protocols.items() if protocol.merge is None]

@@ -7,17 +7,14 @@ detections, which come back replicated, and at the end every index has to have a
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from kpjax.config import Config
 from kpjax.data.source import Source
@@ -26,12 +23,14 @@ from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.decode import decode
 from kpjax.images.views import Size, View, make_view, place, share_canvases
-from kpjax.inference.engine import finished, rows_in_image
+from kpjax.inference.engine import Engine, Job, Result, ViewQueue, make_engine
 from kpjax.inference.outputs import Evaluation, coco_rows
-from kpjax.inference.program import Infer, Merge, make_infer, make_merge, protocol_of
+from kpjax.inference.program import protocol_of
 from kpjax.metrics.coco import MAX_DETS, measure
 from kpjax.objects import Objects, empty_objects, padded
 from kpjax.parallel.sharding import make_mesh
+
+MANY_PROGRAMS = 8  # programs an evaluation, beyond which it is said how there would be fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +45,13 @@ class PlannedBatch:
 class Evaluator:
     """A compiled evaluation; made once, it evaluates any variables and split without compiling again.
 
-    batch: images a program, over all devices: config.eval.batch rounded up to a multiple of the devices.
-    max_canvases: most canvases a scale (0: as many as the images need); see `share_canvases`.
+    engine: the compiled program; its batch is config.eval.batch rounded up to a multiple of the devices.
     oracle: heads whose maps are replaced by the ground truth's.  max_dets: see `coco_metric.measure`.
     """
 
     detector: Detector
     config: Config
-    mesh: Mesh
-    infer: Infer
-    merge: Merge | None
-    batch: int
-    max_canvases: int = 0
+    engine: Engine
     oracle: tuple[str, ...] = ()
     max_dets: tuple[int, int, int] = MAX_DETS
 
@@ -81,166 +75,81 @@ class Evaluator:
         check_classes(self.detector, source)
         started = time.perf_counter()
         views = self.views(source) if views is None else views
-        count = len(views) // len(self.scales)
-        rows: list[list[Any]] = [[None] * len(self.scales) for _ in range(count)]
+        count = len(views) // len(self.engine.scales)
         detections: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-        arrivals = np.zeros(len(views), np.int64)
+        arrivals = np.zeros(count, np.int64)
         skipped = 0
-        variables = _on_mesh(variables, self.mesh)
-        with _bar(len(views), progress) as bar:
-            for found, tags in self._results(variables, source, views, between):
-                for slot, (number, readable) in enumerate(tags.tolist()):
-                    if number < 0:
-                        continue
-                    arrivals[number] += 1
-                    which, index = divmod(number, count)
-                    skipped += not readable and which == 0
-                    if readable:
-                        rows[index][which] = rows_in_image(found, slot, views[number])
-                        if all(seen is not None for seen in rows[index]):
-                            seen = finished(tuple(rows[index]), self.merge)
-                            detections[index] = coco_rows(seen, int(source.image_ids[index]), source.category_ids)
-                            rows[index] = []
-                    bar.update()
+        queue = ViewQueue(
+            self.engine,
+            self.engine.on_devices(variables),
+            lambda job: self._canvas(source, job),
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+            more_inputs=lambda jobs: self._objects(source, jobs),
+        )
+        with _bar(len(views), progress) as bar, queue:
+
+            def keep(results: Iterable[Result]) -> None:
+                nonlocal skipped
+                for index, found in results:
+                    arrivals[index] += 1
+                    if found is None:
+                        skipped += 1
+                    else:
+                        detections[index] = coco_rows(found, int(source.image_ids[index]), source.category_ids)
+                    bar.update(queue.arrived - bar.n)
+
+            for planned in plan(views, self.engine.batch):
+                if between:
+                    between()
+                numbers = planned.indices[planned.indices >= 0].tolist()
+                keep(queue.start([Job(number % count, number // count, views[number]) for number in numbers]))
+            keep(queue.finish())
         if count and skipped == count:
             raise DataError(
                 f"none of the {count} images of {source.name} can be read, {source.files[0]} first; "
                 "they seem gone, and there is nothing to measure"
             )
-        for of_scale in arrivals.reshape(len(self.scales), count):
-            check_coverage(of_scale, source)
+        check_coverage(arrivals, source)
         flat = [row for of_image in detections for row in of_image]
         seconds = time.perf_counter() - started
         result = Evaluation({}, "", {}, flat, images=count, skipped=skipped, seconds=seconds)
         return _measured(result, source, source.image_ids[:count], self.max_dets)
 
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """The test scales of config.eval.preset."""
-        return protocol_of(self.detector, self.config.eval.preset).scales
-
     def views(self, source: Source) -> list[View]:
-        """Every image at the first scale, then every image at the next: view number i shows image i modulo the images.
-
-        Only the first `config.eval.images` images of the source (0: all), on at most `max_canvases` canvases a scale.
-        """
-        return self.shared(self.own_views(source))
-
-    def own_views(self, source: Source) -> list[View]:
-        """`views` with the canvas that each image has by its own size, as many as there may be."""
-        settings = self.config
-        count = min(len(source), settings.eval.images) if settings.eval.images else len(source)
-        options: dict[str, Any] = {
-            "resolution": settings.eval.resolution,
-            "fixed": (settings.augment.height, settings.augment.width),
-            "max_side": settings.eval.max_side,
-        }
-        sizes = list(zip(source.heights[:count].tolist(), source.widths[:count].tolist(), strict=True))
-        preprocess = self.detector.preprocess
-        return [make_view(preprocess, size, scale=scale, **options) for scale in self.scales for size in sizes]
-
-    def shared(self, views: list[View]) -> list[View]:
-        """What `own_views` returned, on at most `max_canvases` canvases a scale."""
-        if not self.max_canvases:
-            return views
-        count = len(views) // len(self.scales)
-        of_scales = [views[i * count : (i + 1) * count] for i in range(len(self.scales))]
-        preprocess = self.detector.preprocess
-        return [v for some in of_scales for v in share_canvases(some, self.max_canvases, preprocess)]
+        """`make_views` of this detector and configuration."""
+        return make_views(self.detector, self.config, source)
 
     def first_program(self, variables: Any, source: Source, canvas: Size) -> float:
         """Seconds that one canvas's program takes to compile (or to come from the cache) and to run once."""
-        started = time.perf_counter()
-        canvases, windows = np.zeros((self.batch, *canvas, 3), np.uint8), np.zeros((self.batch, 4), np.int32)
-        tags = np.full((self.batch, 2), -1, np.int32)
-        inputs = (canvases, windows, tags, *self._objects(source, [], tags[:, 0]))
-        jax.block_until_ready(self.infer(_on_mesh(variables, self.mesh), *jax.tree.map(self._shard, inputs)))
+        started, engine = time.perf_counter(), self.engine
+        canvases, windows = np.zeros((engine.batch, *canvas, 3), np.uint8), np.zeros((engine.batch, 4), np.int32)
+        inputs = (canvases, windows, np.full((engine.batch, 2), -1, np.int32), *self._objects(source, []))
+        jax.block_until_ready(engine.infer(engine.on_devices(variables), *jax.tree.map(engine.shard, inputs)))
         return time.perf_counter() - started
 
-    def _results(
-        self,
-        variables: Any,
-        source: Source,
-        views: Sequence[View],
-        between: Callable[[], None] | None,
-    ) -> Iterator[tuple[Any, np.ndarray]]:
-        """NumPy rows and tags of each planned batch; the device works on one while the next is prepared."""
-        running: collections.deque[tuple[Any, jax.Array]] = collections.deque()
-        for inputs in self._batches(source, views):
-            if between:
-                between()
-            inputs = (*inputs, *self._objects(source, views, inputs[2][:, 0]))
-            running.append(self.infer(variables, *jax.tree.map(self._shard, inputs)))
-            if len(running) > 1:
-                yield jax.device_get(running.popleft())
-        while running:
-            yield jax.device_get(running.popleft())
-
-    def _batches(self, source: Source, views: Sequence[View]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Canvases, windows and tags (view number, readable) of each planned batch; other hosts' rows stay empty."""
-        sharding = self._sharding()
-        mine = sorted({s for (rows,) in _addressable(sharding, self.batch) for s in range(*rows.indices(self.batch))})
-        count = len(views) // len(self.scales)
-        ahead: collections.deque[tuple[PlannedBatch, dict[int, Future]]] = collections.deque()
-        pool = ThreadPoolExecutor(self.config.data.threads or os.cpu_count() or 1, "kpjax-eval")
-        try:
-            for planned in plan(views, self.batch):
-                jobs = {
-                    slot: pool.submit(self._canvas, source, number % count, views[number])
-                    for slot in mine
-                    if (number := int(planned.indices[slot])) >= 0
-                }
-                ahead.append((planned, jobs))
-                if len(ahead) > self.config.data.prefetch:
-                    yield self._filled(*ahead.popleft(), views)
-            while ahead:
-                yield self._filled(*ahead.popleft(), views)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _filled(
-        self, planned: PlannedBatch, jobs: dict[int, Future], views: Sequence[View]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        canvases = np.zeros((self.batch, *planned.canvas, 3), np.uint8)
-        windows = np.zeros((self.batch, 4), np.int32)
-        tags = np.stack([planned.indices, np.zeros_like(planned.indices)], axis=1)
-        for slot, job in jobs.items():
-            canvas = job.result()
-            windows[slot] = views[planned.indices[slot]].window
-            if canvas is not None:
-                canvases[slot], tags[slot, 1] = canvas, 1
-        return canvases, windows, tags
-
-    def _objects(self, source: Source, views: Sequence[View], numbers: np.ndarray) -> tuple[Objects] | tuple[()]:
-        """With an oracle: what `make_infer` calls objects, of the views `numbers` (-1: none), slots for the fullest."""
+    def _objects(self, source: Source, jobs: Sequence[Job]) -> tuple[Objects] | tuple[()]:
+        """With an oracle: what `make_infer` calls objects, of the images of a batch, slots for the fullest."""
         if not self.oracle:
             return ()
         slots = max(1, *map(len, source.objects))
-        rows = [
-            padded(views[n].to_canvas(source.objects[n]), slots) if n >= 0 else empty_objects(source.objects[0], slots)
-            for n in numbers.tolist()
-        ]
+        rows = [padded(job.view.to_canvas(source.objects[job.image]), slots) for job in jobs]
+        rows += [empty_objects(source.objects[0], slots)] * (self.engine.batch - len(jobs))
         return (jax.tree.map(lambda *parts: np.stack(parts), *rows),)
 
-    def _canvas(self, source: Source, index: int, view: View) -> np.ndarray | None:
+    def _canvas(self, source: Source, job: Job) -> np.ndarray | None:
         """The canvas of one image; None where it cannot be read and the configuration says to skip it."""
-        name = source.files[index]
+        name = source.files[job.image]
         try:
-            image = decode(source.read(index), name)
-            if image.shape[:2] != view.image:
-                got, want = f"{image.shape[1]}x{image.shape[0]}", f"{view.image[1]}x{view.image[0]}"
+            image = decode(source.read(job.image), name)
+            if image.shape[:2] != job.view.image:
+                got, want = f"{image.shape[1]}x{image.shape[0]}", f"{job.view.image[1]}x{job.view.image[0]}"
                 raise DataError(f"{name}: the file is {got} pixels, the annotations say {want}; correct one of them")
         except DataError:
             if self.config.data.bad_images == "skip":
                 return None
             raise
-        return place(image, view, self.detector.preprocess)
-
-    def _sharding(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(tuple(self.mesh.axis_names)))
-
-    def _shard(self, rows: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(rows.shape, self._sharding(), lambda index: rows[index])
+        return place(image, job.view, self.detector.preprocess)
 
 
 def make_evaluator(
@@ -248,13 +157,11 @@ def make_evaluator(
     config: Config,
     mesh: Mesh | None = None,
     *,
-    max_canvases: int = 0,
     oracle: tuple[str, ...] = (),
     max_dets: tuple[int, int, int] = MAX_DETS,
 ) -> Evaluator:
     """An `Evaluator` for config.eval on a mesh (None: all devices).
 
-    max_canvases: most canvases a scale, for fewer compilations (0: each image's own).
     oracle: heads that the ground truth speaks for, to see what each one's errors cost (Objects as Points, error
         analysis); with preset "na".  max_dets: see `coco_metric.measure`.
 
@@ -265,10 +172,15 @@ def make_evaluator(
         check_size(detector, size, "config.augment.height", "config.augment.width")
     mesh = make_mesh() if mesh is None else mesh
     detector = at_test(detector, config.eval.nms)
-    infer = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k, oracle=oracle)
-    merge = make_merge(detector, config.eval.preset, config.eval.top_k)
-    batch = -(-config.eval.batch // mesh.size) * mesh.size
-    return Evaluator(detector, config, mesh, infer, merge, batch, max_canvases, oracle, max_dets)
+    engine = make_engine(
+        detector,
+        mesh,
+        preset=config.eval.preset,
+        top_k=config.eval.top_k,
+        batch=config.eval.batch,
+        oracle=oracle,
+    )
+    return Evaluator(detector, config, engine, oracle, max_dets)
 
 
 def evaluate(
@@ -282,6 +194,61 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate once; see `Evaluator`.  To evaluate again without compiling again, keep a `make_evaluator`."""
     return make_evaluator(detector, config, mesh)(variables, source, progress=progress)
+
+
+def make_views(detector: Detector, config: Config, source: Source) -> list[View]:
+    """Every image at the first scale, then every image at the next: view number i shows image i modulo the images.
+
+    Only the first `config.eval.images` images of the source (0: all), at the scales of `config.eval.preset`, on at
+    most `config.eval.max_canvases` canvases a scale (0: on as many as there are).
+    """
+    return on_fewer_canvases(own_views(detector, config, source), detector, config)
+
+
+def on_fewer_canvases(views: list[View], detector: Detector, config: Config) -> list[View]:
+    """What `own_views` returned, on at most `config.eval.max_canvases` canvases a scale (0: as it is)."""
+    most, scales = config.eval.max_canvases, len(protocol_of(detector, config.eval.preset).scales)
+    if not most:
+        return views
+    count = len(views) // scales
+    of_scales = [views[i * count : (i + 1) * count] for i in range(scales)]
+    return [view for some in of_scales for view in share_canvases(some, most, detector.preprocess)]
+
+
+def own_views(detector: Detector, config: Config, source: Source) -> list[View]:
+    """`make_views` with the canvas that each image has by its own size, as many as there may be."""
+    count = min(len(source), config.eval.images) if config.eval.images else len(source)
+    options: dict[str, Any] = {
+        "resolution": config.eval.resolution,
+        "fixed": (config.augment.height, config.augment.width),
+        "max_side": config.eval.max_side,
+    }
+    sizes = list(zip(source.heights[:count].tolist(), source.widths[:count].tolist(), strict=True))
+    scales = protocol_of(detector, config.eval.preset).scales
+    return [make_view(detector.preprocess, size, scale=scale, **options) for scale in scales for size in sizes]
+
+
+def programs_needed(views: Sequence[View], scales: int = 1) -> str:
+    """How many programs the views of an evaluation need, in words, e.g. "37 canvases, a program each to compile"."""
+    count = len(views) // scales
+    of_scale = [len({view.canvas for view in views[i * count : (i + 1) * count]}) for i in range(scales)]
+    programs = len({view.canvas for view in views})
+    at = f" at {scales} scales ({' + '.join(map(str, of_scale))})" if scales > 1 else ""
+    return f"{canvases_in_words(programs)}{at}, a program each to compile"
+
+
+def canvases_in_words(count: int) -> str:
+    """A number of canvases, e.g. "2 canvases"."""
+    return "1 canvas" if count == 1 else f"{count} canvases"
+
+
+def describe_evaluation(detector: Detector, config: Config, source: Source) -> str:
+    """One line on what an evaluation by this configuration compiles, for whoever is about to train."""
+    views, scales = make_views(detector, config, source), len(protocol_of(detector, config.eval.preset).scales)
+    line = f"evaluation  {programs_needed(views, scales)}"
+    if not config.eval.max_canvases and len({view.canvas for view in views}) > MANY_PROGRAMS:
+        line += "; config.eval.max_canvases=4 makes them fewer and changes the detections a little"
+    return line
 
 
 def plan(views: Sequence[View], batch: int) -> list[PlannedBatch]:
@@ -334,21 +301,6 @@ def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_det
     pairs = zip(source.classes, source.category_ids, strict=True)
     per_class = {name: per_category.get(category, float("nan")) for name, category in pairs}
     return dataclasses.replace(result, stats=stats, text=text, per_class=per_class)
-
-
-def _on_mesh(variables: Any, mesh: Mesh) -> Any:
-    replicated = NamedSharding(mesh, PartitionSpec())
-    devices = set(mesh.devices.flat)
-
-    def move(x: Any) -> jax.Array:
-        there = isinstance(x, jax.Array) and x.sharding.device_set == devices
-        return x if there else jax.device_put(x, replicated)
-
-    return jax.tree.map(move, variables)
-
-
-def _addressable(sharding: NamedSharding, batch: int) -> list[tuple[slice, ...]]:
-    return [rows for rows in sharding.addressable_devices_indices_map((batch,)).values() if rows is not None]
 
 
 def _bar(count: int, progress: bool) -> Any:

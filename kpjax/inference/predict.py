@@ -6,7 +6,7 @@ Needs neither TensorFlow nor pycocotools.
 from __future__ import annotations
 
 import dataclasses
-import glob
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -19,10 +19,10 @@ from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
-from kpjax.images.decode import SUFFIXES, decode
-from kpjax.images.views import Size, View, make_view, place
-from kpjax.inference.engine import finished, rows_in_image
-from kpjax.inference.program import Merge, make_infer, make_merge, protocol_of
+from kpjax.images.views import make_view, place
+from kpjax.inference.engine import Job, Result, ViewQueue, make_engine
+from kpjax.inference.inputs import ReadAhead, as_array, check_array, list_inputs, read_image
+from kpjax.inference.program import protocol_of
 from kpjax.objects import Detections
 
 MAX_WAITING = 64  # decoded images that may wait for others of their canvas (or four batches, where that is more)
@@ -59,7 +59,7 @@ class Predictor:
         self,
         detector: Detector,
         variables: Any,
-        preset: str = "na",
+        preset: str | None = "na",
         names: Sequence[str] = (),
         *,
         batch: int = 1,
@@ -73,7 +73,7 @@ class Predictor:
         """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
 
         preset: test protocol, "na" (plain), "flip" (with the mirror image) or "ms" (several scales too), as
-            published for the model: `detector.protocols`.
+            published for the model: `detector.protocols`; None: "na".
         names: class names, as many as the detector has classes, or none.
         batch: images of one canvas that run together.  top_k: most detections an image.
         size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
@@ -84,7 +84,8 @@ class Predictor:
         Raises ConfigError for a value that cannot work.
         """
         detector = at_test(detector, nms)
-        self.scales = protocol_of(detector, preset).scales
+        preset = preset or "na"
+        protocol_of(detector, preset)
         if resolution not in ("keep", "fixed"):
             raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
         if names and len(names) != detector.num_classes:
@@ -94,17 +95,14 @@ class Predictor:
         for key, value, least in (("batch", batch, 1), ("top_k", top_k, 1), ("max_side", max_side, 0)):
             if value < least:
                 raise ConfigError(f"{key} is {value}; it must be at least {least}")
-        device = device or jax.local_devices()[0]
-        mesh = Mesh(np.array([device]), ("data",))
+        mesh = Mesh(np.array([device or jax.local_devices()[0]]), ("data",))
         self.detector = detector
+        self.preset = preset
         self.names = tuple(names)
         self.batch = batch
         self.resolution, self.size, self.max_side = resolution, size, max_side
+        self.engine = make_engine(detector, mesh, preset=preset, top_k=top_k, batch=batch)
         self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        self.infer = make_infer(detector, mesh, preset=preset, top_k=top_k)
-        merge = make_merge(detector, preset, top_k)
-        # Its rows come from the host: without a word they would go to the default device.
-        self.merge: Merge | None = None if merge is None else lambda rows: merge(jax.device_put(rows, device))
 
     def __call__(self, inputs: Any) -> Detections | list[Detections]:
         """Detect in one image (a path, or an HWC uint8 RGB array), in many (a list, a folder, a glob), or in a video.
@@ -129,82 +127,72 @@ class Predictor:
         return results[0] if single else results
 
     def stream(self, items: Iterable[str | np.ndarray]) -> Iterator[Found]:
-        """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs."""
-        waiting: dict[Size, list[tuple[_Pending, int]]] = {}
-        limit = max(MAX_WAITING, 4 * self.batch) * len(self.scales)
-        for index, item in enumerate(items):
-            array = _as_array(item)
-            name = str(item) if array is None else f"image {index}"
-            try:
-                image = read_image(name) if array is None else _checked(array, name)
-            except DataError as error:
-                yield Found(index, name, None, None, str(error))
-                continue
-            pending = _Pending(Found(index, name, image, None), self._views(image), [None] * len(self.scales))
-            for which, view in enumerate(pending.views):
-                group = waiting.setdefault(view.canvas, [])
-                group.append((pending, which))
-                if len(group) == self.batch:
-                    yield from self._run(waiting.pop(view.canvas))
-            while sum(map(len, waiting.values())) >= limit:
-                fullest = max(waiting, key=lambda canvas: len(waiting[canvas]))
-                yield from self._run(waiting.pop(fullest))
-        for group in waiting.values():
-            yield from self._run(group)
+        """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs.
 
-    def _views(self, image: np.ndarray) -> list[View]:
-        return [
-            make_view(
-                self.detector.preprocess,
-                (image.shape[0], image.shape[1]),
-                resolution=self.resolution,
-                fixed=self.size,
-                max_side=self.max_side,
-                scale=scale,
-            )
-            for scale in self.scales
-        ]
+        Threads walk through `items` and read images ahead of the device, `batch` of them and one for each core; what
+        is read waits for others of its canvas, up to MAX_WAITING of them.  Where the next input is not there yet,
+        what has been started is finished and yielded first.  An array must not change before its `Found` has come.
+        """
+        images: dict[int, Found] = {}
+        limit = max(MAX_WAITING, 4 * self.batch) * len(self.engine.scales)
+        views = functools.partial(
+            make_view,
+            self.detector.preprocess,
+            resolution=self.resolution,
+            fixed=self.size,
+            max_side=self.max_side,
+        )
 
-    def _run(self, group: list[tuple[_Pending, int]]) -> list[Found]:
-        """At most `batch` views of one canvas through the network; the images that have all their views now."""
-        height, width = group[0][0].views[group[0][1]].canvas
-        canvases = np.zeros((self.batch, height, width, 3), np.uint8)
-        windows = np.zeros((self.batch, 4), np.int32)
-        for slot, (pending, which) in enumerate(group):
-            view = pending.views[which]
-            canvases[slot] = place(pending.found.image, view, self.detector.preprocess)  # type: ignore[arg-type]
-            windows[slot] = view.window
-        tags = np.arange(self.batch, dtype=np.int32)[:, None]
-        result = jax.device_get(self.infer(self.variables, canvases, windows, tags)[0])
-        done = []
-        for slot, (pending, which) in enumerate(group):
-            pending.rows[which] = rows_in_image(result, slot, pending.views[which])
-            if all(rows is not None for rows in pending.rows):
-                detections = finished(tuple(pending.rows), self.merge, self.names)
-                done.append(dataclasses.replace(pending.found, detections=detections))
-        return done
+        def canvas_of(job: Job) -> np.ndarray:
+            image = images[job.image].image
+            assert image is not None
+            return place(image, job.view, self.detector.preprocess)
+
+        def found(results: Iterable[Result]) -> Iterator[Found]:
+            for index, detections in results:
+                yield dataclasses.replace(images.pop(index), detections=detections)
+
+        ahead = self.batch + (os.cpu_count() or 1)
+        inputs = ReadAhead(items, read_input, ahead=ahead)
+        with inputs, ViewQueue(self.engine, self.variables, canvas_of, names=self.names) as queue:
+            while (image := inputs.take(wait=not queue.busy)) is not inputs.END:
+                if image is None:
+                    yield from found(queue.results())
+                elif image.error:
+                    yield image
+                else:
+                    images[image.index] = image
+                    for which, scale in enumerate(self.engine.scales):
+                        view = views(image.image.shape[:2], scale=scale)
+                        yield from found(queue.add(Job(image.index, which, view)))
+                    while queue.waiting >= limit:
+                        yield from found(queue.start_fullest())
+            yield from found(queue.finish())
 
 
-@dataclasses.dataclass
-class _Pending:
-    """An image some of whose views have not been seen by the network; rows: what each view gave, or None."""
+def read_input(index: int, item: Any) -> Found:
+    """Item number `index` of `Predictor.stream` with its image, or with the reason why there is none."""
+    array = as_array(item)
+    name = str(item) if array is None else f"image {index}"
+    try:
+        return Found(index, name, read_image(name) if array is None else check_array(array, name), None)
+    except DataError as error:
+        return Found(index, name, None, None, str(error))
 
-    found: Found
-    views: list[View]
-    rows: list[Any]
 
-
-def load(path: str | os.PathLike[str], preset: str = "na", **options: Any) -> Predictor:
+def load(path: str | os.PathLike[str], preset: str | None = None, **options: Any) -> Predictor:
     """A Predictor from a work directory of train.py or an inference checkpoint.
 
-    Test-time resolution and size are those of the checkpoint's own configuration; `options` are the
-    keywords of `Predictor` and go before them.  Raises what `kpjax.training.checkpoints.load_inference` raises.
+    preset: see `Predictor`; None: that of the checkpoint's configuration, as eval.py has it, and "na" where it holds
+    none.  Test-time resolution and size are the configuration's too; `options` are the keywords of `Predictor` and
+    go before them.  Raises what `kpjax.checkpoint.load_inference` raises.
     """
     from kpjax.checkpoint.weights import load_inference  # Orbax is slow to import and prediction does not need it
 
     loaded = load_inference(os.fspath(path))
     if loaded.config is not None:
         settings = loaded.config
+        preset = preset or settings.eval.preset
         options = {
             "resolution": settings.eval.resolution,
             "size": (settings.augment.height, settings.augment.width),
@@ -213,54 +201,3 @@ def load(path: str | os.PathLike[str], preset: str = "na", **options: Any) -> Pr
             "nms": settings.eval.nms,
         } | options
     return Predictor(loaded.detector, loaded.variables, preset, loaded.names, **options)
-
-
-def read_image(path: str) -> np.ndarray:
-    """An image file as HWC uint8 RGB, turned as its EXIF orientation says.  Raises DataError, one line."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
-    return decode(data, path, exif=True)
-
-
-def list_inputs(inputs: Any, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str | np.ndarray], bool]:
-    """What `Predictor` accepts -> (paths and arrays, whether it was one image).
-
-    Folders and globs inside a list are expanded in their place; a folder's images are the files with
-    an image's suffix (one of `suffixes`) directly in it.  A path that does not exist is kept: reading it reports it.
-    Raises DataError where a folder or glob holds no image.
-    """
-    array = _as_array(inputs)
-    if array is not None:
-        return (list(array), False) if array.ndim == 4 else ([array], True)
-    if not isinstance(inputs, (str, os.PathLike)):
-        if not isinstance(inputs, Iterable):
-            raise DataError(f"cannot detect in a {type(inputs).__name__}; give a path, an array or a list of these")
-        return [item for each in inputs for item in list_inputs(each, suffixes)[0]], False
-    path = os.fspath(inputs)
-    if os.path.isdir(path):
-        files = sorted(n for n in os.listdir(path) if n.lower().endswith(suffixes))
-        if not files:
-            raise DataError(f"{path}: no image in this folder ({', '.join(suffixes)})")
-        return [os.path.join(path, name) for name in files], False
-    if not os.path.exists(path) and glob.has_magic(path):
-        matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-        if not matches:
-            raise DataError(f"{path}: no file matches")
-        return list(matches), False
-    return [path], True
-
-
-def _as_array(item: Any) -> np.ndarray | None:
-    """NumPy's, JAX's and other arrays as NumPy's; None for what is no array."""
-    if isinstance(item, (str, os.PathLike)) or not hasattr(item, "__array__"):
-        return None
-    return np.asarray(item)
-
-
-def _checked(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"{name}: an array must be HWC uint8 RGB, (H, W, 3); this is {image.shape} {image.dtype}")
-    return image

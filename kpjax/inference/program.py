@@ -1,4 +1,4 @@
-"""The compiled test-time program: canvases in, detections out.  Shared by `Predictor` and `evaluate`."""
+"""The compiled test-time program: canvases in, detections out.  The same for `Predictor`, evaluation and `export`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from kpjax.parallel.compiling import compiler_options
 
 Infer = Callable[..., tuple[Any, Array]]
 Merge = Callable[[tuple[Any, ...]], Detections]
+HeadsOf = Callable[[Any, Array, Array], dict[str, Array]]
+Decode = Callable[[dict[str, Array], Array, tuple[int, int]], Any]
 
 
 def make_infer(
@@ -69,16 +71,33 @@ def make_infer(
 
 def make_parts(
     detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100
-) -> tuple[Callable[[Any, Array, Array], dict[str, Array]], Callable[[dict[str, Array], Array, tuple[int, int]], Any]]:
+) -> tuple[HeadsOf, Callable[[dict[str, Array], Array, tuple[int, int]], Any]]:
     """The two halves of `make_infer`, neither of them jitted yet: the network's, and what comes after it.
+
+    As `functions_of`, the second one under `jax.shard_map` on the mesh.
+    """
+    heads_of, decode = functions_of(detector, preset=preset, top_k=top_k)
+    rows = PartitionSpec(tuple(mesh.axis_names))
+
+    def rows_of(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
+        def own_rows(heads: dict[str, Array], windows: Array) -> Any:
+            return decode(heads, windows, size)
+
+        # check_vma=False: decoders may start a loop from constants, which the check would refuse
+        return jax.shard_map(own_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(heads, windows)
+
+    return heads_of, rows_of
+
+
+def functions_of(detector: Detector, *, preset: str = "na", top_k: int = 100) -> tuple[HeadsOf, Decode]:
+    """A test protocol as two pure functions that know of no mesh: what `make_infer` compiles and `export` writes down.
 
     The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
     view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) ->
-    rows.
+    rows.  Raises ConfigError for a preset that the detector lacks.
     """
     protocol = protocol_of(detector, preset)
     to_rows = protocol.rows or detector.decode
-    rows = PartitionSpec(tuple(mesh.axis_names))
 
     def heads_of(variables: Any, canvases: Array, windows: Array) -> dict[str, Array]:
         images = normalise(detector.preprocess, canvases, windows)
@@ -92,24 +111,18 @@ def make_parts(
 
     def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
         placed = Placed(size, windows)
-        if protocol.mirror == "maps":
-            # pairs were interleaved for the sharding's sake; merge_flip wants [plain; mirrored]
-            heads = {name: jnp.concatenate([x[0::2], x[1::2]]) for name, x in heads.items()}
-            heads = detector.merge_flip(heads)
-        if protocol.mirror != "boxes":
+        if not protocol.mirror:
             return to_rows(heads, placed, top_k)
-        plain, mirrored = (to_rows({name: x[start::2] for name, x in heads.items()}, placed, top_k) for start in (0, 1))
-        mirrored = mirror_in_window(mirrored, windows, detector.points)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), plain, mirrored)
+        pairs = {name: x.reshape(-1, 2, *x.shape[1:]) for name, x in heads.items()}
+        plain, mirrored = ({name: x[:, view] for name, x in pairs.items()} for view in (0, 1))
+        if protocol.mirror == "maps":  # merge_flip wants [plain; mirrored]
+            heads = {name: jnp.concatenate([plain[name], mirrored[name]]) for name in heads}
+            return to_rows(detector.merge_flip(heads), placed, top_k)
+        one, other = (to_rows(maps, placed, top_k) for maps in (plain, mirrored))
+        other = mirror_in_window(other, windows, detector.points)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), one, other)
 
-    def rows_of(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
-        # check_vma=False: decoders may start a loop from constants, which the check would refuse
-        sharded = jax.shard_map(
-            functools.partial(decode, size=size), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-        )
-        return sharded(heads, windows)
-
-    return heads_of, rows_of
+    return heads_of, decode
 
 
 def true_heads(detector: Detector, objects: Objects, size: tuple[int, int]) -> dict[str, Array]:

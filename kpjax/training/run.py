@@ -27,7 +27,7 @@ from kpjax.data.source import Source, fingerprint, require_boxes, require_same_c
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import DataError, UserError
-from kpjax.inference.evaluate import make_evaluator
+from kpjax.inference.evaluate import describe_evaluation, make_evaluator
 from kpjax.parallel import distributed
 from kpjax.parallel.sharding import check_batch, make_mesh, meet, put_batch
 from kpjax.parallel.startup import make_deterministic, quiet_tensorflow
@@ -130,6 +130,8 @@ def _run(
     clock_before = time.monotonic()
     step = lowered.compile()
     say(describe_run(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))
+    if val is not None:
+        say(describe_evaluation(detector, config, val))
     claim(root, config, first=jax.process_index() == 0)
 
     feed = batches(start) if batches else _pipeline(source, config, start)

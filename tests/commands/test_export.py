@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import re
 import subprocess
@@ -18,7 +19,7 @@ import kpjax
 from kpjax.__main__ import main
 from kpjax.checkpoint.weights import Loaded, is_inference, save_inference
 from kpjax.commands.export import run
-from kpjax.config import AugmentConfig, Config
+from kpjax.config import AugmentConfig, Config, EvalConfig
 from kpjax.errors import UserError
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4,), "head_channels": 4}
@@ -140,15 +141,55 @@ def test_the_size_that_is_not_given(
     model: str, config: Any, size: tuple[int, int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(kpjax.build(model, 2), {}, (), config, None)
-    monkeypatch.setattr("kpjax.training.checkpoints.load_inference", lambda path: loaded)
+    monkeypatch.setattr("kpjax.checkpoint.weights.load_inference", lambda path: loaded)
 
     def export(detector: Any, tree: Any, leaves: Any, size: tuple[int, int], *_: Any) -> Any:
         raise UserError(f"would export {size}")
 
     monkeypatch.setattr("kpjax.commands.export.export", export)
-    command = argparse.Namespace(checkpoint="x", out=str(tmp_path), size=None, preset="na", top_k=100)
+    command = argparse.Namespace(checkpoint="x", out=str(tmp_path), size=None, preset=None, top_k=100)
     with pytest.raises(UserError, match=re.escape(f"would export {size}")):
         run(command)
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "exported", "said"),
+    [
+        (None, None, "na", "preset na, for"),
+        (Config(), None, "na", "preset na (the configuration's), for"),
+        (Config(eval=EvalConfig(preset="flip")), None, "flip", "preset flip (the configuration's), for"),
+        (Config(eval=EvalConfig(preset="flip")), "na", "na", "preset na, for"),
+        (Config(eval=EvalConfig(preset="ms")), None, "na", "preset na (the configuration's ms is of several programs)"),
+    ],
+)
+def test_the_preset_is_the_configuration_s(
+    config: Any,
+    given: str | None,
+    exported: str,
+    said: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    loaded = Loaded(kpjax.build("centernet_r18", 2), {}, (), config, None)
+    monkeypatch.setattr("kpjax.checkpoint.weights.load_inference", lambda path: loaded)
+    presets: list[str] = []
+
+    class Program:
+        def serialize(self) -> bytes:
+            return b""
+
+    def export(detector: Any, tree: Any, leaves: Any, size: Any, preset: str, top_k: int) -> Any:
+        presets.append(preset)
+        return Program()
+
+    monkeypatch.setattr("kpjax.commands.export.export", export)
+    arguments = argparse.Namespace(
+        checkpoint="x", out=str(tmp_path), size=None, preset=given, top_k=100, saved_model=False
+    )
+    assert run(arguments) == 0 and presets == [exported]
+    assert json.loads((tmp_path / "export.json").read_text())["preset"] == exported
+    assert said in capsys.readouterr().out
 
 
 def test_mistakes(checkpoint: tuple[pathlib.Path, Any, Any], tmp_path: pathlib.Path, capsys: Any) -> None:

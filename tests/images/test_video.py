@@ -138,8 +138,8 @@ def test_a_video_that_is_cut_off(tmp_path: pathlib.Path, run: Any, capfd: Any) -
 
 def test_detect_draws_and_writes_a_video(tmp_path: pathlib.Path, run: Any, predictor: Predictor, capfd: Any) -> None:
     sizes: list[int] = []
-    inner = predictor.infer
-    predictor.infer = lambda *a: sizes.append(len(a[1])) or inner(*a)  # type: ignore[func-returns-value]
+    inner = predictor.engine.infer
+    predictor.engine.infer = lambda *a: sizes.append(len(a[1])) or inner(*a)  # type: ignore[func-returns-value]
     folder = tmp_path / "in"
     folder.mkdir()
     lossless(folder / "clip.AVI", moving())

@@ -7,11 +7,11 @@ import json
 import os
 import re
 import sys
+import threading
 from collections import Counter
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -22,13 +22,15 @@ import kpjax
 from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.weights import Loaded, save_inference
 from kpjax.commands import flags
-from kpjax.config import Config
+from kpjax.config import Config, EvalConfig
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
+from kpjax.inference.outputs import class_table, write_detections
 from kpjax.metrics.coco import STATS, measure
 from kpjax.objects import Detections
 from kpjax.parallel.sharding import make_mesh
+from kpjax.show.pictures import show
 from tests import fakes
 from tests.tiny import OPTIONS, random_variables
 
@@ -97,9 +99,9 @@ def test_programs_are_compiled_once_for_each_canvas():
     run = ev.make_evaluator(fakes.marker_detector(), config())
     source = fakes.marker_source(ITEMS)
     first = run(fakes.variables(), source, progress=False)
-    assert run.infer._cache_size() == 3
+    assert run.engine.infer._cache_size() == 3
     again = run(fakes.variables(), source, progress=False)
-    assert run.infer._cache_size() == 3
+    assert run.engine.infer._cache_size() == 3
     assert again.detections == first.detections
 
 
@@ -113,7 +115,7 @@ def test_only_the_first_images():
 def test_a_class_without_boxes_has_no_ap():
     result = evaluate(fakes.marker_source([(20, 20, [(9, 9, 5, 0)])]))
     assert result.per_class["red"] == pytest.approx(1.0) and np.isnan(result.per_class["green"])
-    assert ev.class_table(result).splitlines() == ["class  AP", "red    1.000", "green  -"]
+    assert class_table(result).splitlines() == ["class  AP", "red    1.000", "green  -"]
 
 
 def test_without_annotations_there_are_boxes_and_no_ap():
@@ -187,9 +189,9 @@ def test_lost_and_doubled_images_are_noticed():
 def test_files_and_pictures(tmp_path):
     source = fakes.marker_source(ITEMS)
     result = evaluate(source)
-    ev.write_detections(str(tmp_path / "new" / "detections.json"), result)
+    write_detections(str(tmp_path / "new" / "detections.json"), result)
     assert json.loads((tmp_path / "new" / "detections.json").read_text()) == result.detections
-    assert ev.show(str(tmp_path / "shown"), result, source) == len(ITEMS)
+    assert show(str(tmp_path / "shown"), result, source) == len(ITEMS)
     with Image.open(tmp_path / "shown" / "130.jpg") as picture:
         assert picture.size == (5 * 70, 5 * 40)  # small pictures are enlarged
         assert np.asarray(picture).max() > 100  # a box is drawn on the black image
@@ -208,7 +210,7 @@ def run_eval(tmp_path, monkeypatch):
     settings.steps = 1
     settings.data.val.images, settings.data.val.annotations = str(tmp_path), str(tmp_path / "val.json")
     loaded = Loaded(fakes.marker_detector(), fakes.variables(), fakes.CLASSES, settings, 12)
-    monkeypatch.setattr("kpjax.training.checkpoints.load_inference", lambda path, best: loaded)
+    monkeypatch.setattr("kpjax.checkpoint.weights.load_inference", lambda path, best: loaded)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["eval.py", *arguments])
@@ -294,11 +296,11 @@ def test_eval_program_reports_mistakes_in_one_line(run_eval, tmp_path, capsys):
 def test_eight_devices_agree_and_gather_no_heatmap(fsdp, preset):
     source = fakes.marker_source(ITEMS)
     run = ev.make_evaluator(fakes.marker_detector(), config(eval__preset=preset), make_mesh(fsdp))
-    assert run.batch == run.mesh.size > 1
+    assert run.engine.batch == run.engine.mesh.size > 1
     assert run(fakes.variables(), source, progress=False).detections == evaluate(source, eval__preset=preset).detections
     shapes = (((8, 128, 128, 3), np.uint8), ((8, 4), np.int32), ((8, 2), np.int32))
-    batch = [run._shard(np.zeros(shape, kind)) for shape, kind in shapes]
-    text = run.infer.lower(fakes.variables(), *batch).compile().as_text()
+    batch = [run.engine.shard(np.zeros(shape, kind)) for shape, kind in shapes]
+    text = run.engine.infer.lower(fakes.variables(), *batch).compile().as_text()
     gathered = re.findall(r"= (\S+) all-gather\(", text)
     # detections (100 rows of at most 4 numbers) and tags are replicated; a heatmap would be (8, 32, 32, 2)
     sizes = [np.prod([int(n) for n in re.search(r"\[([\d,]*)\]", g)[1].split(",")]) for g in gathered]
@@ -318,8 +320,45 @@ def test_fast_has_few_canvases_and_says_so(run_eval, tmp_path, capsys, monkeypat
     monkeypatch.setattr(eval_program, "FAST_CANVASES", 1)
     assert run_eval("--checkpoint", "x", "--fast", "--out", str(tmp_path / "o.json")) == 0
     said = capsys.readouterr().out
-    assert "fast        1 canvas instead of 3: 6 of 7 views" in said and "programs    1 canvas, a" in said
+    assert "canvases    1 canvas instead of 3: 6 of 7 views" in said and "programs    1 canvas, a" in said
     assert "maxDets=100 ] = 1.000" in said, "the marker network does not look at the border"
+
+
+def test_most_canvases_are_a_setting():
+    source = fakes.marker_source(ITEMS)
+    run = ev.make_evaluator(fakes.marker_detector(), config(eval__max_canvases=1), one_device())
+    assert run(fakes.variables(), source, progress=False).ap == pytest.approx(1.0)
+    assert run.engine.infer._cache_size() == 1
+    with pytest.raises(ConfigError, match=r"config\.eval\.max_canvases is -1; it must be at least 0"):
+        Config(steps=1, eval=EvalConfig(max_canvases=-1)).check()
+
+
+def test_what_an_evaluation_compiles_is_said_beforehand():
+    detector, source = fakes.marker_detector(), fakes.marker_source(ITEMS)
+    assert ev.describe_evaluation(detector, config(), source) == "evaluation  3 canvases, a program each to compile"
+    many = fakes.marker_source([(20 + 32 * i, 20, []) for i in range(9)])
+    said = ev.describe_evaluation(detector, config(), many)
+    assert said.startswith("evaluation  9 canvases, a program each") and "config.eval.max_canvases=4" in said
+    said = ev.describe_evaluation(detector, config(eval__max_canvases=4), many)
+    assert said == "evaluation  4 canvases, a program each to compile"
+    both = ev.describe_evaluation(scaled_detector(), config(eval__preset="ms"), source)
+    assert both == "evaluation  3 canvases at 2 scales (3 + 3), a program each to compile"
+
+
+def test_between_is_called_before_each_batch_and_may_end_it():
+    source, calls = fakes.marker_source(ITEMS), []
+    run = ev.make_evaluator(fakes.marker_detector(), config(), one_device())
+    run(fakes.variables(), source, progress=False, between=lambda: calls.append(1))
+    assert len(calls) == len(ev.plan(run.views(source), 3)) == 4
+
+    def stop():
+        calls.pop()
+        if not calls:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(fakes.variables(), source, progress=False, between=stop)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("kpjax-")]
 
 
 @pytest.mark.parametrize("fast", [(), ("--fast",)])
@@ -470,11 +509,10 @@ def test_an_image_mirrored_within_its_canvas():
         after[top:bottom, left:right] = 0
         assert not after.any()
     boxes = np.array([[[3, 2, 5, 6]], [[0, 1, 4, 5]]], np.float32)
-    found = Detections(jnp.asarray(boxes), jnp.ones((2, 1)), jnp.zeros((2, 1), jnp.int32))
-    mirrored = mirror_in_window(found, windows)
-    there = np.asarray(mirrored.boxes)
-    np.testing.assert_array_equal(there, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
-    np.testing.assert_array_equal(mirror_in_window(mirrored, windows).boxes, boxes)
+    found = Detections(boxes, np.ones((2, 1), np.float32), np.zeros((2, 1), np.int32))
+    there = mirror_in_window(found, windows)
+    np.testing.assert_array_equal(there.boxes, [[[6, 2, 8, 6]], [[8, 1, 12, 5]]])
+    np.testing.assert_array_equal(mirror_in_window(there, windows).boxes, boxes)
 
 
 def test_options_of_the_file_count_at_test(tmp_path, capsys):

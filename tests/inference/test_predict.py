@@ -19,7 +19,9 @@ import kpjax
 from kpjax.errors import ConfigError, DataError
 from kpjax.inference import predict
 from kpjax.inference.predict import Predictor
+from kpjax.objects import Detections, PointSet
 from tests import fakes
+from tests.tiny import random_variables
 
 OBJECTS = [(11, 7, 5, 0), (30, 20, 9, 1)]
 
@@ -83,9 +85,9 @@ def test_one_program_a_canvas():
     pred = Predictor(fakes.marker_detector(), fakes.variables(), batch=2)
     for count in (1, 2, 5):
         pred([fakes.picture(20 + i, 25, []) for i in range(count)])  # all on 32x32
-    assert pred.infer._cache_size() == 1
+    assert pred.engine.infer._cache_size() == 1
     pred(fakes.picture(40, 25, []))
-    assert pred.infer._cache_size() == 2
+    assert pred.engine.infer._cache_size() == 2
 
 
 @pytest.mark.parametrize(("name", "preset"), [("centernet_r18", "na"), ("centernet_r18_mmdet", "flip")])
@@ -240,11 +242,59 @@ def test_detect_refuses_settings_in_one_line(tmp_path, monkeypatch, capsys, more
 
 def test_a_batch_of_images_is_one_call_of_one_program():
     pred = Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES, batch=4)
-    calls, inner = [], pred.infer
-    pred.infer = lambda *a: calls.append(a[1].shape) or inner(*a)
+    calls, inner = [], pred.engine.infer
+    pred.engine.infer = lambda *a: calls.append(a[1].shape) or inner(*a)
     found = pred(np.stack([fakes.picture(30, 40, OBJECTS)] * 4))
     assert calls == [(4, 32, 64, 3)] and inner._cache_size() == 1
     assert all(as_set(f) == boxes_of(OBJECTS) and f.names == fakes.CLASSES for f in found)
+
+
+def saved_with(path, preset):
+    """A tiny CornerNet on disk whose configuration evaluates with `preset`; None: it holds none."""
+    from kpjax.config import Config
+
+    small = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "stacks": 1, "branch": 3, "head_channels": 7}
+    detector = kpjax.build("cornernet_hg104", num_classes=2, **small)
+    config = None
+    if preset:
+        config = Config(steps=1)
+        config.eval.preset = preset
+    kpjax.save_inference(str(path), detector, random_variables(detector.net, 7, 7), ("cat", "dog"), config)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "wanted"),
+    [("flip", None, "flip"), ("ms", None, "ms"), ("flip", "na", "na"), (None, None, "na"), (None, "flip", "flip")],
+)
+def test_the_preset_is_the_checkpoint_s_own(tmp_path, stored, given, wanted):
+    path = saved_with(tmp_path / "model", stored)
+    pred = kpjax.load(path) if given is None else kpjax.load(path, given)
+    assert pred.preset == wanted
+    assert len(pred.engine.scales) == len(pred.detector.protocols[wanted].scales)
+    assert Predictor(pred.detector, pred.variables).preset == "na"
+
+
+def test_detect_follows_the_checkpoint_s_preset_and_says_so(tmp_path, capsys):
+    path, photo = saved_with(tmp_path / "model", "flip"), tmp_path / "0.png"
+    photo.write_bytes(fakes.png(fakes.picture(30, 30, OBJECTS[:1])))
+    arguments = [str(photo), "--checkpoint", path, "--out", str(tmp_path / "out")]
+    assert detect.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("cornernet_hg104, preset flip, resolution keep\n")
+
+
+def test_detect_draws_and_counts_only_what_is_shown(tmp_path):
+    points = PointSet(("a", "b"), edges=((0, 1),))
+    boxes = np.array([[10, 10, 60, 60], [70, 20, 90, 50]], np.float32)
+    corners = boxes.reshape(2, 2, 2)
+    found = Detections(boxes, np.array([0.9, 0.2], np.float32), np.array([1, 0], np.int32), keypoints=corners)
+    shown = detect.Shown(("x", "y"), 0.3, None, points)
+    kept = shown.kept(found)
+    np.testing.assert_array_equal(kept.keypoints, corners[:1])
+    assert [row["name"] for row in shown.rows(found)] == ["y"]
+    image = np.zeros((400, 400, 3), np.uint8)
+    assert shown.picture(image, found)[35, 35].any(), "the line between the two points"
+    assert not shown.picture(image, dataclasses.replace(found, keypoints=None))[35, 35].any()
 
 
 def test_detect_reports_a_useless_call_in_one_line(tmp_path, capsys, monkeypatch):
@@ -301,6 +351,24 @@ def test_detect_reports_a_full_disk_in_one_line(tmp_path, predictor, monkeypatch
     assert error.startswith("error: ") and "No space left" in error and "0.jpg" in error
 
 
+def test_the_public_names():
+    for name in kpjax.__all__:
+        assert getattr(kpjax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kpjax.nothing  # noqa: B018
+    code = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = None\n"
+        "import kpjax\n"
+        "assert 'orbax' not in sys.modules and 'cv2' not in sys.modules\n"
+        "from kpjax.checkpoint import CheckpointError, Loaded, load_inference, save_inference\n"
+        "assert kpjax.load_inference is load_inference and kpjax.save_inference is save_inference\n"
+        "assert kpjax.read_torch_file and kpjax.import_torch\n"
+        "assert not [name for name in sys.modules if name.startswith('kpjax.training')]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=120)
+
+
 def test_prediction_needs_neither_tensorflow_nor_pycocotools():
     code = (
         "import sys\n"
@@ -325,7 +393,7 @@ def test_scales_are_merged_on_the_device_that_was_chosen():
     protocols = {"ms": dataclasses.replace(det.protocols["na"], merge=merge)}
     device = jax.devices()[-1]
     pred = Predictor(dataclasses.replace(det, protocols=protocols), fakes.variables(), "ms", device=device)
-    inner = pred.merge
-    pred.merge = lambda rows: kept.append(inner(rows)) or kept[-1]
+    inner = pred.engine.merge
+    pred.engine.merge = lambda rows: kept.append(inner(rows)) or kept[-1]
     assert as_set(pred(fakes.picture(40, 64, OBJECTS))) == boxes_of(OBJECTS)
     assert device != jax.devices()[0] and kept[0].boxes.devices() == {device}

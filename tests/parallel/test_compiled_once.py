@@ -11,8 +11,9 @@ import sys
 PROGRAM = """
 import collections, json, sys
 import jax
-from kpjax import evaluate as ev, flags
+from kpjax.commands import flags
 from kpjax.config import Config
+from kpjax.inference import evaluate as ev
 from tests import fakes
 from tests.inference.test_evaluate import ITEMS, scaled_detector
 

@@ -239,7 +239,7 @@ def test_a_try_without_a_checkpoint_claims_no_work_directory(config: Config, tmp
 
 
 def test_an_evaluation_made_up_on_resuming_counts_for_the_best(
-    config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C during the evaluation at step 2; then the whole run, AP falling."""
     aps = iter([-1.0, 0.5, 0.4, 0.3])
@@ -255,6 +255,9 @@ def test_an_evaluation_made_up_on_resuming_counts_for_the_best(
     config.eval.every, config.checkpoint.keep = 2, 1
     first = train(config, tmp_path)
     assert not first.finished and first.step == 2
+    said = capsys.readouterr().out
+    assert "evaluation  1 canvas, a program each to compile\n" in said
+    assert said.index("evaluation  ") < said.index("step 2: AP")
     assert train(config, tmp_path).finished
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
     assert Checkpoints(str(tmp_path), 1, {}).best() == (2, 0.5)
