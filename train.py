@@ -40,4 +40,4 @@ def main(values) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main, define, saves=True)
+    flags.run(main, define)

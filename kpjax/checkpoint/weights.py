@@ -20,6 +20,7 @@ from kpjax.checkpoint.orbax import (
     load_orbax,
     on_host,
     plain_errors,
+    quiet_writing,
     step_metadata,
     write_text,
 )
@@ -86,6 +87,7 @@ def save_inference(
         raise CheckpointError(f"{path} is there and is no inference checkpoint; name another path, or remove it")
     part, old = (target.parent / (target.name + end) for end in (".part", ".old"))
     first = jax.process_index() == 0
+    quiet_writing()
     with plain_errors(target):
         if first:
             # Where no folder can be made, Orbax leaves a thread behind that keeps the program from ending: try it here.

@@ -11,7 +11,8 @@ import sys
 PROGRAM = """
 import collections, json, sys
 import jax
-from kpjax import evaluate as ev, flags
+from kpjax.commands import flags
+from kpjax.inference import evaluate as ev
 from kpjax.config import Config
 from tests import fakes
 from tests.inference.test_evaluate import ITEMS, scaled_detector

@@ -313,7 +313,7 @@ STUCK = """
 import sys, time
 import jax
 import kpjax.training.run
-from kpjax import flags
+from kpjax.commands import flags
 from kpjax.training.workdir import check_workdir
 
 class Compiler:
