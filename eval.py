@@ -77,7 +77,7 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.inference import evaluate as ev
     from kpjax.inference.outputs import class_table, output_folder, spare_inputs, write_detections
     from kpjax.parallel import distributed
-    from kpjax.parallel.sharding import meet
+    from kpjax.parallel.sharding import connect_devices
     from kpjax.show.pictures import check_pictures, show
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
@@ -103,7 +103,7 @@ def main(values: absl_flags.FlagValues) -> int:
     canvases = FAST_CANVASES if chosen["fast"] else 0
     evaluator = ev.make_evaluator(detector, config, max_canvases=canvases, **options)
     same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
-    meet(evaluator.mesh)
+    connect_devices(evaluator.mesh)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:

@@ -116,7 +116,11 @@ def connected() -> bool:
 
 def first() -> bool:
     """Whether this is the process that speaks and writes for all."""
-    return _cluster is None or _cluster.process == 0
+    if _cluster is not None or not connected():
+        return _cluster is None or _cluster.process == 0
+    import jax
+
+    return jax.process_index() == 0
 
 
 def _me() -> str:
@@ -227,7 +231,7 @@ def _end(line: str, code: int, alone: bool = False) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):  # the launcher may be gone, and its pipes with it
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
-    client = None if alone else coordination_client()
+    client: Any = None if alone else coordination_client()
     with contextlib.suppress(Exception):  # it is gone
         client.key_value_set(f"{_LEFT}{_cluster.process}", "1", True)
         # The service lives in process 0: it stays until the others have read the reason.

@@ -16,17 +16,18 @@ import jax
 import pytest
 
 from kpjax.errors import ConfigError
-from kpjax.parallel import startup
+from kpjax.parallel import compiling, startup
+from kpjax.training import signals
 from tests.tiny import tiny_config
 
 
-def chosen_folder() -> str | None:
+def cache_in_use() -> str | None:
     return jax.config.values["jax_compilation_cache_dir"]
 
 
 @pytest.fixture
 def cache_folder() -> Iterator[None]:
-    before = chosen_folder()
+    before = cache_in_use()
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -36,15 +37,15 @@ def test_unlike_processors_do_not_share_compiled_programs(
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    startup.keep_compiled()
-    chosen = chosen_folder()
-    assert chosen is not None and re.fullmatch(r"compiled-[0-9a-f]{8}", os.path.basename(chosen))
-    assert os.path.isdir(chosen) and os.path.dirname(chosen) == str(tmp_path / "kpjax")
-    startup.keep_compiled()
-    assert chosen_folder() == chosen
+    compiling.keep_compiled()
+    folder = cache_in_use()
+    assert folder is not None and re.fullmatch(r"compiled-[0-9a-f]{8}", os.path.basename(folder))
+    assert os.path.isdir(folder) and os.path.dirname(folder) == str(tmp_path / "kpjax")
+    compiling.keep_compiled()
+    assert cache_in_use() == folder
     monkeypatch.setattr("platform.machine", lambda: "another")
-    startup.keep_compiled()
-    assert chosen_folder() != chosen
+    compiling.keep_compiled()
+    assert cache_in_use() != folder
 
 
 def test_deterministic_runs_ask_xla_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +73,8 @@ def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.Monk
         return real(number, handler)
 
     monkeypatch.setattr(signal, "signal", record)
-    with startup.StopSignal() as stop:
-        with startup.leaving_on_sigterm(), pytest.raises(KeyboardInterrupt):
+    with signals.StopSignal() as stop:
+        with signals.leaving_on_sigterm(), pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert before not in given
         stop.begun = True
@@ -95,7 +96,8 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 LOOK = """
 import jax
-from kpjax.parallel import startup
+from kpjax.parallel import compiling, startup
+from kpjax.training import signals
 startup._may_have_tpu = lambda: {tpu}
 startup._jax_plugins = lambda: {plugins}
 startup.skip_absent_tpu()
