@@ -50,6 +50,7 @@ def test_unlike_processors_do_not_share_compiled_programs(
 
 def test_deterministic_runs_ask_xla_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(steps=1)
+    monkeypatch.setattr(startup, "devices_started", lambda: False)
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     startup.make_deterministic(config)
     assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
@@ -60,6 +61,22 @@ def test_deterministic_runs_ask_xla_for_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     with pytest.raises(ConfigError, match="XLA_FLAGS"):
         startup.make_deterministic(config)
+
+
+def test_determinism_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX reads XLA_FLAGS once, when it starts its devices."""
+    config = tiny_config(steps=1)
+    config.deterministic = True
+    assert jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    startup.make_deterministic(config)  # CPUs need no flag
+    assert os.environ["XLA_FLAGS"] == ""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ConfigError, match="has started its GPUs without it; start Python with XLA_FLAGS=") as caught:
+        startup.make_deterministic(config)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    startup.make_deterministic(config)
 
 
 def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
