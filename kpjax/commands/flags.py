@@ -171,7 +171,7 @@ def run(
 def guarded(program: Callable[[], int | None]) -> int:
     """Call the program and return its exit code.  What a user can put right prints one line and gives 2.
 
-    One of several processes (kpjax.parallel.distributed) tells the others, and does not return.
+    One of several processes (kpjax.parallel.distributed) ends the others with it, and does not return.
     """
     escape_unprintable()
     quiet_tensorflow()

@@ -185,9 +185,9 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
 
 
 def fail(text: str, code: int) -> NoReturn:
-    """Say why this process cannot go on, tell the others, and exit with `code`."""
+    """Say why this process cannot go on, here and to the others, and exit with `code`."""
     assert _cluster is not None
-    _tell(text, code)
+    _announce(text, code)
     _end(f"error: {_me()}: {text}", code)
 
 
@@ -212,7 +212,7 @@ def of_peers(error: BaseException) -> bool:
     return False
 
 
-def _tell(text: str, code: int) -> None:
+def _announce(text: str, code: int) -> None:
     """Leave the reason where the others' watches look.  The first one counts."""
     assert _cluster is not None
     with contextlib.suppress(Exception):  # said by another before, or the service is gone
@@ -275,7 +275,7 @@ class _Watch(threading.Thread):
     def _look(self, heard: dict[str, tuple[str, int]], beats: list[tuple[str, str]]) -> None:
         """heard: each process's last beat, and for how many looks it has been the same.
 
-        Looks are counted, not seconds: a machine that stood still, this one or all, has lost no heart.
+        Looks are counted, not seconds: a machine that stood still, this one or all, has missed none.
         """
         now = {key.rpartition("/")[2]: beat for key, beat in beats}
         for process, (beat, looks) in heard.items():
@@ -284,7 +284,7 @@ class _Watch(threading.Thread):
         silent = [process for process, (_, looks) in heard.items() if looks > LOOKS]
         if silent:
             text = f"process {', '.join(silent)} has been silent for {self._silence:g} s and counts as gone; {_AGAIN}"
-            _tell(text, LOST)
+            _announce(text, LOST)
 
     def _read(self, said: str) -> None:
         assert _cluster is not None

@@ -2,6 +2,7 @@
 
 A work directory holds
 
+    run.lock               which process is training here (kpjax.training.lock)
     config.json            the run's configuration
     metrics.jsonl          the run's numbers (kpjax.training.log), each evaluation's AP among them
     checkpoints/STEP/      `weights` (params, batch_stats), `average` (EMA, if on) and `train` (the rest)
