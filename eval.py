@@ -80,7 +80,7 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.inference import evaluate as ev
     from kpjax.inference.outputs import class_table, output_folder, spare_inputs, write_detections
     from kpjax.parallel import distributed
-    from kpjax.parallel.sharding import meet
+    from kpjax.parallel.sharding import connect_devices
     from kpjax.show.pictures import check_pictures, show
 
     loaded = load_inference(workdir or checkpoint, best=chosen["best"])
@@ -108,7 +108,7 @@ def main(values: absl_flags.FlagValues) -> int:
     evaluator = ev.make_evaluator(detector, config, **options)
     engine = evaluator.engine
     same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
-    meet(engine.mesh)
+    connect_devices(engine.mesh)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
     if first:

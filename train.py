@@ -4,7 +4,7 @@
     python train.py --config configs/coco_r18.py --workdir runs/coco64 --config.batch=64
 
 One process on each host of a TPU pod, or several anywhere, are one run (README.md, Many hosts).
-The same command again goes on where the work directory stands.  Any field of the
+The same command again goes on where the work directory stands; one run at a time holds it.  Any field of the
 configuration (kpjax/config.py) can be changed with --config.key=value.
 """
 
@@ -22,6 +22,9 @@ def define(values):
         "write augmented training images with boxes and heatmaps to this PNG, and stop",
         flag_values=values,
     )
+    absl_flags.DEFINE_boolean(
+        "force", False, "take the work directory from another run that holds it", flag_values=values
+    )
 
 
 def main(values) -> int:
@@ -35,9 +38,9 @@ def main(values) -> int:
         raise flags.UserError("no --workdir given; name a folder for checkpoints and logs, e.g. --workdir runs/mine")
     from kpjax.training.run import run
 
-    run(config, values["workdir"].value)
+    run(config, values["workdir"].value, force=values["force"].value)
     return 0
 
 
 if __name__ == "__main__":
-    flags.run(main, define, saves=True)
+    flags.run(main, define)

@@ -267,14 +267,27 @@ def coco2017(config: Config, root: str = "data/coco") -> None:
         split.annotations = f"{root}/annotations/instances_{name}.json"
 
 
+# Keys that a config.json of an older version may hold -> what they are called now, both by their full names, e.g.
+# {"config.eval.canvases": "config.eval.max_canvases"}.  A key that is new since has its default when an older file is
+# read; one that is gone is an error.  Read in every config.json: that of a work directory, of a training checkpoint, of
+# an inference checkpoint.
+RENAMED: dict[str, str] = {}
+
+
 def to_json(config: Config) -> str:
     """The configuration as indented JSON; `from_json` reads it back."""
     return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True)
 
 
 def from_json(text: str) -> Config:
-    """Read what `to_json` wrote.  Raises ConfigError where a key is unknown or a value of another type."""
-    config = _build(Config, json.loads(text), "config")
+    """Read what `to_json` of this version or an older one wrote (see RENAMED).
+
+    Raises ConfigError where a key is unknown or a value of another type.
+    """
+    values = json.loads(text)
+    for old, new in RENAMED.items():
+        _rename(values, old.split(".")[1:], new.split(".")[1:])
+    config = _build(Config, values, "config")
     _check_types(config, "config")
     return config
 
@@ -305,6 +318,20 @@ def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         else:  # JSON has no tuples
             found[f"{prefix}.{key}"] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def _rename(values: dict[str, Any], old: list[str], new: list[str]) -> None:
+    """Move a value within nested groups, where it is there under its old name."""
+    node: Any = values
+    for name in old[:-1]:
+        node = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or old[-1] not in node:
+        return
+    value = node.pop(old[-1])
+    node = values
+    for name in new[:-1]:
+        node = node.setdefault(name, {})
+    node.setdefault(new[-1], value)
 
 
 def _build(kind: type, values: dict[str, Any], path: str) -> Any:

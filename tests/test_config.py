@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -79,3 +80,27 @@ def test_a_bad_value_is_one_line_with_its_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         with_value(key, value).check()
     assert f"config.{key}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_with_keys_of_an_older_version_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    config.eval.max_side, config.optim.lr = 800, 0.5
+    old = json.loads(configs.to_json(config))
+    old["eval"]["longest"] = old["eval"].pop("max_side")
+    old["rate"] = old["optim"].pop("lr")
+    del old["log_every"], old["sharding"]  # newer than the file: their defaults
+    monkeypatch.setattr(
+        configs,
+        "RENAMED",
+        {"config.eval.longest": "config.eval.max_side", "config.rate": "config.optim.lr", "config.x.y": "config.z"},
+    )
+    assert configs.from_json(json.dumps(old)) == config
+    monkeypatch.setattr(configs, "RENAMED", {})
+    with pytest.raises(ConfigError, match=r"config\.rate is not a setting of this version"):
+        configs.from_json(json.dumps(old))
+
+
+def test_renamed_keys_lead_to_keys_that_exist() -> None:
+    keys = configs.flat(Config())
+    assert not [new for new in configs.RENAMED.values() if new not in keys]
+    assert not [old for old in configs.RENAMED if old in keys]

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,31 +20,51 @@ from kpjax.parallel import distributed
 
 
 def load_orbax() -> Any:
+    """Orbax's API v1."""
     from orbax.checkpoint import v1 as ocp
 
-    logging.getLogger("absl").addFilter(_worth_saying)
-    _tell_failure_once()
     return ocp
+
+
+@functools.cache
+def quiet_writing() -> None:
+    """Keep off the terminal what Orbax says of a write that fails, for the rest of this process.
+
+    In its threads it logs each failure in full and several times over, and then raises the first, which is said in
+    one line (`plain_errors`).  asyncio reports the other arrays' failures, Python those that come after Orbax has ended
+    its loop.  A process that only reads keeps its logging as it is.
+    """
+    logging.getLogger("absl").addFilter(_worth_saying)
+    logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if str(found.exc_value) == "Event loop is closed" else usual(found)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
     if "orbax" not in record.pathname:
         return True
-    # What fails in its threads it logs in full, several times over, and then raises: that is said in one line.
     raised = record.filename in ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
-    # That a save waited for the one before is told by kpjax.training.run, once.
+    # That a save waited for the one before is said by kpjax.training.run, once.
     return not (record.exc_info and raised) and not str(record.msg).startswith("Waiting for previous save")
 
 
-@functools.cache
-def _tell_failure_once() -> None:
-    """Keep the other arrays' failures off the terminal: Orbax writes many at once, and raises the first's alone.
+def call_on_failure(checkpointer: Any, action: Callable[[Exception], None]) -> None:
+    """Have `action` called, in Orbax's thread, with the error that kept this process from writing its part.
 
-    asyncio would report each in full, Python those that come after Orbax has ended its loop.
+    Orbax raises it in the main thread only after it has waited for the other processes at a barrier, to which they
+    come after all have written: 20 minutes later.  It has no option for this, so a method of its manager is wrapped.
     """
-    logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
-    usual = sys.unraisablehook
-    sys.unraisablehook = lambda said: None if str(said.exc_value) == "Event loop is closed" else usual(said)
+    manager = checkpointer._manager
+    wait = manager._wait_for_checkpointers
+
+    def wait_or_call() -> None:
+        try:
+            wait()
+        except Exception as error:
+            action(error)
+            raise
+
+    manager._wait_for_checkpointers = wait_or_call
 
 
 class CheckpointError(UserError):
@@ -74,6 +95,17 @@ def on_host(tree: Any) -> Any:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def plain_error(error: BaseException, path: Any) -> CheckpointError | None:
+    """What `plain_errors` raises in place of an error; None where it lets it pass."""
+    try:
+        with plain_errors(path):
+            raise error
+    except CheckpointError as found:
+        return found
+    except BaseException:
+        return None
 
 
 class plain_errors:

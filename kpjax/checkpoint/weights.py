@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from kpjax.checkpoint.orbax import (
     load_orbax,
     on_host,
     plain_errors,
+    quiet_writing,
     step_metadata,
     write_text,
 )
@@ -86,6 +88,7 @@ def save_inference(
         raise CheckpointError(f"{path} is there and is no inference checkpoint; name another path, or remove it")
     part, old = (target.parent / (target.name + end) for end in (".part", ".old"))
     first = jax.process_index() == 0
+    quiet_writing()
     with plain_errors(target):
         if first:
             # Where no folder can be made, Orbax leaves a thread behind that keeps the program from ending: try it here.
@@ -150,37 +153,47 @@ def load_inference(path: str, best: bool = False) -> Loaded:
             f"{path} is a file, and a checkpoint is a folder; one of PyTorch becomes one with "
             f"python -m kpjax convert {path} --model NAME --out DIR"
         )
-    ocp = load_orbax()
     if is_inference(root):
+        ocp = load_orbax()
         place = root / (INFO if (root / INFO).exists() else _OLD_INFO)
         info = _read_json(place)
-        read, step = (lambda: ocp.load(root, on_host(ocp.metadata(root).metadata))), None
-    else:
-        folder = root / "checkpoints"
-        if not folder.exists() and root.name.isdigit():
-            folder, wanted_step = root.parent, int(root.name)
-        else:
-            wanted_step = None
-        if not folder.exists():
-            raise CheckpointError(f"{path} is neither an inference checkpoint (no {INFO} of one) nor a work directory")
-        checkpointer = ocp.training.Checkpointer(folder)
-        steps = [c for c in checkpointer.checkpoints if wanted_step in (None, c.step)]
-        if not steps:
-            raise CheckpointError(f"{folder} holds no complete checkpoint; train first, or name another directory")
-        step = max(c.step for c in steps)
-        if best:
-            scored = best_step(steps, logged_scores(folder.parent))
-            if scored is None:
-                raise CheckpointError(
-                    f"{folder}: no checkpoint has an AP (newest step: {step}), so there is no best one; leave --best "
-                    "out, or train with validation data and config.eval.every"
-                )
-            step = scored[0]
+        return _loaded(path, place, info, lambda: ocp.load(root, on_host(ocp.metadata(root).metadata)), None)
+    folder, wanted = root / "checkpoints", None
+    if not folder.exists() and root.name.isdigit():
+        folder, wanted = root.parent, int(root.name)
+    if not folder.exists():
+        raise CheckpointError(f"{path} is neither an inference checkpoint (no {INFO} of one) nor a work directory")
+    with load_orbax().training.Checkpointer(folder) as checkpointer:
+        step = _step_to_load(checkpointer, folder, wanted, best)
         found = step_metadata(checkpointer, step, folder)
-        info, place = found.custom_metadata or {}, folder / str(step)
-        item = "average" if "average" in found.metadata else "weights"
+        item = next((name for name in ("average", "weights") if name in found.metadata), None)
+        if item is None:
+            raise CheckpointError(f"{folder / str(step)} cannot be read: it holds no weights")
         tree = on_host(found.metadata[item])
+        info = found.custom_metadata or {}
         read = lambda: checkpointer.load_checkpointables(step, {item: tree})[item]  # noqa: E731
+        return _loaded(path, folder / str(step), info, read, step)
+
+
+def _step_to_load(checkpointer: Any, folder: epath.Path, wanted: int | None, best: bool) -> int:
+    """The wanted step, else the best or the newest one.  Raises CheckpointError where there is none."""
+    steps = [c for c in checkpointer.checkpoints if wanted in (None, c.step)]
+    if not steps:
+        raise CheckpointError(f"{folder} holds no complete checkpoint; train first, or name another directory")
+    newest = max(c.step for c in steps)
+    if not best:
+        return newest
+    scored = best_step(steps, logged_scores(folder.parent))
+    if scored is None:
+        raise CheckpointError(
+            f"{folder}: no checkpoint has an AP (newest step: {newest}), so there is no best one; leave --best "
+            "out, or train with validation data and config.eval.every"
+        )
+    return scored[0]
+
+
+def _loaded(path: str, place: epath.Path, info: dict[str, Any], read: Callable[[], Any], step: int | None) -> Loaded:
+    """What a checkpoint holds.  info: what was stored beside the arrays, at `place`.  read: gives the arrays."""
     if not {"model", "num_classes", "options", "classes"} <= set(info):
         raise CheckpointError(f"{path} was not written by kpjax: it does not say which model it holds")
     for key, fits, wanted in (

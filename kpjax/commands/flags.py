@@ -56,10 +56,10 @@ def define_processes(values: absl_flags.FlagValues) -> None:
     )
 
 
-def _join(argv: list[str], saves: bool) -> None:
+def _join(argv: list[str]) -> None:
     """Connect to the other processes, if there are any, before the rest of the command line is looked at.
 
-    So that a mistake in one process's configuration is told to the others, which would wait for it.
+    So that a mistake in one process's configuration ends the others too, which would wait for it.
     """
     values = absl_flags.FlagValues()
     values.set_gnu_getopt()  # the values of flags unknown here look like arguments: go on after them
@@ -71,7 +71,7 @@ def _join(argv: list[str], saves: bool) -> None:
     given = values.flag_values_dict()
     found = find(given["coordinator"], given["num-processes"], given["process-id"])
     if found is not None:
-        distributed.start(found, given["peer-timeout"], saves=saves)
+        distributed.start(found, given["peer-timeout"])
 
 
 def read_config(values: absl_flags.FlagValues) -> Config:
@@ -152,17 +152,12 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
 def run(
     main: Callable[[absl_flags.FlagValues], int | None],
     define: Callable[[absl_flags.FlagValues], None],
-    *,
-    saves: bool = False,
 ) -> None:
-    """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2.
-
-    saves: with several processes, SIGTERM is main's to act on (see `kpjax.parallel.distributed.start`).
-    """
+    """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
 
     def parsed() -> int | None:
         if not {"--help", "-h"} & set(sys.argv):
-            _join(sys.argv, saves)
+            _join(sys.argv)
         values = parse(sys.argv, define)
         if values["help"].value:
             print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
@@ -176,7 +171,7 @@ def run(
 def guarded(program: Callable[[], int | None]) -> int:
     """Call the program and return its exit code.  What a user can put right prints one line and gives 2.
 
-    One of several processes (kpjax.parallel.distributed) tells the others, and does not return.
+    One of several processes (kpjax.parallel.distributed) ends the others with it, and does not return.
     """
     escape_unprintable()
     quiet_tensorflow()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
 from kpjax.errors import ConfigError, one_line
+from kpjax.parallel.jax_internals import cluster_environments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +85,9 @@ def _of_torchrun() -> Cluster | None:
 
 
 def _of_jax() -> Cluster | None:
-    """What JAX's own detection says.
-
-    `jax.distributed.initialize()` would do all of it, but starts a service for a lone process too, and gives a
-    process of Slurm one GPU also where it is alone on its host.  Which class of JAX's detects what is private.
-    """
-    from jax._src import clusters
-
+    """What JAX's own detection says."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    kinds: list[Any] = [clusters.OmpiCluster, clusters.SlurmCluster]
-    if not platforms or "tpu" in platforms:
-        kinds += [clusters.GkeTpuCluster, clusters.GceTpuCluster]
+    kinds = cluster_environments(tpu=not platforms or "tpu" in platforms)
     found = next((kind for kind in kinds if kind.is_env_present()), None)
     if found is None or (found.name == "slurm" and os.environ.get("SLURM_STEP_NUM_TASKS") == "1"):
         return None  # a shell within an allocation has SLURM_NTASKS of the allocation
@@ -139,8 +131,8 @@ def _processes_here(kind: str) -> int | None:
 def gpus_of_process(local: int, here: int) -> tuple[int, ...] | None:
     """The GPU of process `local` of `here` on a host; None (all it sees) where it is alone or the launcher chose."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    bound = visible is not None and len(visible.split(",")) < here
-    return None if here == 1 or bound else (local,)
+    assigned = visible is not None and len(visible.split(",")) < here
+    return None if here == 1 or assigned else (local,)
 
 
 START_SECONDS = 300  # within which all processes have to be there

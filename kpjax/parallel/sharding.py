@@ -24,11 +24,11 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
-def meet(mesh: Mesh) -> None:
-    """Wait for all processes, then let the devices of each axis, and all of them, exchange a number.
+def connect_devices(mesh: Mesh) -> None:
+    """The first collectives of a run: all processes, the devices of each axis and all devices exchange a number.
 
-    On CPUs (Gloo) those of a group that exchange for the first time wait 30 s for each other, which a process that
-    has more to compile than another misses; later they wait as long as it takes.
+    On CPUs (Gloo) the members of a group wait 30 s for each other at their first collective, which a process that has
+    more to compile than another misses; at later ones they wait as long as it takes.
     """
     if not distributed.connected():
         return

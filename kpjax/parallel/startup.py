@@ -12,6 +12,7 @@ import sys
 
 from kpjax.config import Config
 from kpjax.errors import ConfigError
+from kpjax.parallel.jax_internals import devices_started
 
 
 def quiet_tensorflow() -> None:
@@ -32,12 +33,12 @@ def escape_unprintable() -> None:
 def skip_absent_tpu() -> None:
     """Keep JAX from looking for a TPU where there is none, though libtpu is installed (the extra "plan").
 
-    Else it would warn at every start.  Nothing changes where JAX_PLATFORMS is set, where something looks
-    like a TPU, or where a plugin for another device than NVIDIA's is installed.  Has to come before the first array.
+    Else it would warn at every start.  Nothing changes where JAX has its devices or JAX_PLATFORMS is set, where
+    something looks like a TPU, or where a plugin for another device than NVIDIA's is installed.
     """
     import jax
 
-    if os.environ.get("JAX_PLATFORMS") or jax.config.values["jax_platforms"]:
+    if os.environ.get("JAX_PLATFORMS") or jax.config.values["jax_platforms"] or devices_started():
         return
     if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")) or _may_have_tpu():
         return
@@ -79,7 +80,7 @@ def _jax_plugins() -> list[str]:
 def make_deterministic(config: Config) -> None:
     """With config.deterministic: XLA uses repeatable GPU operations only.  Has to come before the first array.
 
-    Raises ConfigError where XLA_FLAGS asks for the opposite.
+    Raises ConfigError where XLA_FLAGS asks for the opposite, and where JAX has read them already, on a GPU.
     """
     # It implies exclude_nondeterministic_ops, and also keeps autotuning from choosing another algorithm each run.
     flag, given = "--xla_gpu_deterministic_ops", os.environ.get("XLA_FLAGS", "")
@@ -88,4 +89,13 @@ def make_deterministic(config: Config) -> None:
     if f"{flag}=false" in given:
         raise ConfigError(f"config.deterministic is set, but the environment's XLA_FLAGS say {flag}=false; remove one")
     if flag not in given:
+        if devices_started():
+            import jax
+
+            if jax.default_backend() != "gpu":
+                return  # other devices repeat themselves in any case
+            raise ConfigError(
+                "config.deterministic is set, but JAX has started its GPUs without it; start Python with "
+                f"XLA_FLAGS={flag}=true in the environment, or call kpjax before anything of JAX"
+            )
         os.environ["XLA_FLAGS"] = f"{given} {flag}=true".strip()

@@ -2,6 +2,7 @@
 
 A work directory holds
 
+    run.lock               which process is training here (kpjax.training.lock)
     config.json            the run's configuration
     metrics.jsonl          the run's numbers (kpjax.training.log), each evaluation's AP among them
     checkpoints/STEP/      `weights` (params, batch_stats), `average` (EMA, if on) and `train` (the rest)
@@ -25,9 +26,12 @@ from kpjax.checkpoint.orbax import (
     CheckpointError,
     DamagedCheckpoint,
     absolute,
+    call_on_failure,
     first_line,
     load_orbax,
+    plain_error,
     plain_errors,
+    quiet_writing,
     refuse_passing,
     step_metadata,
 )
@@ -48,6 +52,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int, info: dict[str, Any]):
         ocp = load_orbax()
+        quiet_writing()
         policies = ocp.training.preservation_policies
         self.workdir = workdir
         self._directory = absolute(workdir) / "checkpoints"
@@ -64,12 +69,8 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(self._scores)]),
                 cleanup_tmp_directories=True,
             )
-            # With every save Orbax asks JAX whether a preemption was announced, by the step's number.  JAX keeps one
-            # number a process, which is `StopSignal`'s: all have to ask for the same ones.
-            checkpointer._manager.reached_preemption = lambda step: False
-            wait = getattr(checkpointer._manager, "_wait_for_checkpointers", None)  # private: another Orbax may lack it
-            if wait is not None and distributed.active():
-                checkpointer._manager._wait_for_checkpointers = self._telling(wait)
+            if distributed.active():
+                call_on_failure(checkpointer, self._end_all)
             return checkpointer
 
         self._open = open_directory
@@ -105,26 +106,15 @@ class Checkpoints:
                 custom_metadata=metadata,
             )
 
-    def _telling(self, wait: Callable[[], None]) -> Callable[[], None]:
-        """`wait`, which ends this process where its part of a checkpoint could not be written and others wait for it.
-
-        Orbax calls it in a thread.  Raised there, the error would reach the main thread after 20 minutes: first Orbax
-        meets the other processes at a barrier, to which they come after all have written.
-        """
-
-        def wait_and_tell() -> None:
-            try:
-                with plain_errors(self._directory):
-                    wait()
-            except Exception as error:
-                if isinstance(error, CheckpointError):
-                    distributed.fail(str(error), 2)
-                distributed.fail_with(error)
-
-        return wait_and_tell
+    def _end_all(self, error: Exception) -> None:
+        """End this process, and with it the others, which wait for its part of a checkpoint."""
+        refused = plain_error(error, self._directory)
+        if refused is not None:
+            distributed.fail(str(refused), 2)
+        distributed.fail_with(error)
 
     def score(self, step: int, ap: float | None) -> None:
-        """Tell the AP of a step that was saved.  The run's log keeps it; the checkpoint stays as it is."""
+        """Note the AP of a step that was saved.  The run's log keeps it; the checkpoint stays as it is."""
         if ap is not None:
             self._scores[step] = float(ap)
 
@@ -174,7 +164,7 @@ class Checkpoints:
         """(state, step, what was stored beside it) of the newest step that can be restored; None where there is none.
 
         check: called with what is stored beside a step and its folder; what it raises ends the search.
-        Damaged newer steps are told (`say`) and moved to WORKDIR/damaged-STEP.  Where all steps are damaged nothing is
+        Damaged newer steps are named (`say`) and moved to WORKDIR/damaged-STEP.  Where all steps are damaged nothing is
         moved, and the newest one's DamagedCheckpoint is raised.
         """
         steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)

@@ -9,13 +9,13 @@ import sys
 import time
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 from etils import epath
 
 from kpjax.checkpoint.scores import METRICS, read_metrics
+from kpjax.parallel import distributed
 
-# Said first, in this order; what else a detector's loss has comes after.  The last four go to the files only.
+# Shown first, in this order; the other parts of a detector's loss follow.  Those of _QUIET go to the files only.
 _ORDER = ("loss", "heatmap", "wh", "offset")
 _QUIET = ("grad_norm", "lr", "images_per_s", "data_wait")
 
@@ -24,8 +24,8 @@ class RunLog:
     """Writes the numbers of a run to `workdir`, and shows them.
 
     start: the step a resumed run begins after; lines of later steps, which a killed run had
-    written, are dropped first so that each step is there once (TensorBoard's readers are told
-    to do the same).  silent: neither write nor show (all processes but the first).
+    written, are dropped first so that each step is there once (TensorBoard's readers do
+    the same).  silent: neither write nor show (all processes but the first).
     """
 
     def __init__(self, workdir: str, start: int, total: int, silent: bool = False):
@@ -91,12 +91,12 @@ class StepClock:
 
     def __init__(self, batch: int):
         self._batch = batch
-        self._waited = self._apart = 0.0
+        self._waited = self._aside = 0.0
         self._since, self._step = time.monotonic(), 0
 
     def begin(self, step: int) -> None:
         """Count from the end of this step on."""
-        self._since, self._step, self._waited, self._apart = time.monotonic(), step, 0.0, 0.0
+        self._since, self._step, self._waited, self._aside = time.monotonic(), step, 0.0, 0.0
 
     def waiting(self) -> _Span:
         """A block in which the loop waits for its next batch."""
@@ -104,11 +104,11 @@ class StepClock:
 
     def aside(self) -> _Span:
         """A block that is no training: evaluation and saving."""
-        return _Span(self, "_apart")
+        return _Span(self, "_aside")
 
     def lap(self, step: int) -> dict[str, float]:
         """{"images_per_s", "data_wait"} since the last reading."""
-        spent = max(time.monotonic() - self._since - self._apart, 1e-9)
+        spent = max(time.monotonic() - self._since - self._aside, 1e-9)
         rates = {
             "images_per_s": self._batch * (step - self._step) / spent,
             "data_wait": min(self._waited / spent, 1.0),
@@ -197,5 +197,5 @@ def _clock(seconds: float) -> str:
 
 def say(text: str) -> None:
     """Print on the first process."""
-    if jax.process_index() == 0:
+    if distributed.first():
         print(text, flush=True)

@@ -40,7 +40,10 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         base = optax.cosine_decay_schedule(config.lr, max(steps, 1))
     else:
-        boundaries = {round(fraction * steps): config.gamma for fraction in config.drops}
+        boundaries: dict[int, float] = {}
+        for fraction in config.drops:  # in a short run several may fall on one step
+            step = round(fraction * steps)
+            boundaries[step] = boundaries.get(step, 1.0) * config.gamma
         base = optax.piecewise_constant_schedule(config.lr, boundaries)
     if not config.warmup_steps:
         return base

@@ -1,14 +1,12 @@
-"""The training run: set up, resume, step, evaluate, save.  Read it top to bottom.
+"""The training run: data, state, step, loop, export.  Read it top to bottom.
 
-The loop holds nothing that the step number does not give back: batches come from
-`train_batches(start_step)`, random draws from the example counter, and everything else is in
-the state.  So a run that was killed anywhere continues to the same parameters, bit for bit,
-on the same machine (docs/architecture.md, Resuming).
+A run holds nothing that the step number does not give back: batches come from `train_batches(start_step)`, random
+draws from the example counter, and everything else is in the state.  So a run that was killed anywhere continues to
+the same parameters, bit for bit, on the same machine (docs/architecture.md, Resuming).
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import time
@@ -18,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from kpjax import config as configs
 from kpjax.checkpoint.weights import describe, is_inference, save_inference
@@ -26,27 +25,24 @@ from kpjax.data.opening import has_validation, open_source
 from kpjax.data.source import Source, fingerprint, require_boxes, require_same_classes
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
-from kpjax.errors import DataError, UserError
 from kpjax.inference.evaluate import describe_evaluation, make_evaluator
 from kpjax.parallel import distributed
-from kpjax.parallel.sharding import check_batch, make_mesh, meet, put_batch
+from kpjax.parallel.sharding import check_batch, connect_devices, make_mesh
 from kpjax.parallel.startup import make_deterministic, quiet_tensorflow
 from kpjax.training.checkpoints import Checkpoints, check_same_model
 from kpjax.training.environment import environment
 from kpjax.training.initial_weights import init_from
-from kpjax.training.log import RunLog, StepClock, in_order, plain, say
+from kpjax.training.lock import WorkdirLock
+from kpjax.training.log import RunLog, say
+from kpjax.training.loop import BadStep, Loop, averaged, due
 from kpjax.training.report import describe_run
-from kpjax.training.signals import Stopped, StopSignal, leaving_on_sigterm
+from kpjax.training.signals import StopSignal, leaving_on_sigterm
 from kpjax.training.step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
-from kpjax.training.workdir import check_workdir, claim, evaluated
+from kpjax.training.workdir import check_workdir, evaluated, write_config
+
+__all__ = ["BadStep", "Result", "run", "total_steps"]
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
-
-LONG_WAIT = 1.0  # seconds that a save may wait for the one before it without a word
-
-
-class BadStep(UserError):
-    """Loss or gradient was not finite.  Its text names the step, the loss parts and the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +54,34 @@ class Result:
     stats: dict[str, float]
 
 
-def run(config: Config, workdir: str, *, train_source: Source | None = None, batches: Batches | None = None) -> Result:
+def run(
+    config: Config,
+    workdir: str,
+    *,
+    train_source: Source | None = None,
+    batches: Batches | None = None,
+    force: bool = False,
+) -> Result:
     """Train by `config` in `workdir`, resuming what is there.
 
     train_source, batches: given by callers that bring their own data (batches: start_step ->
     iterator of pipeline batches); by default both come from `config.data`.
-    Raises UserError (ConfigError, DataError, CheckpointError, BadStep) for what a user can put right.
+    force: take the work directory from another run that holds it.
+    Raises UserError (ConfigError, DataError, CheckpointError, BadStep, WorkdirInUse) for what a user can put right.
     """
+    config.check()
+    make_deterministic(config)
+    quiet_tensorflow()
+    lock = WorkdirLock(workdir, force, say)
     with StopSignal() as stop, contextlib.ExitStack() as starting:
-        starting.enter_context(leaving_on_sigterm())
+        starting.enter_context(leaving_on_sigterm(lock.release))
 
         def begun() -> None:
             stop.begun = True
             starting.close()
 
-        return _run(config, workdir, train_source, batches, stop, begun)
+        with distributed.before_end(lock.release), lock:
+            return _run(config, workdir, train_source, batches, lock, stop, begun)
 
 
 def _run(
@@ -80,13 +89,12 @@ def _run(
     workdir: str,
     train_source: Source | None,
     batches: Batches | None,
+    lock: WorkdirLock,
     stop: StopSignal,
     begun: Callable[[], None],
 ) -> Result:
-    """`run`; calls `begun` when a signal has to save, which is `stop`'s from then on."""
-    config.check()
-    make_deterministic(config)
-    quiet_tensorflow()
+    """`run` with the work directory locked; calls `begun` when a signal has to save, which is `stop`'s from then on."""
+    # The data, the model and the devices.
     root = epath.Path(workdir)
     check_workdir(root, config)
     source = train_source or open_source(config.data, "train")
@@ -95,10 +103,9 @@ def _run(
     detector = from_config(config, len(source.classes))
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
-    meet(mesh)
+    connect_devices(mesh)
     check_batch(config.batch // config.optim.accumulate, mesh, "config.batch / config.optim.accumulate")
-
-    evaluator = make_evaluator(detector, config, mesh) if val is not None else None
+    evaluate = _evaluation(detector, config, mesh, val, stop)
     _agree_on_inputs(config, source, val)
 
     # The state: shapes first, then the real arrays, made where they will live.
@@ -115,170 +122,63 @@ def _run(
     # The first process answers: all have to make the state, or none.
     new = None if distributed.gather((root / "checkpoints").exists())[0] else new_state()
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, describe(detector, source.classes, config))
-    distributed.agree({f"the newest checkpoint of --workdir {workdir}": checkpoints.latest()})
-    restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), say)
-    if restored is None:
-        state, start = new or new_state(), 0
-    else:
-        state, start, stored = restored
+    with contextlib.ExitStack() as open_files:
+        open_files.callback(checkpoints.close)
+        distributed.agree({f"the newest checkpoint of --workdir {workdir}": checkpoints.latest()})
+        restored = checkpoints.restore_newest(like, lambda stored, path: check_same_model(stored, detector, path), say)
+        state, start, stored = restored or (new or new_state(), 0, {})
         _warn_environment(stored.get("environment", {}))
 
-    # The step, compiled before anything runs, so that its size is known.
-    lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(
-        shapes, batch_shapes(config, detector.points)
-    )
-    clock_before = time.monotonic()
-    step = lowered.compile()
-    say(describe_run(detector, source, config, mesh, steps, shapes, step, time.monotonic() - clock_before, start))
-    if val is not None:
-        say(describe_evaluation(detector, config, val))
-    claim(root, config, first=jax.process_index() == 0)
-
-    feed = batches(start) if batches else _pipeline(source, config, start)
-    clock = StepClock(config.batch)
-    log = RunLog(workdir, start, steps, silent=jax.process_index() != 0)
-    loop = _Loop(config, source, checkpoints, log, clock, saved=start if restored is not None else None)
-    stats: dict[str, float] = {}
-    number, told = start, 0
-
-    def evaluate() -> dict[str, float]:
-        assert evaluator is not None and val is not None
-        with clock.aside(), stop.interrupting():
-            params = state.params if state.ema is None else state.ema
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            found = evaluator(variables, val, progress=False, between=stop.check)
-        log.numbers("eval", number, dict(found.stats))
-        skipped = f", {found.skipped} unreadable" if found.skipped else ""
-        log.say(
-            f"step {number}: AP {found.ap:.3f}, AP50 {found.ap50:.3f} "
-            f"on {found.images} images{skipped} in {found.seconds:.1f} s"
+        # The step, compiled before anything runs, so that its size is known.
+        lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(
+            shapes, batch_shapes(config, detector.points)
         )
-        return dict(found.stats)
+        compiling = time.monotonic()
+        step = lowered.compile()
+        seconds = time.monotonic() - compiling
+        say(describe_run(detector, source, config, mesh, steps, shapes, step, seconds, start))
+        if val is not None:
+            say(describe_evaluation(detector, config, val))
+        if distributed.first():
+            write_config(root, config)
 
-    # The first process answers, since it is the one that writes the log.
-    done = not _due(start, config.eval.every, steps) or distributed.gather(evaluated(workdir, start))[0]
-    try:
+        # The loop.
+        feed = batches(start) if batches else _pipeline(source, config, start)
+        open_files.callback(getattr(feed, "close", lambda: None))
+        log = RunLog(workdir, start, steps, silent=not distributed.first())
+        open_files.callback(log.close)
+        saved = start if restored is not None else None
+        loop = Loop(
+            config, source, mesh, step, evaluate, steps, checkpoints, log, stop, lock, state, number=start, saved=saved
+        )
+        del state, new, restored  # the loop gives its state's memory away, step by step
+        # The first process answers, since it is the one that writes the log.
+        done = not due(start, config.eval.every, steps) or distributed.gather(evaluated(workdir, start))[0]
         begun()
-        try:
-            if evaluator and start and not done:
-                stats = evaluate()  # the signal that ended the last run had cut it short
-                checkpoints.score(start, stats.get("AP"))
-            while number < steps and not stop.reached():
-                with clock.waiting():
-                    raw = next(feed)
-                bad_files = getattr(feed, "bad_files", [])
-                for line in bad_files[told:]:
-                    _say_skipped(line, log)
-                told = len(bad_files)
-                state, metrics = step(state, put_batch({k: v for k, v in raw.items() if k != "index"}, mesh))
-                number += 1
-                # Read two steps late: the device is never waited for.
-                loop.pending.append((number, metrics, raw.get("index")))
-                if len(loop.pending) > 2:
-                    loop.read_oldest()
-                if evaluator and _due(number, config.eval.every, steps):
-                    # Saved first: however long it evaluates, and however it is stopped there, no step is lost.
-                    loop.save(state, number)
-                    stats = evaluate()
-                    checkpoints.score(number, stats.get("AP"))
-                elif _due(number, config.checkpoint.every, steps):
-                    loop.save(state, number)
-        except Stopped:
-            pass
-        except DataError:
-            # The steps so far are good: keep them, so that the same command goes on once the data are mended.
-            # With several processes only this one knows, and the others have given away the state in a step.
-            if jax.process_count() == 1:
-                loop.save(state, number)
-                checkpoints.wait()
-            raise
-        loop.save(state, number)
-        checkpoints.wait()
-        finished = number >= steps
-        if finished:
-            if start < steps or not is_inference(root / "model"):
-                _export(workdir, detector, source, config, state, checkpoints, log)
-            else:
-                log.say(f"step {start} of {steps}: this run has finished; nothing to do")
+        loop.run(feed, evaluate_first=bool(evaluate and start and not done))
+
+        # The end.
+        finished = loop.number >= steps
+        if not finished:
+            log.say(f"stopped by {stop.name} at step {loop.number} of {steps}; the same command goes on from here")
+        elif start < steps or not is_inference(root / "model"):
+            save_inference(str(root / "model"), detector, averaged(loop.state), source.classes, config)
+            best = checkpoints.best()
+            more = f"; best AP {best[1]:.3f} at step {best[0]}" if best else ""
+            log.say(f"done: the last weights are in {root / 'model'}{more}")
         else:
-            log.say(f"stopped by {stop.name} at step {number} of {steps}; the same command goes on from here")
-        return Result(number, finished, stats)
-    finally:
-        try:
-            log.close()
-        finally:
-            checkpoints.close()
-            close = getattr(feed, "close", None)
-            if close:
-                close()
+            log.say(f"step {start} of {steps}: this run has finished; nothing to do")
+        return Result(loop.number, finished, loop.stats)
 
 
-class _Loop:
-    """What the loop does besides stepping: it reads metrics late, stops at a bad step, and saves."""
-
-    def __init__(
-        self,
-        config: Config,
-        source: Source,
-        checkpoints: Checkpoints,
-        log: RunLog,
-        clock: StepClock,
-        saved: int | None,
-    ):
-        self.pending: collections.deque[tuple[int, Any, np.ndarray | None]] = collections.deque()
-        self._config, self._source, self._checkpoints = config, source, checkpoints
-        self._log, self._clock, self._saved = log, clock, saved
-        self._begun = self._told_to_save_less = False
-
-    def read_oldest(self) -> None:
-        """Read the oldest step's metrics.  Raises BadStep."""
-        number, metrics, records = self.pending.popleft()
-        values = plain(jax.device_get(metrics))
-        if not values.pop("ok"):
-            raise BadStep(self._bad_step(number, values, records))
-        if not self._begun:
-            self._begun = True
-            self._clock.begin(number)
-        elif number % self._config.log_every == 0:
-            values |= self._clock.lap(number)
-            self._log.progress(number, values)
-        if number % self._config.log_every == 0:
-            self._log.numbers("train", number, values)
-
-    def drain(self) -> None:
-        """Read all metrics.  Raises BadStep."""
-        while self.pending:
-            self.read_oldest()
-
-    def save(self, state: TrainState, number: int) -> None:
-        """Save the state after step `number`, once it is known to be good; not twice."""
-        self.drain()
-        if self._saved == number:
-            return
-        with self._clock.aside():
-            began = time.monotonic()
-            self._checkpoints.wait()  # as Orbax would, which tells of it each time
-            waited = time.monotonic() - began
-            if waited > LONG_WAIT and not self._told_to_save_less:
-                self._told_to_save_less = True
-                self._log.say(
-                    f"step {number}: waited {waited:.1f} s for the checkpoint before to be written; "
-                    "a larger config.checkpoint.every costs less time"
-                )
-            self._checkpoints.save(state)
-        self._saved = number
-
-    def _bad_step(self, number: int, values: dict[str, float], records: np.ndarray | None) -> str:
-        parts = ", ".join(f"{k} {values[k]:g}" for k in in_order(values))
-        # Each process knows its own images; all of them are here, at the same step.
-        mine = None if records is None else self._source.image_ids[records].tolist()
-        slices = distributed.gather(mine)
-        ids = "" if records is None else f"; image ids {[i for of_process in slices for i in of_process]}"
-        return (
-            f"step {number} was not finite ({parts}){ids}; nothing of it was kept. "
-            "Look at these images, or lower config.optim.lr or set config.optim.clip in another --workdir, "
-            f"e.g. with --config.init_from={self._checkpoints.workdir}"
-        )
+def _evaluation(
+    detector: Detector, config: Config, mesh: Mesh, val: Source | None, stop: StopSignal
+) -> Callable[[Any], Any] | None:
+    """variables -> Evaluation of the validation split; None where there is none."""
+    if val is None:
+        return None
+    evaluator = make_evaluator(detector, config, mesh)
+    return lambda variables: evaluator(variables, val, progress=False, between=stop.check)
 
 
 def _agree_on_inputs(config: Config, source: Source, val: Source | None) -> None:
@@ -305,36 +205,6 @@ def _pipeline(source: Source, config: Config, start: int) -> Iterator[dict[str, 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def _due(number: int, every: int, steps: int) -> bool:
-    return number == steps or (every > 0 and number % every == 0)
-
-
-def _export(
-    workdir: str,
-    detector: Detector,
-    source: Source,
-    config: Config,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    log: RunLog,
-) -> None:
-    params = state.params if state.ema is None else state.ema
-    path = str(epath.Path(workdir) / "model")
-    save_inference(path, detector, {"params": params, "batch_stats": state.batch_stats}, source.classes, config)
-    best = checkpoints.best()
-    more = f"; best AP {best[1]:.3f} at step {best[0]}" if best else ""
-    log.say(f"done: the last weights are in {path}{more}")
-
-
-def _say_skipped(line: str, log: RunLog) -> None:
-    """Each process tells of its own images: no other one has read them."""
-    text = f"skipped, and trained on as an empty image: {line}"
-    if jax.process_index() == 0:
-        log.say(text)
-    else:
-        print(f"process {jax.process_index()} of {jax.process_count()}: {text}", flush=True)
 
 
 def _validation(config: Config, source: Source) -> Source | None:

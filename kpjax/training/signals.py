@@ -7,18 +7,19 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kpjax.parallel import distributed
+from kpjax.parallel.stopping import StopTogether
 
 
 @contextlib.contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """A block with nothing to save: SIGTERM ends the program with 0, at once.
+def leaving_on_sigterm(last: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """A block with nothing to save: SIGTERM ends the program with 0, at once, after a call of `last`.
 
     Python's own handlers would wait for the compiler, which can take longer than the grace time; a thread does not.
-    With several processes JAX keeps the signal for `StopSignal`, and all of them leave together once training begins.
+    With several processes nothing happens here: all of them leave together, by `StopSignal`, once training begins.
     Within a `StopSignal` the signal is that one's from the end of this block on, without a moment between.
     """
     if distributed.connected() or threading.current_thread() is not threading.main_thread():
@@ -31,6 +32,8 @@ def leaving_on_sigterm() -> Iterator[None]:
         while number := reader.recv(1):
             if number[0] == signal.SIGTERM:
                 print("stopped by SIGTERM before training began; the same command goes on from here", flush=True)
+                with contextlib.suppress(Exception):
+                    last()
                 os._exit(0)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -54,17 +57,16 @@ class Stopped(BaseException):
 class StopSignal:
     """Within the block, SIGINT and SIGTERM set `asked` instead of ending the program; a second SIGINT ends it.
 
-    With several processes (kpjax.parallel.distributed) a signal to one is a signal to all: `reached` becomes true at
-    the same call on each of them.  JAX catches SIGTERM there and spreads it, without a synchronisation a call.
+    With several processes a signal to one is a signal to all: `reached` becomes true at the same call on each of them
+    (kpjax.parallel.stopping), without a synchronisation a call.
     name: the signal that came.  begun: set by the caller once there is something to save; before, SIGINT ends the
     program at once.
     """
 
     def __init__(self) -> None:
         self.asked = self.begun = False
-        self._many = distributed.connected()
-        self._calls = 0
-        self._passed_on = False  # one Ctrl-C has gone to all processes
+        self._together = StopTogether() if distributed.connected() else None
+        self._passed_on = False  # a signal has gone to all processes
         self.name = ""
         self._raises = False  # within `interrupting`
         self._old: dict[int, Any] = {}
@@ -75,11 +77,8 @@ class StopSignal:
 
     def reached(self) -> bool:
         """Whether to stop here.  With several processes all have to ask, equally often."""
-        if self._many and not self.asked:
-            from jax.experimental import multihost_utils
-
-            self._calls += 1
-            self.asked = multihost_utils.reached_preemption_sync_point(self._calls)
+        if self._together and not self.asked:
+            self.asked = self._together.reached()
             self.name = "SIGTERM or Ctrl-C"
         return self.asked
 
@@ -91,11 +90,11 @@ class StopSignal:
     def _handle(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and not self.begun:
             raise KeyboardInterrupt
-        if self._many:
-            if self._passed_on:
+        if self._together:
+            if self._passed_on and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._passed_on = True
-            signal.raise_signal(signal.SIGTERM)  # JAX's handler
+            self._together.ask()
             return
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -106,13 +105,17 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._handle)
+        if self._together:
+            self._together.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if self._together:
+            self._together.close()
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one of C, which is lost
 
 
 class _Interrupting:

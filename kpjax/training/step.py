@@ -47,7 +47,7 @@ class TrainState:
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether no array of the tree has an infinite value or none: () bool."""
+    """Whether no array of the tree contains an infinity or a NaN: () bool."""
     # Arrays of one shape are joined cell by cell, which makes few reductions of many.
     by_shape: dict[tuple[int, ...], Array] = {}
     for x in jax.tree.leaves(tree):
@@ -55,8 +55,8 @@ def all_finite(tree: Any) -> Array:
     return jnp.stack([finite.all() for finite in by_shape.values()]).all()
 
 
-def chosen(ok: Array, new: Any, old: Any) -> Any:
-    """The new tree where `ok`, else the old one."""
+def where_tree(ok: Array, new: Any, old: Any) -> Any:
+    """The new tree where `ok` (() bool), else the old one: `jnp.where` of each pair of leaves."""
     return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
@@ -153,10 +153,10 @@ def make_step(
         return (loss, (jax.tree.map(lambda s: s / micro_batches, moved), parts)), grads
 
     def moved_if(ok: Array, params: Any, updates: Any) -> Any:
-        return chosen(ok, optax.apply_updates(params, updates), params)
+        return where_tree(ok, optax.apply_updates(params, updates), params)
 
     def averaged_if(ok: Array, ema: Any, params: Any) -> Any:
-        return chosen(ok, jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params), ema)
+        return where_tree(ok, jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params), ema)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Where devices share the parameters, each first gathers them whole.  Left to itself the compiler computes some
@@ -169,8 +169,8 @@ def make_step(
         # Finite gradients can still overflow in the update, and activations in the statistics.
         ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
         params = apart_on_cpu(moved_if)(ok, state.params, updates)
-        stats = apart_on_cpu(chosen)(ok, stats, state.batch_stats)
-        opt_state = apart_on_cpu(chosen)(ok, opt_state, state.opt_state)
+        stats = apart_on_cpu(where_tree)(ok, stats, state.batch_stats)
+        opt_state = apart_on_cpu(where_tree)(ok, opt_state, state.opt_state)
         ema = apart_on_cpu(averaged_if)(ok, state.ema, params) if decay else None
         first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
         metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
@@ -191,7 +191,7 @@ def global_norm(tree: Any) -> Array:
 
 
 def square_sums(arrays: list[Array]) -> list[Array]:
-    """Of each array."""
+    """The sum of squares of each array, () each."""
     return [jnp.sum(jnp.square(x)) for x in arrays]
 
 

@@ -1,4 +1,4 @@
-"""The work directory of a run: whose it is, and what it says was done."""
+"""What a work directory says of the run that was there before: its configuration, and what was evaluated."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ def check_workdir(root: epath.Path, config: Config) -> None:
     A try that ended before its first checkpoint (out of memory, say) may be repeated with other settings.
     """
     file = root / "config.json"
-    if root.exists() and not root.is_dir():
-        raise ConfigError(f"--workdir {root} is a file; name a folder")
     if not file.exists():
         return
     try:
@@ -55,17 +53,9 @@ def _holds_weights(root: epath.Path) -> bool:
     return any(step.name.isdigit() for step in steps) or is_inference(root / "model")
 
 
-def claim(root: epath.Path, config: Config, first: bool) -> None:
-    """Write config.json (`first`: the first process does).
-
-    Called once all inputs are known to be good, so that a mistake claims no directory.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir {root} cannot be made: {error.strerror}") from error
-    if first:
-        write_text(root / "config.json", configs.to_json(config))
+def write_config(root: epath.Path, config: Config) -> None:
+    """Write config.json.  Called once all inputs are known to be good: a mistake leaves the directory as it was."""
+    write_text(root / "config.json", configs.to_json(config))
 
 
 def evaluated(workdir: str, step: int) -> bool:

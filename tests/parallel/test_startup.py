@@ -16,17 +16,18 @@ import jax
 import pytest
 
 from kpjax.errors import ConfigError
-from kpjax.parallel import startup as runtime
+from kpjax.parallel import compiling, startup
+from kpjax.training import signals
 from tests.tiny import tiny_config
 
 
-def chosen_folder() -> str | None:
+def cache_in_use() -> str | None:
     return jax.config.values["jax_compilation_cache_dir"]
 
 
 @pytest.fixture
 def cache_folder() -> Iterator[None]:
-    before = chosen_folder()
+    before = cache_in_use()
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -36,29 +37,46 @@ def test_unlike_processors_do_not_share_compiled_programs(
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    runtime.keep_compiled()
-    chosen = chosen_folder()
-    assert chosen is not None and re.fullmatch(r"compiled-[0-9a-f]{8}", os.path.basename(chosen))
-    assert os.path.isdir(chosen) and os.path.dirname(chosen) == str(tmp_path / "kpjax")
-    runtime.keep_compiled()
-    assert chosen_folder() == chosen
+    compiling.keep_compiled()
+    folder = cache_in_use()
+    assert folder is not None and re.fullmatch(r"compiled-[0-9a-f]{8}", os.path.basename(folder))
+    assert os.path.isdir(folder) and os.path.dirname(folder) == str(tmp_path / "kpjax")
+    compiling.keep_compiled()
+    assert cache_in_use() == folder
     monkeypatch.setattr("platform.machine", lambda: "another")
-    runtime.keep_compiled()
-    assert chosen_folder() != chosen
+    compiling.keep_compiled()
+    assert cache_in_use() != folder
 
 
 def test_deterministic_runs_ask_xla_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(steps=1)
+    monkeypatch.setattr(startup, "devices_started", lambda: False)
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    runtime.make_deterministic(config)
+    startup.make_deterministic(config)
     assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
     config.deterministic = True
     for _ in range(2):
-        runtime.make_deterministic(config)
+        startup.make_deterministic(config)
         assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_gpu_deterministic_ops=true"
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     with pytest.raises(ConfigError, match="XLA_FLAGS"):
-        runtime.make_deterministic(config)
+        startup.make_deterministic(config)
+
+
+def test_determinism_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX reads XLA_FLAGS once, when it starts its devices."""
+    config = tiny_config(steps=1)
+    config.deterministic = True
+    assert jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    startup.make_deterministic(config)  # CPUs need no flag
+    assert os.environ["XLA_FLAGS"] == ""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ConfigError, match="has started its GPUs without it; start Python with XLA_FLAGS=") as caught:
+        startup.make_deterministic(config)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    startup.make_deterministic(config)
 
 
 def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +90,8 @@ def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.Monk
         return real(number, handler)
 
     monkeypatch.setattr(signal, "signal", record)
-    with runtime.StopSignal() as stop:
-        with runtime.leaving_on_sigterm(), pytest.raises(KeyboardInterrupt):
+    with signals.StopSignal() as stop:
+        with signals.leaving_on_sigterm(), pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert before not in given
         stop.begun = True
@@ -95,10 +113,11 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 LOOK = """
 import jax
-from kpjax import runtime
-runtime._may_have_tpu = lambda: {tpu}
-runtime._jax_plugins = lambda: {plugins}
-runtime.skip_absent_tpu()
+from kpjax.parallel import compiling, startup
+from kpjax.training import signals
+startup._may_have_tpu = lambda: {tpu}
+startup._jax_plugins = lambda: {plugins}
+startup.skip_absent_tpu()
 print(jax.config.jax_platforms)
 if {start}: print(jax.devices()[0].platform)
 """
@@ -156,9 +175,9 @@ def test_what_may_be_a_tpu_host(monkeypatch: pytest.MonkeyPatch, tmp_path: pathl
     ):
         (device / "vendor").write_text(f"{vendor}\n")
         (device / "class").write_text(f"{kind}\n")
-        assert runtime._may_have_tpu() is expected, (vendor, kind)
+        assert startup._may_have_tpu() is expected, (vendor, kind)
     found["/dev/accel[0-9]*"] = ["/dev/accel0"]
-    assert runtime._may_have_tpu()
+    assert startup._may_have_tpu()
     found.clear()
     monkeypatch.setenv("TPU_WORKER_ID", "3")
-    assert runtime._may_have_tpu()
+    assert startup._may_have_tpu()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import kpjax
+import kpjax.checkpoint.weights
 import kpjax.training.checkpoints
 from kpjax.checkpoint.orbax import CheckpointError, plain_errors
 from kpjax.checkpoint.weights import describe, load_inference, save_inference
@@ -160,7 +161,7 @@ def test_an_export_that_fails_leaves_the_older_one(tmp_path: pathlib.Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kpjax.training.checkpoints, "write_text", full)
+        patch.setattr(kpjax.checkpoint.weights, "write_text", full)
         with pytest.raises(CheckpointError, match="No space left"):
             save_inference(path, tiny_detector(), tiny_variables(), ("x", "y", "z"))
     assert load_inference(path).names == ("a", "b", "c")

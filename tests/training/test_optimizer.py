@@ -65,6 +65,15 @@ def test_a_raised_rate_is_warmed_up_in_any_case() -> None:
     assert scaled(recipe(8, scale_lr="linear")).warmup_steps == 0
 
 
+@pytest.mark.parametrize("steps", [1000, 30, 4, 1])
+def test_drops_that_fall_on_one_step_all_count(steps: int) -> None:
+    """Of a short run 0.70 and 0.71 are the same step; one of 0.999 comes before the end or with it."""
+    rate = learning_rate(OptimConfig(lr=1.0, gamma=0.1, drops=(0.70, 0.71, 0.999)), steps)
+    assert float(rate(steps + 1)) == pytest.approx(1e-3)
+    if steps == 30:
+        assert [float(rate(step)) for step in (20, 22, 29)] == pytest.approx([1.0, 0.01, 0.01])
+
+
 def test_the_step_uses_the_scaled_rate() -> None:
     config = tiny_config(batch=16)
     config.optim.name, config.optim.momentum = "sgd", 0.0

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import kpjax.training.loop
 import kpjax.training.run
 from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.scores import read_metrics
@@ -26,7 +27,7 @@ from kpjax.errors import ConfigError, DataError
 from kpjax.inference.evaluate import Evaluation
 from kpjax.training.checkpoints import Checkpoints
 from kpjax.training.run import BadStep, Result, run
-from kpjax.training.workdir import claim
+from kpjax.training.workdir import write_config
 from tests.programs import config_file, run_program, same_weights, shapes_set, stop_at
 from tests.tiny import tiny_config, two_layer_detector
 
@@ -160,7 +161,7 @@ def test_a_slow_disk_is_told_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kpjax.training.run, "LONG_WAIT", -1.0)
+    monkeypatch.setattr(kpjax.training.loop, "LONG_WAIT", -1.0)
     monkeypatch.setattr("orbax.checkpoint.checkpoint_manager._WAIT_FOR_PREV_SAVE_WARNING_THRESHOLD_SECS", -1.0)
     assert train(config, tmp_path / "run").finished
     said = capsys.readouterr().out
@@ -227,7 +228,7 @@ def test_the_work_directory_of_another_run_is_refused(config: Config, tmp_path: 
 
 def test_a_try_without_a_checkpoint_claims_no_work_directory(config: Config, tmp_path: pathlib.Path) -> None:
     config.batch = 16
-    claim(epath.Path(tmp_path), config, first=True)  # and then, say, the memory was too small
+    write_config(epath.Path(tmp_path), config)  # and then, say, the memory was too small
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1").mkdir(parents=True)
     config.batch = 8
     assert train(config, tmp_path).finished
