@@ -220,6 +220,7 @@ def settings(given: Config | None, loaded: Any, path: str) -> tuple[Any, Config]
     """
     from kpjax.checkpoint.weights import check_shapes
     from kpjax.detectors import build, options_of
+    from kpjax.detectors.base import COMPUTATION
 
     if given is None:
         if loaded.config is None:
@@ -230,7 +231,7 @@ def settings(given: Config | None, loaded: Any, path: str) -> tuple[Any, Config]
             f"config.model.name is {given.model.name!r} and the checkpoint is of {loaded.detector.name!r}; "
             "give the configuration it was trained with"
         )
-    stored = {k: v for k, v in loaded.detector.options.items() if k not in ("dtype", "remat", "bn_groups")}
+    stored = {k: v for k, v in loaded.detector.options.items() if k not in COMPUTATION}
     detector = build(given.model.name, loaded.detector.num_classes, **{**stored, **options_of(given.model)})
     check_shapes(detector, loaded.variables, path)
     return detector, given

@@ -26,6 +26,10 @@ class ModelConfig:
     name: str = "centernet_r18"  # a key of kpjax.list_models()
     num_classes: int = 0  # 0: as many as the training annotations list
     dtype: str = "float32"  # "float32" or "bfloat16": activations; parameters stay float32
+    # How float32 activations are multiplied: "default": in TensorFloat-32 on a GPU, in bfloat16 on a TPU; "high": in
+    # TensorFloat-32, in 3 bfloat16 passes; "highest": in float32, as a CPU does whatever this says.  Offsets of
+    # deformable convolutions, the heads' last convolutions, losses and boxes are always computed as with "highest"
+    precision: str = "default"
     remat: bool = False  # recompute each residual block in the backward pass: less memory, more time
     bn_groups: int = 1  # BatchNorm statistics over this many groups of the batch (recipes with per-GPU statistics)
     options: dict = dataclasses.field(default_factory=dict)  # fields of the model's own config, e.g. width
@@ -161,6 +165,7 @@ class Config:
         _check_types(self, "config")
         for name, value, allowed in (
             ("model.dtype", self.model.dtype, ("float32", "bfloat16")),
+            ("model.precision", self.model.precision, ("default", "high", "highest")),
             ("data.source", self.data.source, ("coco", "tfds")),
             ("data.crowds", self.data.crowds, ("ignore", "train")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpjax.nn.convolution import Precision
 from kpjax.nn.deform_conv import DeformConv
 from kpjax.nn.layers import BatchNorm, Conv, ConvBN, UpsampleDepthwise, max_pool_2x2
 
@@ -33,13 +34,15 @@ class Block(nn.Module):
     stride: int
     bn_groups: int
     dtype: Any
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, shortcut: Array, train: bool) -> Array:
         norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
-        x = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(x)
+        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
+        x = conv(self.features, stride=self.stride, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, train))
-        x = norm(name="bn2")(Conv(self.features, dtype=self.dtype, name="conv2")(x), train)
+        x = norm(name="bn2")(conv(self.features, name="conv2")(x), train)
         return nn.relu(x + shortcut)
 
 
@@ -57,10 +60,11 @@ class Tree(nn.Module):
     bn_groups: int
     remat: bool
     dtype: Any
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool, children: Sequence[Array] = ()) -> Array:
-        settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         bottom = max_pool_2x2(x) if self.stride > 1 else x
         seen = [*children, bottom] if self.keep_input else [*children]
         if self.levels > 1:
@@ -71,7 +75,8 @@ class Tree(nn.Module):
             return subtree(stride=1, name="tree2")(x, train, [*seen, x])
         shortcut = bottom
         if x.shape[-1] != self.features:
-            shortcut = Conv(self.features, kernel=1, dtype=self.dtype, name="project_conv")(bottom)
+            project = Conv(self.features, kernel=1, dtype=self.dtype, precision=self.precision, name="project_conv")
+            shortcut = project(bottom)
             shortcut = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="project_bn")(shortcut, train)
         block: Any = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         first = block(self.features, self.stride, name="tree1", **settings)(x, shortcut, train)
@@ -92,10 +97,11 @@ class DLA(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
-        settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         x = ConvBN(self.width, kernel=7, name="base_layer", **settings)(images, train)
         maps: list[Array] = []
         for stage, levels in enumerate(LEVELS[self.depth]):
@@ -130,6 +136,7 @@ class Aggregation(nn.Module):
     bn_groups: int
     remat: bool
     dtype: Any
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool) -> list[Array]:
@@ -138,6 +145,7 @@ class Aggregation(nn.Module):
             "layer": DeformConv if self.dcn else Conv,
             "bn_groups": self.bn_groups,
             "dtype": self.dtype,
+            "precision": self.precision,
         }
         x, *others = maps
         steps = []
@@ -162,11 +170,13 @@ class DLANeck(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool) -> Array:
         def aggregation(features: int, name: str) -> Aggregation:
-            return Aggregation(features, self.dcn, self.bn_groups, self.remat, self.dtype, name=name)
+            settings = (self.bn_groups, self.remat, self.dtype, self.precision)
+            return Aggregation(features, self.dcn, *settings, name=name)
 
         maps = list(maps)
         results: list[Array] = []
@@ -187,9 +197,11 @@ class DLAUp(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
-        trunk = DLA(self.depth, self.width, self.bn_groups, self.remat, self.dtype, name="trunk")
-        neck = DLANeck(self.dcn, self.bn_groups, self.remat, self.dtype, name="neck")
+        settings = (self.bn_groups, self.remat, self.dtype, self.precision)
+        trunk = DLA(self.depth, self.width, *settings, name="trunk")
+        neck = DLANeck(self.dcn, *settings, name="neck")
         return [neck(trunk(images.astype(self.dtype), train)[_FIRST:], train)]

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpjax.nn.convolution import Precision
 from kpjax.nn.layers import BatchNorm, Conv, ConvBN
 
 Array = jax.Array
@@ -26,13 +27,15 @@ class Residual(nn.Module):
     stride: int = 1
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = ConvBN(self.features, 3, self.stride, bn_groups=self.bn_groups, dtype=self.dtype, name="first")(x, train)
-        y = ConvBN(self.features, relu=False, bn_groups=self.bn_groups, dtype=self.dtype, name="second")(y, train)
+        options: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
+        y = ConvBN(self.features, 3, self.stride, bn_groups=self.bn_groups, name="first", **options)(x, train)
+        y = ConvBN(self.features, relu=False, bn_groups=self.bn_groups, name="second", **options)(y, train)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = Conv(self.features, kernel=1, stride=self.stride, dtype=self.dtype, name="skip_conv")(x)
+            x = Conv(self.features, kernel=1, stride=self.stride, name="skip_conv", **options)(x)
             x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="skip_bn")(x, train)
         return nn.relu(x + y)
 
@@ -48,22 +51,24 @@ class Hourglass(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         residual = _residual(self.remat)
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         here, below = self.features[:2]
 
         def path(x: Array, name: str, widths: Sequence[int], stride: int = 1) -> Array:
             for i, width in enumerate(widths):
                 first = stride if i == 0 else 1
-                x = residual(width, first, self.bn_groups, self.dtype, name=f"{name}_{i}")(x, train)
+                x = residual(width, first, name=f"{name}_{i}", **options)(x, train)
             return x
 
         skip = path(x, "skip", [here] * self.blocks[0])
         low = path(x, "down", [below] * self.blocks[0], stride=2)
         if len(self.features) > 2:
-            inner = Hourglass(self.features[1:], self.blocks[1:], self.bn_groups, self.remat, self.dtype, name="inner")
+            inner = Hourglass(self.features[1:], self.blocks[1:], remat=self.remat, name="inner", **options)
             low = inner(low, train)
         else:
             low = path(low, "inner", [below] * self.blocks[1])
@@ -86,14 +91,15 @@ class StackedHourglass(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
         width = self.features[0]
         residual = _residual(self.remat)
-        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         x = ConvBN(self.stem, 7, 2, name="stem", **options)(images.astype(self.dtype), train)
-        x = residual(width, 2, self.bn_groups, self.dtype, name="stem_residual")(x, train)
+        x = residual(width, 2, name="stem_residual", **options)(x, train)
         outputs = []
         for i in range(self.stacks):
             y = Hourglass(self.features, self.blocks, remat=self.remat, name=f"hourglass{i}", **options)(x, train)
@@ -101,7 +107,7 @@ class StackedHourglass(nn.Module):
             if i < self.stacks - 1:
                 seen = ConvBN(width, 1, relu=False, name=f"seen{i}", **options)(x, train)
                 said = ConvBN(width, 1, relu=False, name=f"said{i}", **options)(outputs[-1], train)
-                x = residual(width, 1, self.bn_groups, self.dtype, name=f"between{i}")(nn.relu(seen + said), train)
+                x = residual(width, 1, name=f"between{i}", **options)(nn.relu(seen + said), train)
         return outputs
 
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpjax.nn.convolution import Precision
 from kpjax.nn.deform_conv import DeformConv
 from kpjax.nn.layers import BatchNorm, Conv, ConvTranspose, bilinear_kernel_init, max_pool_3x3_stride2
 
@@ -34,16 +35,18 @@ class BasicBlock(nn.Module):
     stride: int
     bn_groups: int
     dtype: Any
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
-        y = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(x)
+        y = conv(self.features, stride=self.stride, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y, train))
-        y = Conv(self.features, dtype=self.dtype, name="conv2")(y)
+        y = conv(self.features, name="conv2")(y)
         y = norm(name="bn2")(y, train)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = Conv(self.features, kernel=1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
+            x = conv(self.features, kernel=1, stride=self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x, train)
         return nn.relu(x + y)
 
@@ -55,17 +58,19 @@ class Bottleneck(nn.Module):
     stride: int
     bn_groups: int
     dtype: Any
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        conv = functools.partial(Conv, dtype=self.dtype, precision=self.precision)
         norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
-        y = nn.relu(norm(name="bn1")(Conv(self.features, kernel=1, dtype=self.dtype, name="conv1")(x), train))
-        y = Conv(self.features, stride=self.stride, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(norm(name="bn1")(conv(self.features, kernel=1, name="conv1")(x), train))
+        y = conv(self.features, stride=self.stride, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y, train))
-        y = Conv(4 * self.features, kernel=1, dtype=self.dtype, name="conv3")(y)
+        y = conv(4 * self.features, kernel=1, name="conv3")(y)
         y = norm(name="bn3")(y, train)
         if self.stride != 1 or x.shape[-1] != 4 * self.features:
-            x = Conv(4 * self.features, kernel=1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
+            x = conv(4 * self.features, kernel=1, stride=self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x, train)
         return nn.relu(x + y)
 
@@ -84,6 +89,7 @@ class ResNet(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
@@ -91,14 +97,16 @@ class ResNet(nn.Module):
         block: Any = Bottleneck if bottleneck else BasicBlock
         if self.remat:
             block = nn.remat(block, static_argnums=(2,))
-        x = Conv(self.width, kernel=7, stride=2, padding=3, dtype=self.dtype, name="conv1")(images)
+        conv = Conv(self.width, kernel=7, stride=2, padding=3, dtype=self.dtype, precision=self.precision, name="conv1")
+        x = conv(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn1")(x, train))
         x = max_pool_3x3_stride2(x)
         for stage, count in enumerate(blocks[: self.stages]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 features = self.width * 2**stage
-                x = block(features, stride, self.bn_groups, self.dtype, name=f"layer{stage + 1}_{i}")(x, train)
+                settings = (self.bn_groups, self.dtype, self.precision)
+                x = block(features, stride, *settings, name=f"layer{stage + 1}_{i}")(x, train)
         return x
 
 
@@ -116,16 +124,18 @@ class DeconvNeck(nn.Module):
     dcn_bias: bool = True
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
+        settings: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
         for i, features in enumerate(self.features, start=1):
             if self.conv or self.dcn:
                 layer: Any = functools.partial(DeformConv, bias=self.dcn_bias) if self.dcn else Conv
-                x = layer(features, dtype=self.dtype, name=f"conv{i}")(x)
+                x = layer(features, name=f"conv{i}", **settings)(x)
                 x = nn.relu(norm(name=f"conv{i}_bn")(x, train))
-            x = ConvTranspose(features, dtype=self.dtype, kernel_init=bilinear_kernel_init, name=f"deconv{i}")(x)
+            x = ConvTranspose(features, kernel_init=bilinear_kernel_init, name=f"deconv{i}", **settings)(x)
             x = nn.relu(norm(name=f"deconv{i}_bn")(x, train))
         return x
 
@@ -145,11 +155,12 @@ class ResNetDeconv(nn.Module):
     bn_groups: int = 1
     remat: bool = False
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
-        trunk = ResNet(
-            self.depth, self.width, len(self.deconv) + 1, self.bn_groups, self.remat, self.dtype, name="trunk"
-        )
-        neck = DeconvNeck(self.deconv, self.neck_conv, self.dcn, self.dcn_bias, self.bn_groups, self.dtype, name="neck")
+        settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
+        stages = len(self.deconv) + 1
+        trunk = ResNet(self.depth, self.width, stages, remat=self.remat, name="trunk", **settings)
+        neck = DeconvNeck(self.deconv, self.neck_conv, self.dcn, self.dcn_bias, name="neck", **settings)
         return [neck(trunk(images.astype(self.dtype), train), train)]

@@ -57,7 +57,8 @@ def jitter_color(key: Array, image: Array, config: AugmentConfig, order: str) ->
         image = image * gain + grey * grey_part + constant
     if config.lighting > 0:
         vectors = jnp.asarray(_EIGENVECTORS_BGR, jnp.float32)
-        noise = vectors @ (jnp.asarray(_EIGENVALUES, jnp.float32) * config.lighting * jax.random.normal(keys[2], (3,)))
+        weights = jnp.asarray(_EIGENVALUES, jnp.float32) * config.lighting * jax.random.normal(keys[2], (3,))
+        noise = jnp.dot(vectors, weights, precision="highest")
         image = image + (noise if order == "BGR" else noise[::-1])
     return image
 

@@ -66,15 +66,19 @@ def build(name: str, num_classes: int = 80, **options: Any) -> Detector:
     return MODELS[name](num_classes, options)
 
 
-def at_test(detector: Detector, nms: str) -> Detector:
-    """The detector with another soft-NMS: "hard", "linear", "gaussian" or "none"; "": as it is.
+def at_test(detector: Detector, nms: str = "", precision: str = "") -> Detector:
+    """The detector with another soft-NMS or another precision of its network; "": as it is.
 
+    nms: "hard", "linear", "gaussian" or "none".  precision: "default", "high" or "highest", see kpjax.config.
     Raises ConfigError for another name.
     """
-    if not nms:
-        return detector
-    other = build(detector.name, detector.num_classes, **{**detector.options, "nms": nms})
-    return dataclasses.replace(detector, decode=other.decode, protocols=other.protocols)
+    if nms:
+        other = build(detector.name, detector.num_classes, **{**detector.options, "nms": nms})
+        detector = dataclasses.replace(detector, decode=other.decode, protocols=other.protocols)
+    if precision:
+        other = build(detector.name, detector.num_classes, **{**detector.options, "precision": precision})
+        detector = dataclasses.replace(detector, net=other.net)
+    return detector
 
 
 def options_of(model: ModelConfig) -> dict[str, Any]:
@@ -82,6 +86,8 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
     options: dict[str, Any] = dict(model.options)
     if model.dtype != "float32":
         options["dtype"] = model.dtype
+    if model.precision != "default":
+        options["precision"] = model.precision
     if model.remat:
         options["remat"] = True
     if model.bn_groups != 1:

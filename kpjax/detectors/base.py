@@ -104,6 +104,9 @@ def check_size(detector: Detector, size: tuple[int, int], height: str, width: st
             raise ConfigError(f"{key} is {side}; {detector.name} takes sides that are {wanted}, the nearest: {near}")
 
 
+# Options of all models that say how a network computes, not which network it is: its checkpoints fit whatever they are.
+COMPUTATION = frozenset({"dtype", "precision", "remat", "bn_groups"})
+
 # What makes a released model what it is: no option.
 _FIXED = frozenset({"rules", "preprocess", "import_rules"})
 

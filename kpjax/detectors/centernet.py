@@ -20,7 +20,8 @@ from kpjax.backbones.resnet import STAGES, ResNetDeconv
 from kpjax.detectors.base import Array, Detector, Outputs, Protocol, Targets, replace_options
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB, Preprocess
-from kpjax.nn.heads import Heads
+from kpjax.nn.convolution import PRECISIONS, Precision
+from kpjax.nn.heads import Head, Heads, heatmap_head
 from kpjax.objects import Detections, Objects, Placed
 from kpjax.ops import losses, nms, peaks
 from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
@@ -83,7 +84,7 @@ class CenterNetConfig:
     3x3 convolution.  class_specific_wh: one pair of sizes a class (`cat_spec_wh`).
     radius, overlap: override the rules' ("": keep).  nms: soft-NMS of the detections at test time: "" as published
     (of merged views alone), "none", or a method, which then every preset uses (xingyizhou's `--nms`).
-    dtype, bn_groups, remat: see kpjax.config.
+    dtype, precision, bn_groups, remat: see kpjax.config.
     """
 
     backbone: str = "resnet"
@@ -108,6 +109,7 @@ class CenterNetConfig:
     wh_weight: float = 0.1
     offset_weight: float = 1.0
     dtype: str = "float32"
+    precision: str = "default"
     bn_groups: int = 1
     remat: bool = False
 
@@ -150,29 +152,30 @@ class CenterNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Outputs:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        maps = _backbone(c, dtype)(images, train)
-        channels = {
-            "heatmap": self.num_classes,
-            "wh": 2 * self.num_classes if c.class_specific_wh else 2,
-            "offset": 2,
+        dtype, precision = jnp.dtype(c.dtype), PRECISIONS[c.precision]
+        maps = _backbone(c, dtype, precision)(images, train)
+        heads = {
+            "heatmap": heatmap_head(self.num_classes),
+            "wh": Head(2 * self.num_classes if c.class_specific_wh else 2),
+            "offset": Head(2),
         }
         names = [f"heads{i}" for i in range(len(maps))] if c.backbone == "hourglass" else ["heads"]
-        outputs = [Heads(channels, c.head_channels, dtype, name=name)(x) for name, x in zip(names, maps, strict=True)]
+        outputs = [
+            Heads(heads, c.head_channels, dtype, precision, name=name)(x) for name, x in zip(names, maps, strict=True)
+        ]
         if c.rules.probabilities:
             outputs = [{**o, "heatmap": jax.nn.sigmoid(o["heatmap"])} for o in outputs]
         return outputs
 
 
-def _backbone(c: CenterNetConfig, dtype: Any) -> nn.Module:
+def _backbone(c: CenterNetConfig, dtype: Any, precision: Precision) -> nn.Module:
     """Images (B, H, W, 3) -> a list of maps of stride 4."""
+    settings = (c.bn_groups, c.remat, dtype, precision)
     if c.backbone == "hourglass":
-        return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, c.bn_groups, c.remat, dtype, name="backbone")
+        return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, *settings, name="backbone")
     if c.backbone == "dla":
-        return DLAUp(c.depth, c.width, c.dcn, c.bn_groups, c.remat, dtype, name="backbone")
-    return ResNetDeconv(
-        c.depth, c.width, c.deconv, c.neck_conv, c.dcn, c.dcn_bias, c.bn_groups, c.remat, dtype, name="backbone"
-    )
+        return DLAUp(c.depth, c.width, c.dcn, *settings, name="backbone")
+    return ResNetDeconv(c.depth, c.width, c.deconv, c.neck_conv, c.dcn, c.dcn_bias, *settings, name="backbone")
 
 
 def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:
@@ -372,6 +375,7 @@ def _with_options(name: str, released: CenterNetConfig, options: dict[str, Any])
         fixed=_FIXED | others,
         depth=tuple(LEVELS if released.backbone == "dla" else STAGES),
         dtype=("float32", "bfloat16"),
+        precision=tuple(PRECISIONS),
         radius=("", "legacy", "fixed"),
         nms=("", "none", *nms.METHODS),
     )

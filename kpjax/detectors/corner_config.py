@@ -11,7 +11,8 @@ from kpjax.backbones.hourglass import StackedHourglass
 from kpjax.detectors.base import replace_options
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB, Preprocess
-from kpjax.nn.heads import Heads
+from kpjax.nn.convolution import PRECISIONS
+from kpjax.nn.heads import Head, Heads, heatmap_head
 from kpjax.ops import nms
 from kpjax.ops.nms import SoftNms
 
@@ -96,7 +97,7 @@ class CornerNetConfig:
     merged (0: soft-NMS without averaging).
     embedding_images: pull and push are sums over a batch's images; they are scaled to this many, those a GPU
         had in the original's training (0: the plain sum).
-    dtype, bn_groups, remat: see kpjax.config.
+    dtype, precision, bn_groups, remat: see kpjax.config.
     """
 
     features: tuple[int, ...] = (256, 256, 384, 384, 384, 512)
@@ -121,6 +122,7 @@ class CornerNetConfig:
     offset_weight: float = 1.0
     embedding_images: int = 0
     dtype: str = "float32"
+    precision: str = "default"
     bn_groups: int = 1
     remat: bool = False
 
@@ -132,6 +134,7 @@ def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) 
         released,
         options,
         dtype=("float32", "bfloat16"),
+        precision=tuple(PRECISIONS),
         radius=("", "legacy", "fixed"),
         kernel=(1, 3),
         nms=("", "none", *nms.METHODS),
@@ -165,11 +168,22 @@ def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) 
 def backbone(config: CornerNetConfig) -> StackedHourglass:
     """The configuration's hourglass, as the submodule "backbone"."""
     c = config
-    dtype = jnp.dtype(c.dtype)
-    return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, c.bn_groups, c.remat, dtype, name="backbone")
+    settings = (c.bn_groups, c.remat, jnp.dtype(c.dtype), PRECISIONS[c.precision])
+    return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, *settings, name="backbone")
+
+
+def layer_options(config: CornerNetConfig) -> dict[str, Any]:
+    """What all pooling modules take of the configuration."""
+    c = config
+    return {"bn_groups": c.bn_groups, "dtype": jnp.dtype(c.dtype), "precision": PRECISIONS[c.precision]}
+
+
+def keypoint_heads(config: CornerNetConfig, heads: dict[str, Head], name: str) -> Heads:
+    """The heads of one kind of keypoint in one stack, as the submodule `name`."""
+    return Heads(heads, config.head_channels, jnp.dtype(config.dtype), PRECISIONS[config.precision], name=name)
 
 
 def corner_heads(config: CornerNetConfig, num_classes: int, side: str, stack: int) -> Heads:
     """The heads of one corner in one stack."""
-    channels = {f"{side}_heat": num_classes, f"{side}_tag": 1, f"{side}_off": 2}
-    return Heads(channels, config.head_channels, jnp.dtype(config.dtype), name=f"{side}_heads{stack}")
+    heads = {f"{side}_heat": heatmap_head(num_classes), f"{side}_tag": Head(1), f"{side}_off": Head(2)}
+    return keypoint_heads(config, heads, f"{side}_heads{stack}")

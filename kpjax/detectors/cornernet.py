@@ -26,6 +26,7 @@ from kpjax.detectors.corner_config import (
     CornerNetConfig,
     backbone,
     corner_heads,
+    layer_options,
     with_options,
 )
 from kpjax.detectors.corner_decode import in_input, merge_flip, pairs_of, select, suppress
@@ -51,7 +52,7 @@ class CornerNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Outputs:
         c = self.config
-        options: dict[str, Any] = {"bn_groups": c.bn_groups, "dtype": jnp.dtype(c.dtype)}
+        options = layer_options(c)
         outputs = []
         for i, x in enumerate(backbone(c)(images, train)):
             maps: dict[str, Array] = {}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from kpjax.detectors import corner_config, corner_decode, corner_targets
 from kpjax.detectors.base import PLAIN_AND_FLIP, Array, Detector, Outputs, Protocol, Targets
 from kpjax.detectors.corner_config import SIDES, STRIDE, CornerNetConfig, Rules
-from kpjax.nn.heads import Heads
+from kpjax.nn.heads import Head, heatmap_head
 from kpjax.nn.pooling import CascadeCornerPool, CenterPool
 from kpjax.objects import BOX, POINT, Detections, Objects, Placed
 from kpjax.ops.corners import Candidates, Points, require_centers
@@ -43,8 +43,7 @@ class Triplet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Outputs:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        options: dict[str, Any] = {"bn_groups": c.bn_groups, "dtype": dtype}
+        options = corner_config.layer_options(c)
         outputs = []
         for i, x in enumerate(corner_config.backbone(c)(images, train)):
             maps: dict[str, Array] = {}
@@ -52,8 +51,8 @@ class Triplet(nn.Module):
                 pooled = CascadeCornerPool(directions, c.branch, name=f"{side}_pool{i}", **options)(x, train)
                 maps |= corner_config.corner_heads(c, self.num_classes, side, i)(pooled)
             pooled = CenterPool(c.branch, name=f"center_pool{i}", **options)(x, train)
-            channels = {"center_heat": self.num_classes, "center_off": 2}
-            maps |= Heads(channels, c.head_channels, dtype, name=f"center_heads{i}")(pooled)
+            heads = {"center_heat": heatmap_head(self.num_classes), "center_off": Head(2)}
+            maps |= corner_config.keypoint_heads(c, heads, f"center_heads{i}")(pooled)
             outputs.append(maps)
         return outputs
 

@@ -68,6 +68,7 @@ class Predictor:
         size: tuple[int, int] = (512, 512),
         max_side: int = 0,
         nms: str = "",
+        precision: str = "",
         device: jax.Device | None = None,
     ) -> None:
         """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
@@ -79,11 +80,13 @@ class Predictor:
         size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
         max_side: for "keep": larger images are shrunk to this side first; 0: never.
         nms: soft-NMS: "hard", "linear", "gaussian" or "none"; "": the model's own, as published.
+        precision: of the network's products: "default", "high" or "highest", see `kpjax.config.ModelConfig`; "": as the
+            detector was built.
         device: where to run; None: the first device.
 
         Raises ConfigError for a value that cannot work.
         """
-        detector = at_test(detector, nms)
+        detector = at_test(detector, nms, precision)
         preset = preset or "na"
         protocol_of(detector, preset)
         if resolution not in ("keep", "fixed"):

@@ -19,6 +19,7 @@ from jax import lax
 from kpjax.nn.cpu import apart, bound
 
 Array = jax.Array
+Precision = lax.Precision | None
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -32,25 +33,50 @@ _WINOGRAD_WHOLE = 4096
 _WINOGRAD_SLAB = 2048
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
-    """2-D convolution.  x (B, H, W, C), kernel (kh, kw, C, O), padding ((top, bottom), (left, right))."""
-    return _forward(x, kernel, stride, padding, _winograd_kernels)
+# What `config.model.precision` names.  "default" gives no precision, so that JAX_DEFAULT_MATMUL_PRECISION decides.
+PRECISIONS: dict[str, Precision] = {
+    "default": None,
+    "high": lax.Precision.HIGH,
+    "highest": lax.Precision.HIGHEST,
+}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv2d(
+    x: Array,
+    kernel: Array,
+    stride: int,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    precision: Precision = None,
+) -> Array:
+    """2-D convolution.  x (B, H, W, C), kernel (kh, kw, C, O), padding ((top, bottom), (left, right)).
+
+    precision: of the products, in the gradients too; see `kpjax.nn.layers`.
+    """
+    return _forward(x, kernel, stride, padding, precision, _winograd_kernels)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: Any, precision: Precision) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NHWC, precision=precision)
 
 
 def _forward(
-    x: Array, kernel: Array, stride: int, padding: Any, kernels: Callable[[Array], list[list[Array]]]
+    x: Array,
+    kernel: Array,
+    stride: int,
+    padding: Any,
+    precision: Precision,
+    kernels: Callable[[Array], list[list[Array]]],
 ) -> Array:
-    plain = functools.partial(
-        lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
-    )
+    plain = functools.partial(_convolve, stride=stride, padding=padding, precision=precision)
     if _suits_winograd(x, kernel, stride, padding):
-        return lax.platform_dependent(x, kernel, cpu=apart(bound(_winograd, kernels=kernels)), default=plain)
+        winograd = bound(_winograd, kernels=kernels, precision=precision)
+        return lax.platform_dependent(x, kernel, cpu=apart(winograd), default=plain)
     return plain(x, kernel)
 
 
-def _winograd(x: Array, kernel: Array, kernels: Callable[[Array], list[list[Array]]]) -> Array:
-    return _conv_winograd(x, kernels(kernel))
+def _winograd(x: Array, kernel: Array, kernels: Callable[[Array], list[list[Array]]], precision: Precision) -> Array:
+    return _conv_winograd(x, kernels(kernel), precision)
 
 
 def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
@@ -69,7 +95,7 @@ def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
     )
 
 
-def _conv_winograd(x: Array, kernels: list[list[Array]]) -> Array:
+def _conv_winograd(x: Array, kernels: list[list[Array]], precision: Precision = None) -> Array:
     """A 3x3 convolution as 16 products of matrices a block of 2x2 outputs: Winograd's F(2x2, 3x3), 4/9 of the work.
 
     Lavin and Gray 2016.  It differs from the plain sum by about 1e-6 of the largest value.  Larger images run one
@@ -77,11 +103,11 @@ def _conv_winograd(x: Array, kernels: list[list[Array]]) -> Array:
     """
     batch, height, width, _ = x.shape
     if isinstance(batch, int) and batch > 1 and height * width > _WINOGRAD_SLAB:
-        return lax.map(lambda image: _winograd_slabs(image[None], kernels)[0], x)
-    return _winograd_slabs(x, kernels)
+        return lax.map(lambda image: _winograd_slabs(image[None], kernels, precision)[0], x)
+    return _winograd_slabs(x, kernels, precision)
 
 
-def _winograd_slabs(x: Array, kernels: list[list[Array]]) -> Array:
+def _winograd_slabs(x: Array, kernels: list[list[Array]], precision: Precision) -> Array:
     batch, height, width, channels = x.shape
     features = kernels[0][0].shape[1]
     pixels = (batch if isinstance(batch, int) else 1) * height * width
@@ -97,7 +123,7 @@ def _winograd_slabs(x: Array, kernels: list[list[Array]]) -> Array:
         sums = []
         for line, of_line in zip(_winograd_input(part, 1), kernels, strict=True):
             products = [
-                jnp.dot(tile.reshape(-1, channels), k)
+                jnp.dot(tile.reshape(-1, channels), k, precision=precision)
                 for tile, k in zip(_winograd_input(line, 2), of_line, strict=True)
             ]
             sums.append(_winograd_output(products))
@@ -130,7 +156,8 @@ def _winograd_kernels_at_once(kernel: Array) -> list[list[Array]]:
     """
     _, _, channels, features = kernel.shape
     along_one = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-    matrices = jnp.asarray(np.kron(along_one, along_one)) @ kernel.reshape(9, channels * features)
+    taps = kernel.reshape(9, channels * features)
+    matrices = jnp.dot(jnp.asarray(np.kron(along_one, along_one)), taps, precision=lax.Precision.HIGHEST)
     return [[matrices[4 * u + v].reshape(channels, features) for v in range(4)] for u in range(4)]
 
 
@@ -144,15 +171,17 @@ def _winograd_output(m: Sequence[Array]) -> tuple[Array, Array]:
     return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
 
-def _conv2d_forward(x: Array, kernel: Array, stride: int, padding: Any) -> tuple[Array, tuple[Array, Array]]:
-    return _forward(x, kernel, stride, padding, _winograd_kernels_at_once), (x, kernel)
+def _conv2d_forward(
+    x: Array, kernel: Array, stride: int, padding: Any, precision: Precision
+) -> tuple[Array, tuple[Array, Array]]:
+    return _forward(x, kernel, stride, padding, precision, _winograd_kernels_at_once), (x, kernel)
 
 
-def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _conv2d_backward(
+    stride: int, padding: Any, precision: Precision, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
-    convolve = functools.partial(
-        lax.conv_general_dilated, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC
-    )
+    convolve = functools.partial(_convolve, stride=stride, padding=padding, precision=precision)
 
     def input_gradient(g: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)[0]
@@ -166,26 +195,29 @@ def _conv2d_backward(stride: int, padding: Any, saved: tuple[Array, Array], g: A
         return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
 
     if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
-        dx = lax.platform_dependent(g, kernel, cpu=apart(_input_gradient_winograd), default=input_gradient)
+        winograd = bound(_input_gradient_winograd, precision=precision)
+        dx = lax.platform_dependent(g, kernel, cpu=apart(winograd), default=input_gradient)
     else:
         dx = input_gradient(g, kernel)
     if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
         dk = whole(x, g)
     elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
-        columns = bound(_kernel_gradient_columns, size=kernel.shape[:2], padding=tuple(map(tuple, padding)))
+        columns = bound(
+            _kernel_gradient_columns, size=kernel.shape[:2], padding=tuple(map(tuple, padding)), precision=precision
+        )
         dk = lax.platform_dependent(x, g, cpu=apart(columns), default=whole)
     else:
         dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
     return dx, dk
 
 
-def _input_gradient_winograd(g: Array, kernel: Array) -> Array:
+def _input_gradient_winograd(g: Array, kernel: Array, precision: Precision) -> Array:
     k = _winograd_kernels_at_once(kernel)
     # Those of the mirrored kernel from outputs to inputs: the first and the last change places.
-    return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)])
+    return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)], precision)
 
 
-def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any) -> Array:
+def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any, precision: Precision) -> Array:
     """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
 
     The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).
@@ -200,7 +232,7 @@ def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding:
         part = shifted[start : start + images]
         taps = [part[:, i : i + height, j : j + width] for i in range(kh)[::-1] for j in range(kw)[::-1]]
         columns = jnp.concatenate(taps, axis=-1)
-        total = total + jnp.einsum("bhwc,bhwo->co", x[start : start + images], columns)
+        total += jnp.einsum("bhwc,bhwo->co", x[start : start + images], columns, precision=precision)
     return total.reshape(channels, kh, kw, g.shape[3]).transpose(1, 2, 0, 3)
 
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kpjax.nn.convolution import Precision
 from kpjax.nn.layers import Array, Conv, Dtype, Initializer, he_normal
 
 # Columns of one image in one slab, at most.  A TPU pads row numbers to 128 times their size on their way into a
@@ -44,6 +45,7 @@ class _Geometry(NamedTuple):
     groups: int
     slabs: int
     cpu_slabs: int
+    precision: Precision
 
 
 def deform_conv(
@@ -57,6 +59,7 @@ def deform_conv(
     dilation: int = 1,
     groups: int = 1,
     slabs: int = 0,
+    precision: Precision = None,
 ) -> Array:
     """Deformable convolution without a bias.
 
@@ -65,6 +68,7 @@ def deform_conv(
     kernel: (kh, kw, C, O).  h = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and w alike.
     slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 4 MiB, or
     the batch's below 5 MiB on a CPU.
+    precision: of the products with the kernel, in the gradients too; see `kpjax.nn.layers`.
     Returns (B, h, w, O) of x's dtype; positions, weights and gradients of x are summed in float32.
 
     A sample at or beyond a row of -1 or H (a column of -1 or W) is 0 with no gradient; a neighbour
@@ -92,7 +96,8 @@ def deform_conv(
     elsewhere = slabs or _divisor(out[0], -(-columns // _SLAB_BYTES))
     images = batch if isinstance(batch, int) else 1  # an exported program leaves it open
     cpu = slabs or _divisor(out[0], max(_CPU_SLABS, -(-images * columns // _CPU_SLAB_BYTES)))
-    return _deform_conv(x, offset, mask, kernel, _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu))
+    geometry = _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu, precision)
+    return _deform_conv(x, offset, mask, kernel, geometry)
 
 
 def _divisor(number: int, least: int) -> int:
@@ -112,16 +117,18 @@ def _on_platform(function: Callable[..., Any], geometry: _Geometry, *arrays: Any
 @functools.partial(jax.jit, static_argnums=4)  # traced once for layers of one shape
 def _deform_conv(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> Array:
     weights, index = _corners(offset, mask, x.shape[1:3], geometry)
-    multiply = functools.partial(_multiply, offset.shape[2])
+    multiply = functools.partial(_multiply, offset.shape[2], geometry.precision)
     return _on_platform(multiply, geometry, _rows(x, geometry), weights, index, _matrix(kernel, geometry.groups))
 
 
-def _multiply(width: int, slabs: int, rows: Array, weights: Any, index: Any, matrix: Array) -> Array:
+def _multiply(
+    width: int, precision: Precision, slabs: int, rows: Array, weights: Any, index: Any, matrix: Array
+) -> Array:
     """Columns times matrix, (B, h, w, O)."""
 
     def slab(carry: None, part: Any) -> tuple[None, Array]:
         weights, index = part
-        y = _columns(rows, weights, index, width) @ matrix
+        y = jnp.matmul(_columns(rows, weights, index, width), matrix, precision=precision)
         return carry, y.reshape(*index[0].shape[:2], width, -1)
 
     return _over_slabs(slab, None, (weights, index), slabs)[1]
@@ -136,16 +143,15 @@ def _backward(geometry: _Geometry, saved: Any, g: Array) -> tuple[Array, Array, 
     x, offset, mask, kernel = saved
     weights, pull, index = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)
     matrix, pull_matrix = jax.vjp(lambda k: _matrix(k, geometry.groups), kernel)
-    drows, dweights, dmatrix = _on_platform(
-        _multiply_transposed, geometry, _rows(x, geometry), weights, index, matrix, g
-    )
+    multiply = functools.partial(_multiply_transposed, geometry.precision)
+    drows, dweights, dmatrix = _on_platform(multiply, geometry, _rows(x, geometry), weights, index, matrix, g)
     doffset, dmask = pull(dweights)
     (dkernel,) = pull_matrix(dmatrix.astype(kernel.dtype))
     return drows.reshape(x.shape).astype(x.dtype), doffset, dmask, dkernel
 
 
 def _multiply_transposed(
-    slabs: int, rows: Array, weights: Any, index: Any, matrix: Array, g: Array
+    precision: Precision, slabs: int, rows: Array, weights: Any, index: Any, matrix: Array, g: Array
 ) -> tuple[Array, list[Array], Array]:
     """The gradients of `_multiply`'s rows, weights and matrix, float32."""
     width = g.shape[2]
@@ -153,13 +159,12 @@ def _multiply_transposed(
     def slab(carry: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], list[Array]]:
         (drows, dmatrix), (weights, index, g) = carry, part
         g = g.reshape(-1, g.shape[-1])
-        dsamples = (g @ matrix.T).reshape(*index[0].shape, -1)
-        dweights = [
-            jnp.einsum("...c,...c->...", dsamples, _take(rows, i), preferred_element_type=jnp.float32) for i in index
-        ]
+        dsamples = jnp.matmul(g, matrix.T, precision=precision).reshape(*index[0].shape, -1)
+        dweights = [_dot_channels(dsamples, _take(rows, i)) for i in index]
         for w, i in zip(weights, index, strict=True):
             drows = _add_at(drows, i, dsamples.astype(jnp.float32) * w[..., None])
-        dmatrix += jnp.matmul(_columns(rows, weights, index, width).T, g, preferred_element_type=jnp.float32)
+        columns = _columns(rows, weights, index, width)
+        dmatrix += jnp.matmul(columns.T, g, precision=precision, preferred_element_type=jnp.float32)
         return (drows, dmatrix), dweights
 
     start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)
@@ -168,6 +173,11 @@ def _multiply_transposed(
 
 
 _deform_conv.defvjp(_forward, _backward)
+
+
+def _dot_channels(a: Array, b: Array) -> Array:
+    """The sum over channels of a * b, (..., C) -> (...) float32: what moves the offsets, so as precise as these."""
+    return jnp.einsum("...c,...c->...", a, b, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
 def _over_slabs(body: Callable[..., Any], carry: Any, arrays: Any, slabs: int) -> tuple[Any, Any]:
@@ -260,17 +270,19 @@ class DeformConv(nn.Module):
     modulated: bool = True
     bias: bool = True
     dtype: Dtype = jnp.float32
+    precision: Precision = None
     kernel_init: Initializer = he_normal
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         pad, taps = self.kernel // 2, self.groups * self.kernel**2
-        # Positions decide accuracy: float32 whatever the activations are.
+        # Positions decide accuracy: float32 whatever the activations and their precision are.
         found = Conv(
             taps * (3 if self.modulated else 2),
             kernel=self.kernel,
             stride=self.stride,
             bias=True,
+            precision=lax.Precision.HIGHEST,
             kernel_init=nn.initializers.zeros_init(),
             name="offset",
         )(x)
@@ -285,6 +297,7 @@ class DeformConv(nn.Module):
             stride=self.stride,
             padding=pad,
             groups=self.groups,
+            precision=self.precision,
         )
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from kpjax.nn.convolution import Precision
 from kpjax.nn.layers import ConvParams, conv2d
 
 Array = jax.Array
 
 
-class Heads(nn.Module):
-    """For each head a 3x3 convolution, ReLU and a 1x1 convolution.  (B, h, w, C) -> float32 maps.
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What sets a head apart from the others.
 
-    The 3x3 convolutions read the same map, so they run as one wider convolution.
-    The heatmap's bias starts at -2.19, a score of 0.1 everywhere (CornerNet's supplement;
-    Lin et al. 2017), without which the first steps are lost to the background.
+    channels: of its map.  bias, std: the start of its last convolution, the kernel's standard deviation.
     """
 
-    channels: dict[str, int]
+    channels: int
+    bias: float = 0.0
+    std: float = 0.001
+
+
+def heatmap_head(channels: int) -> Head:
+    """A head of heatmap logits, which start at -2.19: a score of 0.1 everywhere.
+
+    Without it the first steps are lost to the background (CornerNet's supplement; Lin et al. 2017).
+    """
+    return Head(channels, bias=-2.19, std=0.01)
+
+
+class Heads(nn.Module):
+    """For each head a 3x3 convolution, ReLU and a 1x1 convolution.  (B, h, w, C) -> {name: (B, h, w, .) float32}.
+
+    features: channels between the two.  The 3x3 convolutions read the same map, so they run as one wider convolution,
+    in `dtype` and `precision`; the 1x1 ones decide accuracy and are float32 whatever these are.
+    """
+
+    heads: dict[str, Head]
     features: int
-    dtype: Any
+    dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array) -> dict[str, Array]:
-        first = {head: ConvParams(self.features, name=f"{head}_conv")(x.shape[-1]) for head in self.channels}
+        first = {name: ConvParams(self.features, name=f"{name}_conv")(x.shape[-1]) for name in self.heads}
         kernel = jnp.concatenate([kernel for kernel, _ in first.values()], axis=-1).astype(self.dtype)
         bias = jnp.concatenate([bias for _, bias in first.values() if bias is not None]).astype(self.dtype)
-        hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1))) + bias)
+        hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1)), self.precision) + bias)
         outputs = {}
-        for i, (head, channels) in enumerate(self.channels.items()):
-            heat = head.endswith(("heat", "heatmap"))
+        for i, (name, head) in enumerate(self.heads.items()):
             out_kernel, out_bias = ConvParams(
-                channels,
+                head.channels,
                 kernel=(1, 1),
-                kernel_init=nn.initializers.normal(0.01 if heat else 0.001),
-                bias_init=nn.initializers.constant(-2.19 if heat else 0.0),
-                name=f"{head}_out",
+                kernel_init=nn.initializers.normal(head.std),
+                bias_init=nn.initializers.constant(head.bias),
+                name=f"{name}_out",
             )(self.features)
             assert out_bias is not None
             part = hidden[..., i * self.features : (i + 1) * self.features].astype(jnp.float32)
-            # Logits decide accuracy: float32 whatever the activations are.
-            outputs[head] = jnp.einsum("bhwc,cd->bhwd", part, out_kernel[0, 0], precision="highest") + out_bias
+            product = jnp.einsum("bhwc,cd->bhwd", part, out_kernel[0, 0], precision=lax.Precision.HIGHEST)
+            outputs[name] = product + out_bias
         return outputs

@@ -3,6 +3,10 @@
 Padding is explicit everywhere: PyTorch's is not `SAME` at stride 2.  Kernels are HWIO,
 activations NHWC.  Parameters stay float32; `dtype` is that of the activations.
 
+`precision` is that of the products of float32 activations, in the gradients too.  None leaves it to JAX, which on GPUs
+multiplies in TensorFloat-32 and on TPUs in bfloat16 (10 and 7 bits of mantissa); `HIGH` is 3 bfloat16 passes on a TPU
+and TensorFloat-32 on a GPU; `HIGHEST` is float32 on both.  On a CPU, and for bfloat16 activations, all are the same.
+
 Some operations have a second form for the CPU, where XLA's usual one is up to 25 times slower
 than it need be (docs/benchmarks.md has the figures).  `lax.platform_dependent`
 chooses when the program is compiled, so that a program compiled for a TPU on a CPU machine
@@ -11,6 +15,7 @@ gets the TPU's form.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kpjax.nn.batch_norm import normalised
-from kpjax.nn.convolution import NHWC, conv2d
+from kpjax.nn.convolution import NHWC, Precision, conv2d
 
 Array = jax.Array
 Dtype = Any
@@ -63,6 +68,7 @@ class Conv(nn.Module):
     padding: int | None = None
     bias: bool = False
     dtype: Dtype = jnp.float32
+    precision: Precision = None
     kernel_init: Initializer = he_normal
     bias_init: Initializer = nn.initializers.zeros_init()
 
@@ -71,7 +77,8 @@ class Conv(nn.Module):
         pad = self.kernel // 2 if self.padding is None else self.padding
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, ((pad, pad), (pad, pad)))
+        padding = (pad, pad), (pad, pad)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, self.precision)
         if self.bias:
             y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
         return y
@@ -83,6 +90,9 @@ class BatchNorm(nn.Module):
     Running variance is the unbiased one; `momentum` is the share of the old value (1 - PyTorch's).
     groups: statistics over this many equal slices of the batch, one after another, as on so
         many GPUs without synchronisation; the running ones move once, by the groups' mean.
+
+    The batch's variance is exact to float32 where the running mean is within some hundred standard deviations of the
+    batch's, as it is once it has followed it for some steps.
     """
 
     groups: int = 1
@@ -103,7 +113,7 @@ class BatchNorm(nn.Module):
             offset = bias - running_mean.value * factor
             return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
         grouped = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
-        y, mean, var = normalised(grouped, scale, bias, self.epsilon)
+        y, mean, var = normalised(grouped, scale, bias, running_mean.value, self.epsilon)
         if not self.is_initializing():
             count = grouped.size // (self.groups * channels)
             keep = self.momentum
@@ -127,34 +137,42 @@ class ConvBN(nn.Module):
     layer: Any = Conv
     bn_groups: int = 1
     dtype: Dtype = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = self.layer(self.features, kernel=self.kernel, stride=self.stride, dtype=self.dtype, name="conv")(x)
+        settings = {"kernel": self.kernel, "stride": self.stride, "dtype": self.dtype, "precision": self.precision}
+        x = self.layer(self.features, **settings, name="conv")(x)
         x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, train)
         return nn.relu(x) if self.relu else x
 
 
-def conv_transpose_4x4(x: Array, kernel: Array) -> Array:
+def conv_transpose_4x4(x: Array, kernel: Array, precision: Precision = None) -> Array:
     """PyTorch's ConvTranspose2d(kernel 4, stride 2, padding 1): out[2 i - 1 + u] += x[i] kernel[u].
 
     x (B, H, W, C), kernel (4, 4, C, O) not mirrored.  Returns (B, 2 H, 2 W, O).
     """
-    return lax.platform_dependent(x, kernel, cpu=_conv_transpose_phases, default=_conv_transpose_dilated)
-
-
-def _conv_transpose_dilated(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel[::-1, ::-1], (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2), dimension_numbers=NHWC
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_conv_transpose_phases, precision=precision),
+        default=functools.partial(_conv_transpose_dilated, precision=precision),
     )
 
 
-def _conv_transpose_phases(x: Array, kernel: Array) -> Array:
+def _conv_transpose_dilated(x: Array, kernel: Array, precision: Precision = None) -> Array:
+    pads = [(2, 2), (2, 2)]
+    return lax.conv_general_dilated(
+        x, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=NHWC, precision=precision
+    )
+
+
+def _conv_transpose_phases(x: Array, kernel: Array, precision: Precision = None) -> Array:
     # Even outputs see the taps 3 and 1 of cells m - 1 and m, odd ones 2 and 0 of m and m + 1:
     # four ordinary 2x2 convolutions, their outputs interleaved.
     taps, pads = (slice(3, None, -2), slice(2, None, -2)), ((1, 0), (0, 1))
     rows = [
-        jnp.stack([conv2d(x, kernel[taps[a]][:, taps[b]], 1, (pads[a], pads[b])) for b in (0, 1)], axis=3)
+        jnp.stack([conv2d(x, kernel[taps[a]][:, taps[b]], 1, (pads[a], pads[b]), precision) for b in (0, 1)], axis=3)
         for a in (0, 1)
     ]
     y = jnp.stack(rows, axis=2)
@@ -167,12 +185,13 @@ class ConvTranspose(nn.Module):
 
     features: int
     dtype: Dtype = jnp.float32
+    precision: Precision = None
     kernel_init: Initializer = he_normal
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32)
-        return conv_transpose_4x4(x.astype(self.dtype), kernel.astype(self.dtype))
+        return conv_transpose_4x4(x.astype(self.dtype), kernel.astype(self.dtype), self.precision)
 
 
 def bilinear_kernel_init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:

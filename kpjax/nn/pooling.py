@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kpjax.nn.convolution import Precision
 from kpjax.nn.layers import Conv, ConvBN
 
 Array = jax.Array
@@ -99,10 +100,11 @@ class Merge(nn.Module):
 
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, pooled: Array, x: Array, train: bool) -> Array:
-        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         features = x.shape[-1]
         pooled = ConvBN(features, relu=False, name="pooled", **options)(pooled, train)
         shortcut = ConvBN(features, 1, relu=False, name="shortcut", **options)(x, train)
@@ -119,10 +121,11 @@ class CornerPool(nn.Module):
     branch: int = 128
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         one = corner_pool(ConvBN(self.branch, name="branch1", **options)(x, train), self.directions[0])
         other = corner_pool(ConvBN(self.branch, name="branch2", **options)(x, train), self.directions[1])
         return Merge(name="merge", **options)(one + other, x, train)
@@ -139,15 +142,17 @@ class CascadeCornerPool(nn.Module):
     branch: int = 128
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         pooled: Any = 0
         for number, (along, inward) in enumerate((self.directions, self.directions[::-1]), start=1):
             inside = corner_pool(ConvBN(self.branch, name=f"inside{number}", **options)(x, train), inward)
             y = ConvBN(self.branch, name=f"branch{number}", **options)(x, train) + inside
-            y = Conv(self.branch, dtype=self.dtype, name=f"along{number}")(y)  # bare: no BatchNorm, no ReLU
+            along_conv = Conv(self.branch, dtype=self.dtype, precision=self.precision, name=f"along{number}")
+            y = along_conv(y)  # bare: no BatchNorm, no ReLU
             pooled = pooled + corner_pool(y, along)
         return Merge(name="merge", **options)(pooled, x, train)
 
@@ -158,10 +163,11 @@ class CenterPool(nn.Module):
     branch: int = 128
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    precision: Precision = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype}
+        options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         column = line_pool(ConvBN(self.branch, name="branch1", **options)(x, train), 1)
         row = line_pool(ConvBN(self.branch, name="branch2", **options)(x, train), 2)
         return Merge(name="merge", **options)(column + row, x, train)

@@ -37,7 +37,7 @@ from kpjax.checkpoint.orbax import (
 )
 from kpjax.checkpoint.scores import best_step, logged_scores
 from kpjax.checkpoint.weights import describe
-from kpjax.detectors.base import Detector
+from kpjax.detectors.base import COMPUTATION, Detector
 from kpjax.parallel import distributed
 from kpjax.training.digest import digest
 from kpjax.training.environment import environment
@@ -240,10 +240,15 @@ class _KeepBest:
 
 
 def check_same_model(info: dict[str, Any], detector: Detector, path: str) -> None:
-    """Raise CheckpointError where what was stored beside a checkpoint (`info`) is not this detector's."""
+    """Raise CheckpointError where what was stored beside a checkpoint (`info`) is not this detector's.
+
+    Options that say how the network computes (`COMPUTATION`) may differ.
+    """
     ours = describe(detector, (), None)
     for key in ("model", "num_classes", "options"):
         stored, wanted = info.get(key), json.loads(json.dumps(ours[key]))
+        if key == "options" and isinstance(stored, dict):
+            stored, wanted = ({k: v for k, v in o.items() if k not in COMPUTATION} for o in (stored, wanted))
         if stored != wanted:
             raise CheckpointError(
                 f"{path} is a checkpoint of another model: its {key} is {stored!r}, this run's {wanted!r}; "

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kpjax
-from kpjax.detectors import at_test, centernet
+from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
+from kpjax.nn.heads import Head, Heads, heatmap_head
 from kpjax.nn.layers import NHWC
 from kpjax.objects import Detections, Placed
 from tests.records import objects_of
@@ -133,7 +134,7 @@ def test_fewer_steps_leave_out_deep_stages(steps: tuple[int, ...], stride: int) 
 def test_heads_are_separate_convolutions() -> None:
     """The heads' 3x3 convolutions run as one; each must come out as if it ran alone, in float32."""
     x = np.random.default_rng(0).standard_normal((2, 5, 6, 4), np.float32)
-    heads = centernet.Heads({"heatmap": 3, "wh": 2, "offset": 2}, 8, jnp.float32)
+    heads = Heads({"heatmap": heatmap_head(3), "wh": Head(2), "offset": Head(2)}, 8)
     params = jax.jit(heads.init)(jax.random.key(0), x)["params"]
     apply = jax.jit(heads.apply)
     # Before training every score is near 0.1 (bias -2.19), every size and offset near 0.
