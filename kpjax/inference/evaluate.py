@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kpjax.config import Config
+from kpjax.data.batch import may_skip
 from kpjax.data.source import Source
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
@@ -145,8 +146,8 @@ class Evaluator:
             if image.shape[:2] != job.view.image:
                 got, want = f"{image.shape[1]}x{image.shape[0]}", f"{job.view.image[1]}x{job.view.image[0]}"
                 raise DataError(f"{name}: the file is {got} pixels, the annotations say {want}; correct one of them")
-        except DataError:
-            if self.config.data.bad_images == "skip":
+        except DataError as error:
+            if may_skip(self.config.data, error):
                 return None
             raise
         return place(image, job.view, self.detector.preprocess)
