@@ -1,1 +1,1 @@
-"""Where training examples come from: sources, the host pipeline, augmentation on the device, and made-up data."""
+"""Where training examples come from: sources, the host pipeline, augmentation on the device."""
