@@ -1,4 +1,4 @@
-"""Augmentation on the device: from a uint8 canvas to the network's input, one image at a time.
+"""Augmentation on the device, one image at a time: crop (drawn by `kpjax.images.geometry`), colours, normalisation.
 
 A random crop (`kpjax.images.geometry`), bilinear resampling in which a pixel outside the image has the border's colour,
 as OpenCV's BORDER_CONSTANT does, then colours.

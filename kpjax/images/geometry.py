@@ -1,4 +1,4 @@
-"""The geometry of training: random crops of an image, and how its pixels become those of the network's input.
+"""The geometry of training: the random crop of an image is drawn here (`kpjax.data.augment` applies it).
 
 Three kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image in the top left corner of its canvas:
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they connect, and how all of them end when one does.
+"""Several processes as one run: connecting, heartbeats and their timeout, and how all end when one does.
 
 `jax.distributed` connects them.  Added to it here: a watch that makes the first error of any process the end of all
 of them within seconds (JAX alone leaves the others waiting in a collective), and values that all have to agree on.

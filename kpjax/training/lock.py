@@ -1,4 +1,4 @@
-"""One run at a time in a work directory: the file WORKDIR/run.lock says which process holds it.
+"""One run at a time in a work directory: WORKDIR/run.lock, who holds it, and when a holder counts as gone.
 
 A run that still lives is never disturbed: on its own host its process is looked up, from another host the file's time
 has to stand still, which the holder moves every BEAT seconds.
