@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,14 +52,17 @@ class Engine:
     mesh: Mesh
     batch: int
 
-    def shard(self, rows: np.ndarray) -> jax.Array:
+    def shard(self, rows: np.ndarray) -> Any:
         """(B, ...) as an array whose rows are divided over the devices.  Other processes' rows are not read."""
+        if self.mesh.size == 1:  # `jax.jit` puts it where the variables are, and sooner
+            return rows
         return jax.make_array_from_callback(rows.shape, self._sharding(), lambda index: rows[index])
 
-    def own_slots(self) -> list[int]:
+    @functools.cached_property
+    def own_slots(self) -> frozenset[int]:
         """The rows of a batch that this process's devices need."""
         where = self._sharding().addressable_devices_indices_map((self.batch,)).values()
-        return sorted({slot for rows in where if rows for slot in range(*rows[0].indices(self.batch))})
+        return frozenset(slot for rows in where if rows for slot in range(*rows[0].indices(self.batch)))
 
     def on_devices(self, variables: Any) -> Any:
         """The variables on every device of the mesh; arrays that are there stay as they are."""
@@ -112,8 +116,9 @@ class ViewQueue:
     ) -> None:
         """variables: on the devices, see `Engine.on_devices`.
 
-        canvas_of: (H, W, 3) uint8, the canvas of a view, called in threads, for the views whose slot this process's
-            devices need; None where the image cannot be read.  What it raises is raised again by `add` or `start`.
+        canvas_of: (H, W, 3) uint8, the canvas of a view, called in threads (but for a single view that is wanted at
+            once), for the views whose slot this process's devices need; None where the image cannot be read.  What it
+            raises is raised again by `add` or `start`.
         names: class names that the Detections get.  threads: 0: one for each core.
         more_inputs: further arguments of the program, trees of (B, ...), for the jobs of a batch.
         """
@@ -121,7 +126,6 @@ class ViewQueue:
         self._canvas_of, self._more_inputs = canvas_of, more_inputs
         self._names, self._prefetch = names, prefetch
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "kpjax-place")
-        self._own = frozenset(engine.own_slots())
         self._waiting: dict[Size, list[Job]] = {}
         self._placing: collections.deque[_Batch] = collections.deque()
         self._running: collections.deque[_Batch] = collections.deque()
@@ -174,9 +178,12 @@ class ViewQueue:
             batch.jobs[self._sent] = job
             tags[slot, 0] = self._sent
             self._sent = (self._sent + 1) % 2**31
-            if slot in self._own:
+            if slot in self._engine.own_slots:
                 windows[slot] = job.view.window
-                batch.placing.append(self._pool.submit(place, slot, job))
+                if self._prefetch or len(jobs) > 1:
+                    batch.placing.append(self._pool.submit(place, slot, job))
+                else:
+                    place(slot, job)
         self._placing.append(batch)
         while len(self._placing) > self._prefetch and len(self._running) < IN_FLIGHT:
             self._run_oldest()

@@ -38,7 +38,10 @@ class ReadAhead:
         self._closed = False
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "kpjax-read")
         self._walker = threading.Thread(target=self._walk, args=(items, read), name="kpjax-inputs", daemon=True)
-        self._walker.start()
+        if isinstance(items, list) and len(items) == 1:  # starting threads would take longer than most of the rest
+            self._walk(items, read, at_once)
+        else:
+            self._walker.start()
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -47,7 +50,8 @@ class ReadAhead:
         self._closed = True
         self._room.release()
         self._pool.shutdown(cancel_futures=True)
-        self._walker.join(timeout=1.0)
+        if self._walker.is_alive():
+            self._walker.join(timeout=1.0)
 
     def take(self, wait: bool = True) -> Any:
         """What `read` made of the next input, or END.  wait: False: None where it has not been read yet.
@@ -67,20 +71,30 @@ class ReadAhead:
             self._room.release()
         return result
 
-    def _walk(self, items: Iterable[Any], read: Callable[[int, Any], Any]) -> None:
-        last: Future[Any] = Future()
+    def _walk(self, items: Iterable[Any], read: Callable[[int, Any], Any], submit: Any = None) -> None:
+        submit, last = submit or self._pool.submit, Future[Any]()
         try:
             numbered = enumerate(items)
             while self._room.acquire() and not self._closed:
                 item = next(numbered, None)
                 if item is None or self._closed:
                     break
-                self._ready.put(self._pool.submit(read, *item))
+                self._ready.put(submit(read, *item))
                 del item  # an image of it may be large
             last.set_result(self.END)
         except BaseException as error:  # it belongs to whoever takes the inputs
             last.set_exception(error)
         self._ready.put(last)
+
+
+def at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """As `Executor.submit`, but the function is called now."""
+    done: Future[Any] = Future()
+    try:
+        done.set_result(function(*arguments))
+    except Exception as error:
+        done.set_exception(error)
+    return done
 
 
 def read_image(path: str) -> np.ndarray:

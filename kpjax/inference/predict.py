@@ -5,10 +5,11 @@ Needs neither TensorFlow nor pycocotools.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -123,13 +124,14 @@ class Predictor:
             return [frames[index] for index in sorted(frames)]  # type: ignore[misc]
         items, single = list_inputs(inputs)
         results: list[Detections] = [None] * len(items)  # type: ignore[list-item]
-        for found in self.stream(items):
-            if found.detections is None:
-                raise DataError(found.error)
-            results[found.index] = found.detections
+        with contextlib.closing(self.stream(items)) as stream:
+            for found in stream:
+                if found.detections is None:
+                    raise DataError(found.error)
+                results[found.index] = found.detections
         return results[0] if single else results
 
-    def stream(self, items: Iterable[str | np.ndarray]) -> Iterator[Found]:
+    def stream(self, items: Iterable[str | np.ndarray]) -> Generator[Found, None, None]:
         """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs.
 
         Threads walk through `items` and read images ahead of the device, `batch` of them and one for each core; what

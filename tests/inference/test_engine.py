@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kpjax.errors import DataError
 from kpjax.images.views import fixed_view
 from kpjax.inference import predict
 from kpjax.inference.engine import IN_FLIGHT, rows_in_image, select
@@ -108,7 +109,7 @@ def test_a_stream_that_is_closed_ends_its_threads(endless: bool) -> None:
 
     stream = predictor(batch=2).stream(images())
     assert next(stream).index == 0 and own_threads()
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert not own_threads() and ended.wait(PATIENCE)
     assert [found.index for found in predictor().stream([image(0)])] == [0] and not own_threads()
 
@@ -125,7 +126,7 @@ def test_what_a_waiting_iterable_holds_up_is_not_the_end_of_a_stream() -> None:
     stream = predictor().stream(images())
     assert next(stream).index == 0
     before = time.monotonic()
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert time.monotonic() - before < 10
     given.put(None)
     deadline = time.monotonic() + PATIENCE
@@ -175,6 +176,12 @@ def test_what_cannot_be_read_holds_up_nothing(tmp_path: Any) -> None:
     for index, one in found.items():
         assert (one.detections is None) == (index % 3 == 0) == bool(one.error)
         assert one.name == names[index]
+
+
+def test_a_call_that_fails_ends_its_threads() -> None:
+    with pytest.raises(DataError, match="nowhere") as caught:
+        predictor()([image(0), "nowhere", *map(image, range(50))])
+    assert not own_threads() and caught
 
 
 def test_an_error_of_the_iterable_is_the_stream_s() -> None:
