@@ -30,7 +30,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Files of minutes, which would keep one core busy when nothing is left for the other.
-FIRST = ("distributed/test_processes.py", "test_run.py", "test_evaluate.py", "training/test_step.py", "test_convert.py")
+FIRST = (
+    "distributed/test_processes.py",
+    "test_run.py",
+    "test_lock.py",
+    "test_evaluate.py",
+    "training/test_step.py",
+    "test_convert.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -101,7 +101,9 @@ class WorkdirLock:
         self._local = "://" not in workdir
         self._me: Holder | None = None  # while it is held
         self._made: list[epath.Path] = []  # folders that were not there before
+        self._now = 0.0  # by the clock of the file system
         self._done = threading.Event()
+        self._beating = threading.Lock()
 
     def __enter__(self) -> WorkdirLock:
         refused: UserError | None = None
@@ -126,20 +128,13 @@ class WorkdirLock:
         try:
             self._made = [folder for folder in (root, *root.parents) if self._local and not folder.exists()]
             root.mkdir(parents=True, exist_ok=True)
-            part = self._file.parent / f"{LOCK}.{me.token}"
-            if self._local:
-                part.write_text(_text(me))
-            try:
-                while not self._put(part, me):
-                    holder = self._read()
-                    if holder is None:
-                        continue  # it was released in the meantime
-                    if not self._force:
-                        self._refuse_living(holder, me, part)
-                    self._remove(holder, me)
-            finally:
-                if self._local:
-                    part.unlink(missing_ok=True)
+            while not self._put(me):
+                holder = self._read()
+                if holder is None:
+                    continue  # it was released in the meantime
+                if not self._force:
+                    self._refuse_living(holder, me)
+                self._remove(holder, me)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ConfigError(f"--workdir {self._workdir} cannot be written: {reason}") from error
@@ -158,14 +153,14 @@ class WorkdirLock:
         me, self._me = self._me, None
         if me is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._beating:
             holder = self._read()
             if holder is not None and holder.token == me.token:
                 self._file.unlink()
             for folder in self._made:
                 os.rmdir(folder)  # where a mistake ended the run before it wrote anything
 
-    def _put(self, part: epath.Path, me: Holder) -> bool:
+    def _put(self, me: Holder) -> bool:
         """Make the lock file, whole, where there is none."""
         if not self._local:  # a bucket knows no such step: the last of several writers wins, and the others see it
             if self._file.exists():
@@ -174,7 +169,10 @@ class WorkdirLock:
             time.sleep(2)
             holder = self._read()
             return holder is not None and holder.token == me.token
+        part = self._file.parent / f"{LOCK}.{me.token}"
         try:
+            part.write_text(_text(me))
+            self._now = os.stat(part).st_mtime
             os.link(part, self._file)
         except FileExistsError:
             return False
@@ -186,6 +184,8 @@ class WorkdirLock:
                     file.write(_text(me))
             except FileExistsError:
                 return False
+        finally:
+            part.unlink(missing_ok=True)
         return True
 
     def _read(self) -> Holder | None:
@@ -195,7 +195,7 @@ class WorkdirLock:
             return None
         return _parsed(text)
 
-    def _refuse_living(self, holder: Holder, me: Holder, part: epath.Path) -> None:
+    def _refuse_living(self, holder: Holder, me: Holder) -> None:
         """Return where the holder is gone, else raise WorkdirInUse."""
         if (holder.host, holder.boot, holder.namespace) == (me.host, me.boot, me.namespace):
             if _lives(holder):
@@ -203,7 +203,7 @@ class WorkdirLock:
             return
         before, age = self._sign(), 0.0
         if self._local and before is not None:
-            age = os.stat(part).st_mtime - before[1]  # both by the clock of the file system
+            age = self._now - before[1]
         if age < STALE:
             wait = STALE - max(age, 0.0)
             self._say(
@@ -257,9 +257,9 @@ class WorkdirLock:
         beats = 0
         while not self._done.wait(BEAT):
             beats += 1
-            with contextlib.suppress(OSError):  # a disk that does not answer: the run finds out by itself
+            with contextlib.suppress(OSError), self._beating:  # a disk that fails: the run finds out by itself
                 holder = self._read()
-                if holder is None or holder.token != me.token:
+                if self._done.is_set() or holder is None or holder.token != me.token:
                     continue
                 if self._local:
                     os.utime(self._file)

@@ -294,3 +294,27 @@ def test_process_0_holds_it_for_all(folder: pathlib.Path) -> None:
         for ended in run.wait():
             assert ended.code == 0, ended
     assert not (folder / "many" / LOCK).exists()
+
+
+def test_in_a_bucket(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files can only be read, written and removed as a whole: signs of life are counted in the file."""
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    monkeypatch.setattr(lock, "STALE", 2.0)
+    first, second = WorkdirLock(str(tmp_path)), WorkdirLock(str(tmp_path), say=lambda _: None)
+    first._local = second._local = False
+    with first:
+        with pytest.raises(WorkdirInUse, match="in use by"):
+            second.acquire()
+        limit = time.monotonic() + 10
+        while not json.loads((tmp_path / LOCK).read_text() or '{"beats": 0}')["beats"]:
+            assert time.monotonic() < limit
+    assert files(tmp_path) == []
+    elsewhere(tmp_path)
+    living = threading.Thread(target=lambda: [time.sleep(0.7), elsewhere(tmp_path, beats=1)])
+    living.start()
+    with pytest.raises(WorkdirInUse, match="on other since"):
+        second.acquire()
+    living.join()
+    with second:
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+    assert files(tmp_path) == []
