@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpjax.data import augment
 from kpjax.nn import convolution, layers
 from kpjax.ops import peaks
 
@@ -55,17 +54,6 @@ def usual_peak_pool(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)])
 
 
-def resampling(form: Function, size: int, output: int) -> Function:
-    """A batch of canvases (B, S, S, 3) resampled at 1.25 canvas pixels a step."""
-
-    def one(canvas: Array) -> Array:
-        positions = jnp.arange(output, dtype=jnp.float32) * 1.25 - 7.3
-        weights = augment._axis_weights(positions, jnp.int32(size))
-        return form(canvas, weights, weights)
-
-    return jax.vmap(one)
-
-
 def comparisons(scale: float) -> list[Comparison]:
     """The rows, their channels multiplied by `scale`."""
     rng = np.random.default_rng(0)
@@ -79,7 +67,6 @@ def comparisons(scale: float) -> list[Comparison]:
     c256, c192, c80, c64 = (channels(c) for c in (256, 192, 80, 64))
     deconv = array(8, 32, 32, c256), array(4, 4, c256, c256)
     stem = (array(8, 128, 128, c64),)
-    canvases = (jnp.asarray(rng.integers(0, 256, (8, 640, 640, 3), np.uint8)),)
     phases, dilated = layers._conv_transpose_phases, layers._conv_transpose_dilated
     views, window = layers._max_pool_views, layers._max_pool_window
     return [
@@ -116,20 +103,6 @@ def comparisons(scale: float) -> list[Comparison]:
             usual_peak_pool,
             peaks.max_pool_3x3,
             (array(8, 128, 128, c80),),
-            False,
-        ),
-        Comparison(
-            f"best 100 peaks of logits 8x128x128x{c80}: together, image after image",
-            lambda x: peaks.top_k(peaks.keep_peaks(jax.nn.sigmoid(x)), 100),
-            lambda x: peaks.best_peaks(x, 100, logits=True),
-            (array(8, 128, 128, c80),),
-            False,
-        ),
-        Comparison(
-            "resampling, 8x640x640 -> 512x512: matrix products, gathers",
-            resampling(augment._resample_matmul, 640, 512),
-            resampling(augment._resample_gather, 640, 512),
-            canvases,
             False,
         ),
     ]

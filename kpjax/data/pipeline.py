@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from kpjax.config import DataConfig
 from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, may_skip, sizes_on_canvas, unskipped
 from kpjax.data.source import Source
-from kpjax.data.tensorflow import element_reader, import_tensorflow
+from kpjax.data.tensorflow import import_tensorflow
 from kpjax.errors import DataError
 from kpjax.images.decode import OTHER_SUFFIXES
 
@@ -86,18 +86,17 @@ class Batches(Iterator[Batch]):
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
         # In a list, which is emptied before Python ends: TensorFlow waits for its threads as it takes an iterator down,
         # and they for Python, where images pass through it.
-        self._readers: list[Callable[[], list[np.ndarray]]] = []
+        self._readers: list[Iterator[Any]] = []
         weakref.finalize(self, self._readers.clear)
         self._unread = Unread(source, most=max(32, 2 * len(self._slots)))
-        _keep_freed_memory()
 
     def __next__(self) -> Batch:
         tf = self._tf
         while True:
             if not self._readers:
-                self._readers.append(element_reader(tf, self._dataset(tf)))
+                self._readers.append(self._dataset(tf).as_numpy_iterator())
             try:
-                records, rows, shapes = self._readers[0]()
+                records, rows, shapes = next(self._readers[0])
                 empty, size = self._routes[records] == _EMPTY, self._sizes[records]
                 canvas = self._canvas(rows, shapes, size, empty)
             except (tf.errors.OpError, _Unexpected) as error:
@@ -232,17 +231,6 @@ class Batches(Iterator[Batch]):
         if not len(fast):
             raise DataError(f"step {self._step}: reading failed ({' '.join(str(error).split())[:200]})") from error
         self._routes[fast] = _PILLOW
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep the memory of a batch's encoded files for those of the next.
-
-    glibc gives freed memory back beyond twice the largest block it mapped and freed so far (mallopt(3), "dynamic mmap
-    threshold"), of blocks up to 32 MiB, and the system then clears each page anew: 20 faults an image of records, 3% of
-    all that is done for it. One such block, no page of which is touched, and it keeps 64 MiB. Other C libraries do
-    nothing with it.
-    """
-    np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
 def _first_route(source: Source, record: int, canvas: int) -> int:

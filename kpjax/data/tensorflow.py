@@ -7,10 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from kpjax.errors import DataError
 
@@ -76,20 +74,3 @@ def import_tensorflow() -> Any:
         with contextlib.suppress(RuntimeError, ValueError):
             tf.config.set_visible_devices([], kind)
     return tf
-
-
-def element_reader(tf: Any, dataset: Any) -> Callable[[], list[np.ndarray]]:
-    """Start the dataset, of flat tuples of tensors; each call gives its next element, as `as_numpy_iterator` does.
-
-    TensorFlow's operations are called by themselves: what its Python does around them there costs half as much again,
-    10 us an image, on the cores that decode.
-    """
-    types, shapes = [spec.dtype for spec in dataset.element_spec], [spec.shape for spec in dataset.element_spec]
-    iterator = tf.raw_ops.AnonymousIteratorV3(output_types=types, output_shapes=shapes)
-    tf.raw_ops.MakeIterator(dataset=tf.data.experimental.to_variant(dataset), iterator=iterator)
-
-    def following() -> list[np.ndarray]:
-        tensors = tf.raw_ops.IteratorGetNext(iterator=iterator, output_types=types, output_shapes=shapes)
-        return [np.asarray(memoryview(tensor)) for tensor in tensors]  # of their memory, not copied
-
-    return following

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 Array = jax.Array
 
@@ -15,10 +14,11 @@ def resample(canvas: Array, size: Array, ys: Array, xs: Array, border: Array) ->
     canvas: (S, S, 3) uint8 or float32, the image in its top left `size` (h, w).  ys (H,), xs (W,) float32
     pixel indices.  border: (3,) float32, the colour outside.  Returns (H, W, 3) float32, 0..255.
     """
-    weights = [_axis_weights(p, n) for p, n in ((ys, size[0]), (xs, size[1]))]
-    image = lax.platform_dependent(canvas, *weights, cpu=_resample_gather, default=_resample_matmul)
-    (_, _, wy0, wy1), (_, _, wx0, wx1) = weights
-    covered = (wy0 + wy1)[:, None] * (wx0 + wx1)[None, :]
+    y, x = _axis_weights(ys, size[0]), _axis_weights(xs, size[1])
+    rows, columns = _matrix(y, canvas.shape[0]), _matrix(x, canvas.shape[1])
+    image = jnp.einsum("hs,swc->hwc", rows, canvas.astype(jnp.float32), precision="highest")
+    image = jnp.einsum("hsc,ws->hwc", image, columns, precision="highest")
+    covered = (y[2] + y[3])[:, None] * (x[2] + x[3])[None, :]
     return image + (1 - covered)[..., None] * border
 
 
@@ -38,22 +38,8 @@ def _axis_weights(positions: Array, length: Array) -> tuple[Array, Array, Array,
     )
 
 
-def _resample_gather(canvas: Array, y: tuple[Array, ...], x: tuple[Array, ...]) -> Array:
-    # Two gathers of rows, then two of columns: little arithmetic, which suits a CPU.
-    y0, y1, wy0, wy1 = y
-    x0, x1, wx0, wx1 = x
-    rows = canvas[y0] * wy0[:, None, None] + canvas[y1] * wy1[:, None, None]
-    return rows[:, x0] * wx0[:, None] + rows[:, x1] * wx1[:, None]
-
-
-def _resample_matmul(canvas: Array, y: tuple[Array, ...], x: tuple[Array, ...]) -> Array:
-    # The same as two matrix products, which a TPU or a GPU does at once.
-    def matrix(axis: tuple[Array, ...], length: int) -> Array:
-        low, high, weight_low, weight_high = axis
-        cells = jnp.arange(length)
-        return (cells == low[:, None]) * weight_low[:, None] + (cells == high[:, None]) * weight_high[:, None]
-
-    rows, columns = matrix(y, canvas.shape[0]), matrix(x, canvas.shape[1])
-    image = canvas.astype(jnp.float32)
-    image = jnp.einsum("hs,swc->hwc", rows, image, precision="highest")
-    return jnp.einsum("hsc,ws->hwc", image, columns, precision="highest")
+def _matrix(axis: tuple[Array, ...], length: int) -> Array:
+    """The weights of one axis as a matrix (positions, length): two matrix products then sample an image."""
+    low, high, weight_low, weight_high = axis
+    cells = jnp.arange(length)
+    return (cells == low[:, None]) * weight_low[:, None] + (cells == high[:, None]) * weight_high[:, None]

@@ -12,8 +12,6 @@ from typing import Any
 import jax
 from jax import lax
 
-LONG_SUM = 4096  # numbers from which a sum is left to YNNPACK; 2,048 are not (seen, jax 0.10)
-
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays or trees of them, called by the program rather than made part of its caller.

@@ -60,17 +60,8 @@ def best_peaks(heat: Array, k: int, *, kernel: int = 3, logits: bool = False) ->
     heat: (B, h, w, K) float32 scores, or with `logits` what is still to go through the sigmoid.  kernel: 3 keeps the
     peaks of 3x3 neighbourhoods only; 1 keeps every cell.
     """
-
-    def whole(heat: Array) -> tuple[Array, Array, Array, Array]:
-        scores = jax.nn.sigmoid(heat) if logits else heat
-        return top_k(keep_peaks(scores) if kernel == 3 else scores, k)
-
-    def one_by_one(heat: Array) -> tuple[Array, Array, Array, Array]:
-        return jax.tree.map(lambda x: x[:, 0], jax.lax.map(lambda image: whole(image[None]), heat))
-
-    # On a CPU the maps between these steps then fit into its cache; those of a batch are beyond what malloc keeps, so
-    # that the system clears fresh pages for them every time, which took four times as long as all the rest.
-    return jax.lax.platform_dependent(heat, cpu=one_by_one, default=whole)
+    scores = jax.nn.sigmoid(heat) if logits else heat
+    return top_k(keep_peaks(scores) if kernel == 3 else scores, k)
 
 
 def gather_cells(maps: Array, index: Array) -> Array:

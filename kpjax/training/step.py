@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
-from kpjax.nn.cpu import LONG_SUM, apart_on_cpu
+from kpjax.nn.cpu import apart_on_cpu
 from kpjax.objects import Objects, PointSet, object_shapes
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
@@ -164,7 +164,7 @@ def make_step(
         whole = gathered(state.params, mesh)
         passes = accumulated if micro_batches > 1 else gradients
         (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
-        norm = global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = apart_on_cpu(optimizer.update)(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
         ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
@@ -177,22 +177,6 @@ def make_step(
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics
 
     return step
-
-
-def global_norm(tree: Any) -> Array:
-    """The root of the sum of all squares, as `optax.tree.norm`.
-
-    On a CPU the long sums have a function of nothing else, as those of `kpjax.nn.batch_norm` and for the same reason.
-    XLA makes short ones of other operations, which it puts last with all that calls them.
-    """
-    leaves = jax.tree.leaves(tree)
-    long, short = [x for x in leaves if x.size >= LONG_SUM], [x for x in leaves if x.size < LONG_SUM]
-    return jnp.sqrt(sum(sum(apart_on_cpu(square_sums)(part)) for part in (long, short) if part))
-
-
-def square_sums(arrays: list[Array]) -> list[Array]:
-    """The sum of squares of each array, () each."""
-    return [jnp.sum(jnp.square(x)) for x in arrays]
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:

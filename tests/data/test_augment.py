@@ -13,7 +13,6 @@ import pytest
 
 from kpjax.config import AugmentConfig
 from kpjax.data.augment import augment, cut_boxes, jitter_color
-from kpjax.images import resample as resample_module
 from kpjax.images.geometry import draw_crop, shrink_border, square_crop
 from kpjax.images.preprocess import COCO_BGR, Preprocess
 from kpjax.images.resample import resample
@@ -65,22 +64,24 @@ def test_resample_is_opencvs_warp() -> None:
     assert worst <= 1
 
 
-def test_both_forms_of_resampling_agree() -> None:
-    """The gathers of a CPU and the matrix products of an accelerator, borders and far positions included."""
+def test_samples_at_borders_and_far_away() -> None:
+    """Against a sum over the four neighbours in NumPy; beyond the image, pixels have the border's colour."""
     rng = np.random.default_rng(1)
-    canvas = jnp.asarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
-
-    @jax.jit
-    def forms(ys: Any, xs: Any, size: Any) -> Any:
-        weights = [resample_module._axis_weights(p, n) for p, n in ((ys, size[0]), (xs, size[1]))]
-        return resample_module._resample_gather(canvas, *weights), resample_module._resample_matmul(canvas, *weights)
-
+    canvas = rng.integers(0, 256, (40, 40, 3), np.uint8)
+    border = np.array([10.0, 200.0, 90.0], np.float32)
+    run = jax.jit(resample)
     for size in ((40, 40), (17, 33), (1, 1)):
         ys, xs = (rng.uniform(-5, 45, n).astype(np.float32) for n in (21, 30))
         ys[:4], xs[:2] = (-1e7, -1.0, 1e7, size[0] - 1), (-0.5, size[1] - 0.5)
-        gather, matmul = forms(ys, xs, np.array(size, np.int32))
-        np.testing.assert_allclose(gather, matmul, atol=1e-3)
-        assert np.abs(gather).max() > 0
+        wanted = np.zeros((21, 30, 3))
+        for dy in (0, 1):
+            for dx in (0, 1):
+                y, x = np.floor(ys).astype(int) + dy, np.floor(xs).astype(int) + dx
+                weight = np.outer(*(np.abs(1 - d - (p - np.floor(p))) for d, p in ((dy, ys), (dx, xs))))
+                inside = np.outer((y >= 0) & (y < size[0]), (x >= 0) & (x < size[1]))
+                pixels = canvas[np.clip(y, 0, 39)][:, np.clip(x, 0, 39)]
+                wanted += weight[..., None] * np.where(inside[..., None], pixels, border)
+        np.testing.assert_allclose(run(canvas, np.array(size, np.int32), ys, xs, border), wanted, atol=2e-3)
 
 
 def test_boxes_follow_the_pixels() -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import itertools
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -289,28 +288,3 @@ def test_batches_that_cannot_be_dealt_out(folder):
         train_batches(source, config, batch=5, seed=0, process_count=2)
     with pytest.raises(ConfigError, match="process 2 of 2"):
         train_batches(source, config, batch=4, seed=0, process_index=2, process_count=2)
-
-
-FAULTS = """
-import resource, sys
-from kpjax.data import files, pipeline
-if sys.argv[1] == "kept":
-    pipeline._keep_freed_memory()
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [bytearray(b"x") * 100_000 for _ in range(200)]
-    del blocks
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own")
-def test_freed_memory_is_not_cleared_again_for_the_next_batch():
-    """Page faults of allocating 20 MB in blocks of an image file's size for the second time."""
-    faults = {}
-    for how in ("kept", "given back"):
-        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-        faults[how] = int(done.stdout)
-    assert faults["kept"] < 100, faults
-    if faults["given back"] < 1000:
-        pytest.skip("memory given back costs no faults here: huge pages, or settings of malloc")

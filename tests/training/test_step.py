@@ -16,7 +16,7 @@ from kpjax.detectors.base import Detector
 from kpjax.objects import Objects, Placed
 from kpjax.parallel.sharding import make_mesh, put_batch
 from kpjax.training.optimizer import learning_rate, make_optimizer
-from kpjax.training.step import TrainState, global_norm, init_state, jit_step, make_step, prepare, state_shardings
+from kpjax.training.step import TrainState, init_state, jit_step, make_step, prepare, state_shardings
 from tests.tiny import TwoLayers, random_batch, random_variables, tiny_config, tiny_detector, two_layer_detector
 
 
@@ -175,16 +175,6 @@ def test_a_bad_step_changes_nothing(where: str) -> None:
     assert after.first_bad_step == 1 and before.first_bad_step == -1
     for name in ("params", "batch_stats", "opt_state", "ema"):
         assert largest_difference(getattr(before, name), getattr(after, name)) == 0, name
-
-
-def test_the_norm_of_gradients() -> None:
-    draw = np.random.default_rng(3).normal
-    tree = {"kernel": draw(size=(3, 3, 32, 64)), "narrow": draw(size=(1, 1, 256, 2)), "bias": draw(size=64), "one": 2.0}
-    tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    squares = sum(np.square(np.asarray(x, np.float64)).sum() for x in tree.values())
-    for some in (tree, {"kernel": tree["kernel"]}, {"bias": tree["bias"]}):
-        np.testing.assert_allclose(jax.jit(global_norm)(some), optax.tree.norm(some), rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(global_norm)(tree), np.sqrt(squares), rtol=1e-6)
 
 
 def test_the_moving_average_follows_the_parameters() -> None:
