@@ -66,9 +66,7 @@ def comparisons(scale: float) -> list[Comparison]:
 
     c256, c192, c80, c64 = (channels(c) for c in (256, 192, 80, 64))
     deconv = array(8, 32, 32, c256), array(4, 4, c256, c256)
-    stem = (array(8, 128, 128, c64),)
     phases, dilated = layers._conv_transpose_phases, layers._conv_transpose_dilated
-    views, window = layers._max_pool_views, layers._max_pool_window
     return [
         Comparison(
             f"conv 3x3, 8x64x64x{c256} -> {c192}, with gradients",
@@ -97,7 +95,6 @@ def comparisons(scale: float) -> list[Comparison]:
         ),
         Comparison(f"transposed conv 4x4, 8x32x32x{c256} -> {c256}", dilated, phases, deconv, False),
         Comparison(f"transposed conv 4x4, 8x32x32x{c256} -> {c256}, with gradients", dilated, phases, deconv, True),
-        Comparison(f"max-pool 3x3 stride 2, 8x128x128x{c64}, with gradients", window, views, stem, True),
         Comparison(
             f"peak test's max-pool 3x3, 8x128x128x{c80}",
             usual_peak_pool,

@@ -266,22 +266,7 @@ class UpsampleDepthwise(nn.Module):
 
 def max_pool_3x3_stride2(x: Array) -> Array:
     """PyTorch's MaxPool2d(3, stride 2, padding 1).  (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
-    return lax.platform_dependent(x, cpu=_max_pool_views, default=_max_pool_window)
-
-
-def _max_pool_window(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
-
-
-def _max_pool_views(x: Array) -> Array:
-    for axis in (1, 2):
-        widths = [(0, 0)] * 4
-        widths[axis] = (1, 1)
-        padded = jnp.pad(x, widths, constant_values=-jnp.inf)
-        last = 2 * ((x.shape[axis] + 1) // 2 - 1)
-        views = [lax.slice_in_dim(padded, i, i + last + 1, stride=2, axis=axis) for i in range(3)]
-        x = jnp.maximum(jnp.maximum(views[0], views[1]), views[2])
-    return x
 
 
 def max_pool_2x2(x: Array) -> Array:
