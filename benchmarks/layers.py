@@ -69,7 +69,7 @@ def comparisons(scale: float) -> list[Comparison]:
     phases, dilated = layers._conv_transpose_phases, layers._conv_transpose_dilated
     return [
         Comparison(
-            f"conv 3x3, 8x64x64x{c256} -> {c192}, with gradients",
+            f"conv 3x3, 8x64x64x{c256} -> {c192}, with gradients (Winograd)",
             usual_convolution,
             lambda x, k: layers.conv2d(x, k, 1, ((1, 1), (1, 1))),
             (array(8, 64, 64, c256), array(3, 3, c256, c192)),

@@ -1,7 +1,5 @@
-"""2-D convolution, with forms of its own for the CPU.
+"""2-D convolution, where wide 3x3 ones have a form of their own on a CPU: Winograd's (docs/benchmarks.md).
 
-XLA is as fast as other programs there only for the plain forward convolution.  Gradients of kernels run in pieces or
-as one product of matrices, wide 3x3 convolutions in Winograd's form; docs/benchmarks.md has what each saves.
 `lax.platform_dependent` chooses when the program is compiled: other devices get the plain form.
 """
 
@@ -22,10 +20,6 @@ Array = jax.Array
 Precision = lax.Precision | None
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-
-# A weight gradient over more pixels than this runs in pieces on a CPU: the working set of one
-# piece stays in the cache (benchmarks/layers.py).
-_GRADIENT_PIXELS = 4096
 
 # Output pixels that a Winograd convolution computes at a time on a CPU, in one go and in a loop: what it makes of
 # them stays in the cache, and a loop that is not needed costs more than it saves (benchmarks/layers.py).
@@ -186,28 +180,12 @@ def _conv2d_backward(
     def input_gradient(g: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)[0]
 
-    def whole(x: Array, g: Array) -> Array:
-        return jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)[0]
-
-    def pieces(x: Array, g: Array) -> Array:
-        size = max(1, _GRADIENT_PIXELS // (g.shape[1] * g.shape[2]))
-        starts = range(0, x.shape[0], size)
-        return sum((whole(x[i : i + size], g[i : i + size]) for i in starts), start=jnp.zeros_like(kernel))
-
     if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
         winograd = bound(_input_gradient_winograd, precision=precision)
         dx = lax.platform_dependent(g, kernel, cpu=apart(winograd), default=input_gradient)
     else:
         dx = input_gradient(g, kernel)
-    if kernel.shape[0] * kernel.shape[1] == 1 or g.shape[0] * g.shape[1] * g.shape[2] <= _GRADIENT_PIXELS:
-        dk = whole(x, g)
-    elif stride == 1 and x.shape[1:3] == g.shape[1:3] and min(kernel.shape[2:]) >= 192:
-        columns = bound(
-            _kernel_gradient_columns, size=kernel.shape[:2], padding=tuple(map(tuple, padding)), precision=precision
-        )
-        dk = lax.platform_dependent(x, g, cpu=apart(columns), default=whole)
-    else:
-        dk = lax.platform_dependent(x, g, cpu=pieces, default=whole)
+    (dk,) = jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)
     return dx, dk
 
 
@@ -215,25 +193,6 @@ def _input_gradient_winograd(g: Array, kernel: Array, precision: Precision) -> A
     k = _winograd_kernels_at_once(kernel)
     # Those of the mirrored kernel from outputs to inputs: the first and the last change places.
     return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)], precision)
-
-
-def _kernel_gradient_columns(x: Array, g: Array, size: tuple[int, ...], padding: Any, precision: Precision) -> Array:
-    """The gradient of a wide stride-1 convolution's kernel as one product of matrices for some images at a time.
-
-    The columns are those of g, shifted to where each tap of the kernel sees x: (pixels, taps * O).
-    """
-    (top, bottom), (left, right) = padding
-    kh, kw = size
-    batch, height, width, channels = x.shape
-    shifted = jnp.pad(g, ((0, 0), (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right), (0, 0)))
-    images = max(1, 2 * _GRADIENT_PIXELS // (height * width))
-    total = jnp.zeros((channels, kh * kw * g.shape[3]), x.dtype)
-    for start in range(0, batch, images):
-        part = shifted[start : start + images]
-        taps = [part[:, i : i + height, j : j + width] for i in range(kh)[::-1] for j in range(kw)[::-1]]
-        columns = jnp.concatenate(taps, axis=-1)
-        total += jnp.einsum("bhwc,bhwo->co", x[start : start + images], columns, precision=precision)
-    return total.reshape(channels, kh, kw, g.shape[3]).transpose(1, 2, 0, 3)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)

@@ -79,13 +79,12 @@ def test_a_training_step(eight: Topology) -> None:
     assert plan.fits and plan.work is not None and plan.batch == 16
     assert plan.work.flops > 1e6 and plan.work.moved > 1e6 and plan.memory.total > 2**16
     found = plan.work.collectives
-    # (forms for the CPU exchange more: `tests/test_program.py` has a network without them)
     assert found["gradients"] and found["BatchNorm"]
     assert all(one.group == 8 for one in found["gradients"] + found["BatchNorm"])
-    # all of the network's parameters but BatchNorm's; on a CPU the stem's gradient comes in four pieces, a fifth more
+    # all of the network's parameters but BatchNorm's
     shapes = jax.eval_shape(lambda: plan.detector.net.init(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3))))
     parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-    assert 0.8 * parameters < sum(one.bytes for one in found["gradients"]) < 1.25 * parameters
+    assert 0.8 * parameters < sum(one.bytes for one in found["gradients"]) <= parameters
 
 
 def test_a_test_step(eight: Topology) -> None:

@@ -106,7 +106,7 @@ def test_products_of_the_test_program(name: str, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS.values())
 def test_all_forms_of_a_convolution(precision: lax.Precision | None) -> None:
-    """Those that small networks have no use for: Winograd's, and kernels' gradients as a product or in pieces."""
+    """Winograd's too, which small networks have no use for."""
 
     def gradients(x: Any, kernel: Any, deconv: Any) -> Any:
         def loss(x: Any, kernel: Any, deconv: Any) -> Any:
@@ -119,7 +119,7 @@ def test_all_forms_of_a_convolution(precision: lax.Precision | None) -> None:
     shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 64, 64, 192), (3, 3, 192, 192), (4, 4, 8, 8)))
     found = list(products(jax.make_jaxpr(gradients)(*shapes).jaxpr))
     kinds = [p.primitive for p in found]
-    assert kinds.count("dot_general") >= 2 * 16 + 2 and kinds.count("conv_general_dilated") >= 10
+    assert kinds.count("dot_general") >= 2 * 16 + 2 and kinds.count("conv_general_dilated") >= 8
     wanted = precision and (precision, precision)
     # The transform of the kernel is a part of what only a CPU does.
     others = [p for p in found if p.precision != wanted]
