@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kpjax.nn.cpu import apart, bound
@@ -47,30 +46,23 @@ def conv2d(
 
     precision: of the products, in the gradients too; see `kpjax.nn.layers`.
     """
-    return _forward(x, kernel, stride, padding, precision, _winograd_kernels)
+    return _forward(x, kernel, stride, padding, precision)
 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: Any, precision: Precision) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NHWC, precision=precision)
 
 
-def _forward(
-    x: Array,
-    kernel: Array,
-    stride: int,
-    padding: Any,
-    precision: Precision,
-    kernels: Callable[[Array], list[list[Array]]],
-) -> Array:
+def _forward(x: Array, kernel: Array, stride: int, padding: Any, precision: Precision) -> Array:
     plain = functools.partial(_convolve, stride=stride, padding=padding, precision=precision)
     if _suits_winograd(x, kernel, stride, padding):
-        winograd = bound(_winograd, kernels=kernels, precision=precision)
+        winograd = bound(_winograd, precision=precision)
         return lax.platform_dependent(x, kernel, cpu=apart(winograd), default=plain)
     return plain(x, kernel)
 
 
-def _winograd(x: Array, kernel: Array, kernels: Callable[[Array], list[list[Array]]], precision: Precision) -> Array:
-    return _conv_winograd(x, kernels(kernel), precision)
+def _winograd(x: Array, kernel: Array, precision: Precision) -> Array:
+    return _conv_winograd(x, _winograd_kernels(kernel), precision)
 
 
 def _suits_winograd(x: Array, kernel: Array, stride: int, padding: Any) -> bool:
@@ -142,19 +134,6 @@ def _along_one_axis(k: Array) -> list[Array]:
     return [a, (a + b + c) / 2, (a - b + c) / 2, c]
 
 
-def _winograd_kernels_at_once(kernel: Array) -> list[list[Array]]:
-    """The same as one product, for training.
-
-    An hourglass's step has an eighth fewer operations by it and is loaded the faster; for one image it takes a little
-    longer than the sums do.
-    """
-    _, _, channels, features = kernel.shape
-    along_one = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-    taps = kernel.reshape(9, channels * features)
-    matrices = jnp.dot(jnp.asarray(np.kron(along_one, along_one)), taps, precision=lax.Precision.HIGHEST)
-    return [[matrices[4 * u + v].reshape(channels, features) for v in range(4)] for u in range(4)]
-
-
 def _winograd_input(x: Array, axis: int) -> list[Array]:
     length = x.shape[axis] - 2
     a, b, c, d = (lax.slice_in_dim(x, i, i + length - 1, stride=2, axis=axis) for i in range(4))
@@ -168,7 +147,7 @@ def _winograd_output(m: Sequence[Array]) -> tuple[Array, Array]:
 def _conv2d_forward(
     x: Array, kernel: Array, stride: int, padding: Any, precision: Precision
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _forward(x, kernel, stride, padding, precision, _winograd_kernels_at_once), (x, kernel)
+    return _forward(x, kernel, stride, padding, precision), (x, kernel)
 
 
 def _conv2d_backward(
@@ -190,7 +169,7 @@ def _conv2d_backward(
 
 
 def _input_gradient_winograd(g: Array, kernel: Array, precision: Precision) -> Array:
-    k = _winograd_kernels_at_once(kernel)
+    k = _winograd_kernels(kernel)
     # Those of the mirrored kernel from outputs to inputs: the first and the last change places.
     return _conv_winograd(g, [[k[u][v].T for v in (3, 1, 2, 0)] for u in (3, 1, 2, 0)], precision)
 
