@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpjax.nn.cpu import apart_on_cpu, bound
+from kpjax.nn.cpu import cached_partial, separate_function_on_cpu
 
 Array = jax.Array
 
@@ -33,12 +33,14 @@ def normalised(x: Array, scale: Array, bias: Array, shift: Array, epsilon: float
 def _forward(
     x: Array, scale: Array, bias: Array, shift: Array, epsilon: float
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    centre, mean, var, factor, offset = apart_on_cpu(bound(_of_channels, epsilon=epsilon))(x, scale, bias, shift)
+    centre, mean, var, factor, offset = separate_function_on_cpu(cached_partial(_of_channels, epsilon=epsilon))(
+        x, scale, bias, shift
+    )
     return (x * _spread(factor, x) + _spread(offset, x), mean, var), (x, scale, shift, centre, var)
 
 
 def _of_channels(x: Array, scale: Array, bias: Array, shift: Array, epsilon: float) -> tuple[Array, ...]:
-    sums, squares = apart_on_cpu(_shifted_sums)(x, shift)
+    sums, squares = separate_function_on_cpu(_shifted_sums)(x, shift)
     centre = sums / _count(x)
     mean = shift + centre
     var = jnp.maximum(squares / _count(x) - centre**2, 0.0)
@@ -51,7 +53,7 @@ def _backward(
 ) -> tuple[Array, Array, Array, None]:
     g, g_mean, g_var = gradients
     x, scale, shift, centre, var = saved
-    of_channels = apart_on_cpu(bound(_backward_of_channels, epsilon=epsilon))
+    of_channels = separate_function_on_cpu(cached_partial(_backward_of_channels, epsilon=epsilon))
     for_g, for_x, rest, g_scale, g_bias = of_channels(g, g_mean, g_var, x, scale, shift, centre, var)
     return g * _spread(for_g, x) + x * _spread(for_x, x) + _spread(rest, x), g_scale, g_bias, None
 
@@ -69,7 +71,7 @@ def _backward_of_channels(
 ) -> tuple[Array, ...]:
     """What x's gradient is made of, g * (G, C) + x * (G, C) + (G, C), and those of scale and bias, (C,) each."""
     inverse = lax.rsqrt(var + epsilon)
-    g_offset, products = apart_on_cpu(_sums_with)(g, x, shift)
+    g_offset, products = separate_function_on_cpu(_sums_with)(g, x, shift)
     g_factor = products - centre * g_offset
     # The variance is cut off at 0: there it does not follow x.
     g_squares = jnp.where(var > 0, g_var - g_factor * scale * inverse**3 / 2, 0.0)

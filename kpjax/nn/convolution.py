@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kpjax.nn.cpu import apart, bound
+from kpjax.nn.cpu import as_separate_function, cached_partial
 
 Array = jax.Array
 Precision = lax.Precision | None
@@ -56,8 +56,8 @@ def _convolve(x: Array, kernel: Array, stride: int, padding: Any, precision: Pre
 def _forward(x: Array, kernel: Array, stride: int, padding: Any, precision: Precision) -> Array:
     plain = functools.partial(_convolve, stride=stride, padding=padding, precision=precision)
     if _suits_winograd(x, kernel, stride, padding):
-        winograd = bound(_winograd, precision=precision)
-        return lax.platform_dependent(x, kernel, cpu=apart(winograd), default=plain)
+        winograd = cached_partial(_winograd, precision=precision)
+        return lax.platform_dependent(x, kernel, cpu=as_separate_function(winograd), default=plain)
     return plain(x, kernel)
 
 
@@ -160,8 +160,8 @@ def _conv2d_backward(
         return jax.linear_transpose(lambda x: convolve(x, kernel), x)(g)[0]
 
     if _suits_winograd(g, kernel.swapaxes(2, 3), stride, padding):
-        winograd = bound(_input_gradient_winograd, precision=precision)
-        dx = lax.platform_dependent(g, kernel, cpu=apart(winograd), default=input_gradient)
+        winograd = cached_partial(_input_gradient_winograd, precision=precision)
+        dx = lax.platform_dependent(g, kernel, cpu=as_separate_function(winograd), default=input_gradient)
     else:
         dx = input_gradient(g, kernel)
     (dk,) = jax.linear_transpose(lambda k: convolve(x, k), kernel)(g)

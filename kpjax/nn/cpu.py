@@ -13,7 +13,7 @@ import jax
 from jax import lax
 
 
-def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_separate_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays or trees of them, called by the program rather than made part of its caller.
 
     As it loads a program, XLA's CPU runtime compares each operation of a function with all others of that function,
@@ -34,17 +34,17 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def bound(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+def cached_partial(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """`function` with settings: one object for the same ones, so that JAX traces it once for layers of one shape."""
     return functools.partial(function, **settings)
 
 
-def apart_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+def separate_function_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
 
     def either(*trees: Any) -> Any:
         # Not under `jax.jit` there, though that would spare tracing it twice: as functions of their own XLA for TPUs
         # leaves sums and products in another order, which cost cornernet_hg104 a fifth more memory at 3 images a chip.
-        return lax.platform_dependent(*trees, cpu=apart(function), default=function)
+        return lax.platform_dependent(*trees, cpu=as_separate_function(function), default=function)
 
     return either

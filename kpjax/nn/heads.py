@@ -18,9 +18,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What sets a head apart from the others.
+    """One head of a network.
 
-    channels: of its map.  bias, std: the start of its last convolution, the kernel's standard deviation.
+    channels: of its map.  bias, std: initial values of its last convolution: the bias, and the kernel's standard
+        deviation.
     """
 
     channels: int

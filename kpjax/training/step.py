@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
-from kpjax.nn.cpu import apart_on_cpu
+from kpjax.nn.cpu import separate_function_on_cpu
 from kpjax.objects import Objects, PointSet, object_shapes
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
@@ -165,13 +165,13 @@ def make_step(
         passes = accumulated if micro_batches > 1 else gradients
         (loss, (stats, parts)), grads = passes(whole, state.batch_stats, batch)
         norm = optax.tree.norm(grads)
-        updates, opt_state = apart_on_cpu(optimizer.update)(grads, state.opt_state, state.params)
+        updates, opt_state = separate_function_on_cpu(optimizer.update)(grads, state.opt_state, state.params)
         # Finite gradients can still overflow in the update, and activations in the statistics.
-        ok = apart_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
-        params = apart_on_cpu(moved_if)(ok, state.params, updates)
-        stats = apart_on_cpu(where_tree)(ok, stats, state.batch_stats)
-        opt_state = apart_on_cpu(where_tree)(ok, opt_state, state.opt_state)
-        ema = apart_on_cpu(averaged_if)(ok, state.ema, params) if decay else None
+        ok = separate_function_on_cpu(all_finite)((loss, norm, updates, stats)) & (state.first_bad_step < 0)
+        params = separate_function_on_cpu(moved_if)(ok, state.params, updates)
+        stats = separate_function_on_cpu(where_tree)(ok, stats, state.batch_stats)
+        opt_state = separate_function_on_cpu(where_tree)(ok, opt_state, state.opt_state)
+        ema = separate_function_on_cpu(averaged_if)(ok, state.ema, params) if decay else None
         first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
         metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics

@@ -1,4 +1,4 @@
-"""What programs for a CPU get of their own: same results, functions that stay apart, options that this JAX knows."""
+"""What programs for a CPU get of their own: same results, functions of their own, options that this JAX knows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpjax.nn import cpu
-from kpjax.nn.cpu import apart_on_cpu
+from kpjax.nn.cpu import separate_function_on_cpu
+from kpjax.parallel import compiling
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import make_mesh
 
@@ -24,7 +24,7 @@ def _inputs() -> tuple[jax.Array, dict[str, jax.Array]]:
 
 def test_a_part_is_called_on_a_cpu_and_computes_the_same():
     inputs = _inputs()
-    compiled = jax.jit(lambda *trees: apart_on_cpu(_tree)(*trees)).lower(*inputs).compile()
+    compiled = jax.jit(lambda *trees: separate_function_on_cpu(_tree)(*trees)).lower(*inputs).compile()
     assert " call(" in compiled.as_text()
     assert " call(" not in jax.jit(_tree).lower(*inputs).compile().as_text()
     jax.tree.map(np.testing.assert_allclose, compiled(*inputs), _tree(*inputs))
@@ -32,7 +32,7 @@ def test_a_part_is_called_on_a_cpu_and_computes_the_same():
 
 def test_other_devices_get_it_in_one_piece():
     def text(platform: str) -> str:
-        program = jax.jit(lambda *trees: apart_on_cpu(_tree)(*trees))
+        program = jax.jit(lambda *trees: separate_function_on_cpu(_tree)(*trees))
         return jax.export.export(program, platforms=[platform])(*_inputs()).mlir_module()
 
     assert "inlineable" in text("cpu") and "call @" in text("cpu")
@@ -41,7 +41,7 @@ def test_other_devices_get_it_in_one_piece():
 
 def test_gradients_pass_through_it():
     x, tree = _inputs()
-    through = jax.grad(lambda x: apart_on_cpu(_tree)(x, tree)["product"].sum())(x)
+    through = jax.grad(lambda x: separate_function_on_cpu(_tree)(x, tree)["product"].sum())(x)
     np.testing.assert_allclose(through, jnp.cos(x) * tree["b"], rtol=1e-6)
 
 
@@ -65,12 +65,12 @@ def test_only_reductions_are_left_to_the_library():
 
 def test_no_option_where_it_is_not_known_or_chosen_by_the_user(monkeypatch: pytest.MonkeyPatch):
     mesh = make_mesh()
-    monkeypatch.setenv("XLA_FLAGS", f"--{cpu._LIBRARY}=")
+    monkeypatch.setenv("XLA_FLAGS", f"--{compiling._LIBRARY}=")
     assert compiler_options(mesh) == {}
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(cpu, "_LIBRARY", "xla_cpu_no_such_option")
-    cpu._options.cache_clear()
+    monkeypatch.setattr(compiling, "_LIBRARY", "xla_cpu_no_such_option")
+    compiling._options.cache_clear()
     try:
         assert compiler_options(mesh) == {}
     finally:
-        cpu._options.cache_clear()
+        compiling._options.cache_clear()
