@@ -1,4 +1,4 @@
-"""Peaks of a heatmap and what the other heads say at them."""
+"""Peaks of a heatmap: 3x3 maximum test, the top k over all classes, and the other heads' values there."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def top_k(heat: Array, k: int) -> tuple[Array, Array, Array, Array]:
     """
     batch, height, width, _ = heat.shape
     rows = heat.max(2).transpose(0, 2, 1).reshape(batch, -1)  # class by class, as the flat order is
-    _, chosen = largest(rows, min(k, rows.shape[1]))
-    chosen = jnp.sort(chosen, axis=1)  # so that of equal scores the first still comes first
-    label, y = chosen // height, chosen % height
+    _, best = largest(rows, min(k, rows.shape[1]))
+    best = jnp.sort(best, axis=1)  # so that of equal scores the first still comes first
+    label, y = best // height, best % height
     few = heat[jnp.arange(batch)[:, None], y, :, label].reshape(batch, -1)
     scores, best = largest(few, min(k, few.shape[1]))
     row, x = best // width, best % width
@@ -68,8 +68,8 @@ def best_peaks(heat: Array, k: int, *, kernel: int = 3, logits: bool = False) ->
     def one_by_one(heat: Array) -> tuple[Array, Array, Array, Array]:
         return jax.tree.map(lambda x: x[:, 0], jax.lax.map(lambda image: whole(image[None]), heat))
 
-    # On a CPU the maps between these steps then fit into its cache; those of a batch are beyond what malloc keeps, so
-    # that the system clears fresh pages for them every time, which took four times as long as all the rest.
+    # One image's intermediate maps fit into a CPU's cache.  Those of a batch are beyond what malloc keeps, so that the
+    # system clears fresh pages for them every time, which takes four times as long as all the rest.
     return jax.lax.platform_dependent(heat, cpu=one_by_one, default=whole)
 
 
