@@ -1,4 +1,4 @@
-"""TensorFlow, as the data pipeline needs it: imported late, quietly, and off the accelerators."""
+"""Importing TensorFlow for the data pipeline: late, quietly, and off the accelerators."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ for line in sys.stdin.buffer:
 
 @contextlib.contextmanager
 def _without_greeting() -> Iterator[None]:
-    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level.
+    """Filter from stderr the lines that TensorFlow prints while it is imported, at any log level.
 
-    A process of its own passes all other lines on, as they come: where this one crashes, or another thread ends it,
-    the reason still reaches the terminal.
+    A child process passes all other lines on as they come, so that the reason of a crash, or of an exit by another
+    thread, still reaches the terminal.
     """
     sys.stderr.flush()
     try:
         # -S -E: without site-packages and PYTHON* variables, it starts in some 20 ms.
         command = [sys.executable, "-S", "-E", "-c", _FILTER]
         child = subprocess.Popen(command, stdin=subprocess.PIPE)
-    except OSError:  # no process to be had: the two lines are then seen
+    except OSError:  # no child process could be started: the two lines are then seen
         yield
         return
     stderr = os.dup(2)
@@ -60,8 +60,8 @@ def import_tensorflow() -> Any:
         with _IMPORTING:
             first, level = "tensorflow" not in sys.modules, os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
             if first and level != "0":
-                # Its errors come as exceptions too, and its log has a line for each broken JPEG. Only while it is
-                # loaded: JAX, which sets the variable to 1, reads it too, and its errors are wanted.
+                # TensorFlow raises its errors too, and logs a line for each broken JPEG. Only during the import:
+                # JAX reads the variable too (and sets it to 1), and its errors are wanted.
                 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
             try:
                 with _without_greeting() if first else contextlib.nullcontext():
@@ -72,7 +72,7 @@ def import_tensorflow() -> Any:
     except ImportError as error:
         raise DataError("the data pipeline needs TensorFlow; pip install tensorflow") from error
     for kind in ("GPU", "TPU"):
-        # A program that uses TensorFlow itself may have started them already.
+        # A program that uses TensorFlow itself may have initialised the devices already.
         with contextlib.suppress(RuntimeError, ValueError):
             tf.config.set_visible_devices([], kind)
     return tf
@@ -81,8 +81,8 @@ def import_tensorflow() -> Any:
 def element_reader(tf: Any, dataset: Any) -> Callable[[], list[np.ndarray]]:
     """Start the dataset, of flat tuples of tensors; each call gives its next element, as `as_numpy_iterator` does.
 
-    TensorFlow's operations are called by themselves: what its Python does around them there costs half as much again,
-    10 us an image, on the cores that decode.
+    The raw operations are called directly: `as_numpy_iterator` costs half as much again in Python, 10 us an image, on
+    the cores that decode.
     """
     types, shapes = [spec.dtype for spec in dataset.element_spec], [spec.shape for spec in dataset.element_spec]
     iterator = tf.raw_ops.AnonymousIteratorV3(output_types=types, output_shapes=shapes)
@@ -90,6 +90,6 @@ def element_reader(tf: Any, dataset: Any) -> Callable[[], list[np.ndarray]]:
 
     def following() -> list[np.ndarray]:
         tensors = tf.raw_ops.IteratorGetNext(iterator=iterator, output_types=types, output_shapes=shapes)
-        return [np.asarray(memoryview(tensor)) for tensor in tensors]  # of their memory, not copied
+        return [np.asarray(memoryview(tensor)) for tensor in tensors]  # views of their memory, not copies
 
     return following
