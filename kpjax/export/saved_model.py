@@ -1,4 +1,4 @@
-"""A detector as a SavedModel of TensorFlow."""
+"""Exporting a detector as a SavedModel of TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from kpjax.export.stablehlo import export
 
-# The version of StableHLO that a SavedModel holds: JAX 0.11 writes a newer one by itself than TensorFlow 2.21 reads.
+# The version of StableHLO that a SavedModel holds: by default JAX 0.11 writes a newer one than TensorFlow 2.21 reads.
 STABLEHLO = "1.9.0"
 
 

@@ -79,7 +79,7 @@ def test_a_training_step(eight: Topology) -> None:
     assert plan.fits and plan.work is not None and plan.batch == 16
     assert plan.work.flops > 1e6 and plan.work.moved > 1e6 and plan.memory.total > 2**16
     found = plan.work.collectives
-    # (forms for the CPU exchange more: `tests/test_program.py` has a network without them)
+    # (forms for the CPU exchange more: `test_hlo.py` has a network without them)
     assert found["gradients"] and found["BatchNorm"]
     assert all(one.group == 8 for one in found["gradients"] + found["BatchNorm"])
     # all of the network's parameters but BatchNorm's; on a CPU the stem's gradient comes in four pieces, a fifth more
