@@ -27,7 +27,7 @@ class ModelConfig:
     num_classes: int = 0  # 0: as many as the training annotations list
     dtype: str = "float32"  # "float32" or "bfloat16": activations; parameters stay float32
     # How float32 activations are multiplied: "default": in TensorFloat-32 on a GPU, in bfloat16 on a TPU; "high": in
-    # TensorFloat-32, in 3 bfloat16 passes; "highest": in float32, as a CPU does whatever this says.  Offsets of
+    # TensorFloat-32, in 3 bfloat16 passes; "highest": in float32, as a CPU always does.  Offsets of
     # deformable convolutions, the heads' last convolutions, losses and boxes are always computed as with "highest"
     precision: str = "default"
     remat: bool = False  # recompute each residual block in the backward pass: less memory, more time

@@ -24,7 +24,7 @@ _WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices.
+    """One collective operation between devices.
 
     op: as HLO names it, without "-start".  arrays: (dtype, shape) of each array that it leaves on a device; of a
     reduce-scatter, each device's input.  group: how many devices take part in one exchange.  groups: the replica

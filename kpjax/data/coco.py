@@ -1,6 +1,6 @@
 """Reading a COCO data set, `CocoFolder`: a folder of images and an instances JSON, COCO's or your own.
 
-Classes are the JSON's categories in ascending order of their ids, whatever those are. Errors that
+Classes are the JSON's categories in ascending order of their ids. Errors that
 would otherwise surface after hours of training are reported when the split is opened, one line each.
 Both may be URLs (`gs://...`).
 """

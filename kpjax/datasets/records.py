@@ -275,7 +275,7 @@ def _points_metadata(source: Source) -> dict[str, Any]:
 
 
 def _compare(source: Source, written: Source) -> None:
-    """Raise DataError unless the set says what the folder says: all annotations, and the bytes of some images."""
+    """Raise DataError unless the set holds all annotations of the folder, and the same bytes for some images."""
     some = range(0, len(source), -(-len(source) // _READ_BACK))
     same = (
         source.classes == written.classes

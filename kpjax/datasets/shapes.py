@@ -215,7 +215,7 @@ def _to_pixels(mask: np.ndarray, x0: int, y0: int) -> tuple[np.ndarray, int, int
 
 
 def _paint(rng: np.random.Generator, under: np.ndarray, coverage: np.ndarray) -> None:
-    """Blend a textured surface into `under` (h, w, 3), in place, where `coverage` says so."""
+    """Blend a textured surface into `under` (h, w, 3), in place, by `coverage`."""
     h, w = coverage.shape
     below = (under * coverage[..., None]).sum((0, 1)) / coverage.sum()
     colour = _colour(rng)

@@ -17,7 +17,7 @@ def save_for_tensorflow(
     """Write the program of `export` as a SavedModel: `model = tf.saved_model.load(folder); model.detect(canvases)`.
 
     The results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
-    Weights are variables of the model, so that they stand in it once.  Needs TensorFlow 2.20 or newer to run, and XLA
+    Weights are variables of the model, so that it holds them once.  Needs TensorFlow 2.20 or newer to run, and XLA
     in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
     """
     from kpjax.data.tensorflow import import_tensorflow

@@ -20,7 +20,7 @@ class Preprocess:
     pad: the canvas of an image that keeps its resolution: side -> (side | pad) + 1 (`pad_plus_one`)
         or side | pad.
     border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
-    centred: the image stands in the middle of the canvas (the originals) or in its top left corner.
+    centred: the image lies in the middle of the canvas (the originals) or in its top left corner.
     """
 
     order: str

@@ -30,7 +30,7 @@ class Video:
         video = Video("clip.mp4")
         for found in predictor.stream(image for _, image in video): ...
 
-    height, width: of the first frame, turned as the file says.  fps: frames a second, on average; 25 where the file
+    height, width: of the first frame, rotated as the file states.  fps: frames a second, on average; 25 where the file
     has no one rate, and then `steady` is false: screen and browser recordings come as 1,000 a second.
     count: frames that the header announces; 0 where it does not.  read: frames read so far.
     Raises DataError, one line, where the file is missing or has no frame that can be read.

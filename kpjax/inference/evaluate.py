@@ -139,7 +139,7 @@ class Evaluator:
         return (jax.tree.map(lambda *parts: np.stack(parts), *rows),)
 
     def _canvas(self, source: Source, job: Job) -> np.ndarray | None:
-        """The canvas of one image; None where it cannot be read and the configuration says to skip it."""
+        """The canvas of one image; None where it cannot be read and `config.data.bad_images` is "skip"."""
         name = source.files[job.image]
         try:
             image = decode(source.read(job.image), name)
@@ -207,7 +207,7 @@ def make_views(detector: Detector, config: Config, source: Source) -> list[View]
 
 
 def on_fewer_canvases(views: list[View], detector: Detector, config: Config) -> list[View]:
-    """What `own_views` returned, on at most `config.eval.max_canvases` canvases a scale (0: as it is)."""
+    """What `own_views` returned, on at most `config.eval.max_canvases` canvases a scale (0: unchanged)."""
     most, scales = config.eval.max_canvases, len(protocol_of(detector, config.eval.preset).scales)
     if not most:
         return views

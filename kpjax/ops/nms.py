@@ -1,6 +1,6 @@
 """Soft-NMS on the device, all classes in one loop of fixed shapes (Bodla et al., arXiv 1704.04503).
 
-The loop takes the best row that is left, of whatever class, and lowers the scores of the rows of its class
+The loop takes the best row that is left, of any class, and lowers the scores of the rows of its class
 that it overlaps; it ends when no row is above the threshold, or sooner where only the best are wanted.  Rows are
 kept by class, in the order in which the originals keep them, since two of their quirks depend on a row's
 position: what is left behind a class's kept rows (`stale_rows`), and the weights of `soft_nms_merge`, which do not
@@ -117,7 +117,7 @@ def soft_nms_merge(
     becomes (x1_i c_i + sum_j x1_j c_j m_j) / (c_i + sum_j c_j m_j).
 
     The originals move rows without their weights (golden: soft_nms `soft_nms_merge/*`): c is that of the
-    place where a row is looked at, and so it is here.
+    place where a row is tested, here too.
     """
     return _run(boxes, scores, labels, valid, weights, rules, exponent, stale_rows, most)
 
@@ -225,10 +225,10 @@ def _factors(table: Array, selected: Array, rules: SoftNms) -> tuple[Array, Arra
 
 
 def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: Array) -> tuple[Array, Array, Array]:
-    """Drop rows as the originals do, in one go: (the table after, the new end, the place where each row was looked at).
+    """Drop rows as the originals do, in one go: (the new table, the new end, the place where each row was tested).
 
-    They walk from left to right; the last row moves into the place of a dropped one and is looked at there, and
-    again as long as what moved in is dropped too.  So gaps below the new end are filled, from the left, by the
+    They go from left to right; the last row moves into the place of a dropped one and is tested there, and
+    again as long as the row that moved in is dropped too.  So gaps below the new end are filled, from the left, by the
     rows that survive behind it, from the right; those behind it stay as they were before this step.
     """
     count = dropped.shape[0]
@@ -237,13 +237,13 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     gap = dropped & (place < new_end)
     mover = later & ~dropped & (place >= new_end)
     behind = later & (place >= new_end)
-    # A row behind the new end is looked at in the gap open when its turn comes, after the last gap at `new_end`.
+    # A row behind the new end is tested in the gap open when its turn comes, after the last gap at `new_end`.
     turn = jax.lax.associative_scan(jnp.add, mover.astype(jnp.int32), reverse=True) - mover
     number = jax.lax.associative_scan(jnp.add, gap.astype(jnp.int32)) - 1  # of each gap, from the left
     gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, number, count + 1)].set(place, mode="drop")
     seen_at = jnp.where(behind, gaps[turn], place)
     source = place.at[jnp.where(mover, seen_at, count)].set(place, mode="drop")
-    # What is looked at on `new_end` itself is dropped there, with its lowered score; the last such row stays.
+    # A row that is tested on `new_end` itself is dropped there, with its lowered score; the last such row stays.
     lowest = jnp.min(jnp.where(mover, place, end))
     source = jnp.where((place == new_end) & (lowest > new_end + 1), place + 1, source)
     changed = (place < new_end) | ((place == new_end) & (lowest > new_end))
