@@ -25,7 +25,7 @@ from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
 from kpjax.inference.engine import select
 from kpjax.inference.inputs import list_inputs
-from kpjax.inference.outputs import output_folder, spare_folder, spare_inputs
+from kpjax.inference.outputs import check_output_folder, check_outputs, output_folder
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections, PointSet
 
@@ -60,17 +60,17 @@ def detect(args: argparse.Namespace) -> int:
     outputs = [os.path.join(args.out, name) for name in result_names(items)]
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
-    spare_inputs([*outputs, *parts, report], items, "--out")
-    spare_folder(args.out, items, "--out")
+    check_outputs([*outputs, *parts, report], items, "--out")
+    check_output_folder(args.out, items, "--out")
     chosen_nms = {"nms": args.nms} if args.nms else {}
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
-    chosen = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
+    labels = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
     output_folder(args.out)
     side = f" ({' x '.join(map(str, predictor.size))})" if predictor.resolution == "fixed" else ""
     most = f", at most {predictor.max_side} pixels a side" if predictor.max_side else ""
     print(f"{predictor.detector.name}, preset {predictor.preset}, resolution {predictor.resolution}{side}{most}")
     started = time.perf_counter()
-    shown = Shown(predictor.names, args.score_thr, chosen, predictor.detector.points)
+    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points)
     clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]
     images = [(path, out) for path, out in zip(items, outputs, strict=True) if not video.is_video(path)]
     rows, unreadable = detect_images(predictor, images, shown)

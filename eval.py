@@ -64,11 +64,11 @@ def define(values: absl_flags.FlagValues) -> None:
 
 
 def main(values: absl_flags.FlagValues) -> int:
-    chosen: dict[str, Any] = values.flag_values_dict()
-    workdir, checkpoint = chosen["workdir"], chosen["checkpoint"]
+    arguments: dict[str, Any] = values.flag_values_dict()
+    workdir, checkpoint = arguments["workdir"], arguments["checkpoint"]
     if bool(workdir) == bool(checkpoint):
         raise ConfigError("give one of --workdir and --checkpoint")
-    if chosen["best"] and not workdir:
+    if arguments["best"] and not workdir:
         raise ConfigError("--best chooses among the checkpoints of a --workdir; name one")
     given = flags.read_config(values) if values["config"].present else None
 
@@ -78,36 +78,36 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.data.opening import open_source
     from kpjax.data.source import fingerprint
     from kpjax.inference import evaluate as ev
-    from kpjax.inference.outputs import class_table, output_folder, spare_inputs, write_detections
+    from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_detections
     from kpjax.parallel import distributed
     from kpjax.parallel.sharding import connect_devices
     from kpjax.show.pictures import check_pictures, show
 
-    loaded = load_inference(workdir or checkpoint, best=chosen["best"])
+    loaded = load_inference(workdir or checkpoint, best=arguments["best"])
     detector, config = settings(given, loaded, workdir or checkpoint)
-    config.eval.batch = chosen["batch"] or config.eval.batch
-    config.eval.preset = chosen["preset"] or config.eval.preset
-    config.eval.nms = chosen["nms"] or config.eval.nms
-    if chosen["fast"]:
+    config.eval.batch = arguments["batch"] or config.eval.batch
+    config.eval.preset = arguments["preset"] or config.eval.preset
+    config.eval.nms = arguments["nms"] or config.eval.nms
+    if arguments["fast"]:
         config.eval.max_canvases = min(config.eval.max_canvases or FAST_CANVASES, FAST_CANVASES)
-    split, show_dir, plots = chosen["split"], chosen["show-dir"], chosen["plots"]
-    oracle = tuple(filter(None, chosen["oracle"].split(",")))
-    options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(chosen["max-dets"])}
+    split, show_dir, plots = arguments["split"], arguments["show-dir"], arguments["plots"]
+    oracle = tuple(filter(None, arguments["oracle"].split(",")))
+    options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(arguments["max-dets"])}
     source = open_source(config.data, split)
     annotated = len(source.annotations.ids) > 0
-    out = chosen["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
+    out = arguments["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation
         output_folder(folder)
     read = [config.data.train.annotations, config.data.val.annotations, *(source.files if source.on_disk else ())]
-    spare_inputs([out], read, "--out")
+    check_outputs([out], read, "--out")
     if show_dir:
         check_pictures(show_dir, source)
     ev.check_classes(detector, source, loaded.names)
-    for flag in (f for f in ("plots", "oracle") if chosen[f] and not annotated):
+    for flag in (f for f in ("plots", "oracle") if arguments[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     evaluator = ev.make_evaluator(detector, config, **options)
     engine = evaluator.engine
-    same = {f"--{key}": chosen[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
+    same = {f"--{key}": arguments[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)
     connect_devices(engine.mesh)
     distributed.agree(same | {"the checkpoint's step": loaded.step, f"the split {split}": fingerprint(source)})
     first = jax.process_index() == 0
@@ -145,7 +145,7 @@ def main(values: absl_flags.FlagValues) -> int:
     if show_dir:
         show(show_dir, result, source, PICTURE_SCORE)
     print(result.text or f"{source.name} has no annotations: detections only, no AP")
-    if chosen["per-class"] and result.per_class:
+    if arguments["per-class"] and result.per_class:
         print(class_table(result))
     if plots:
         from kpjax.show.plots import write_plots

@@ -13,8 +13,8 @@ Needs no TensorFlow.  Columns:
     floor     the sum over the forward network's convolutions of max(FLOPs / matmul rate, bytes / copy bandwidth), three
               times that for training.  Both rates are measured first: the best of some large matrix products, and a
               copy.  FLOPs are 2 x multiply-adds, from the shapes of the program for other devices than CPUs; bytes
-              are those of input, weights and output, each once in --dtype.  Of a transposed convolution the taps count
-              that meet a cell.  A deformable one's input is the map, not the columns, which need not be in memory.
+              are those of input, weights and output, each once in --dtype.  Of a transposed convolution only taps
+              on a cell count.  A deformable one's input is the map, not the columns, which need not be in memory.
               Rematerialisation does not count, nor DLA's bilinear up-sampling, which runs as sums, nor, in inference,
               heads that only training looks at
     of floor  floor / time: at 100% the step takes no longer than its floor
@@ -83,7 +83,7 @@ class Product:
 
 
 def products(jaxpr: Any) -> list[Product]:
-    """Those of a program on which its results depend, as on any device but a CPU."""
+    """The products on which a program's results depend, in its form for devices other than CPUs."""
     found = []
     needed = set(map(id, jaxpr.outvars))
     for equation in reversed(jaxpr.eqns):
@@ -100,7 +100,7 @@ def _products_of(equation: Any) -> list[Product]:
     once = sum(math.prod(a.shape) for a in arrays)
     if name == "conv_general_dilated":
         features = arrays[1].shape[parameters["dimension_numbers"].rhs_spec[0]]
-        taps = arrays[1].size // features  # with their channels; of a dilated input only one in so many meets a cell
+        taps = arrays[1].size // features  # with their channels; of a dilated input only one in so many falls on a cell
         return [Product(arrays[-1].size * taps // math.prod(parameters["lhs_dilation"]), once)]
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
@@ -115,14 +115,14 @@ def _products_of(equation: Any) -> list[Product]:
     if name == "scan":
         inner *= parameters["length"]
     if inner and name == "custom_vjp_call":
-        # One operation with a gradient of its own: what it makes on the way, such as columns, is its own affair.
+        # One operation with a gradient of its own: its intermediate arrays, such as columns, do not count.
         constants = sum(math.prod(a.shape) for a in arrays[: parameters["num_consts"]])
         return [Product(sum(p.multiply_adds for p in inner), once - constants)]
     return inner
 
 
 def network_products(detector: Detector, batch: int, size: tuple[int, int], training: bool) -> list[Product]:
-    """Of the network's forward pass.  size: height and width of the images."""
+    """`products` of the network's forward pass.  size: height and width of the images."""
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), one)
@@ -212,7 +212,7 @@ class _Enough(Exception):
 
 
 def loop_seconds(config: Config, steps: int, rounds: int) -> float:
-    """Of one step in train.py's own loop, fed with a batch that lies in the host's memory."""
+    """Seconds of one step in train.py's own loop, fed with a batch that lies in the host's memory."""
     batch = step_benchmark.random_batch(config, config.model.num_classes)
     asked: list[float] = []
 
@@ -228,7 +228,7 @@ def loop_seconds(config: Config, steps: int, rounds: int) -> float:
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
         with contextlib.suppress(_Enough):
             run(config, workdir, train_source=source, batches=batches)
-            raise KeyboardInterrupt  # it returns only where it took a Ctrl-C, meant for all, as the wish to stop
+            raise KeyboardInterrupt  # it returns only after a Ctrl-C, which is meant for this program too
         return statistics.median(np.diff(asked[5::steps])) / steps
 
 

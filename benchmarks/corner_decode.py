@@ -60,13 +60,13 @@ def numpy_points(maps: dict[str, np.ndarray], name: str, image: int, count: int)
     rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
     best = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
     flat = np.where(best == heat, heat, 0).reshape(-1)
-    chosen = np.argpartition(-flat, count)[:count]
-    chosen = chosen[np.argsort(-flat[chosen], kind="stable")]
-    cell, label = chosen // CLASSES, chosen % CLASSES
+    indices = np.argpartition(-flat, count)[:count]
+    indices = indices[np.argsort(-flat[indices], kind="stable")]
+    cell, label = indices // CLASSES, indices % CLASSES
     y, x = cell // SIDE, cell % SIDE
     offset = maps[f"{name}_off"][image, y, x]
     ratio = np.float32((4 * SIDE - 1) / SIDE)
-    found = {"score": flat[chosen], "label": label, "x": (x + offset[:, 0]) * ratio, "y": (y + offset[:, 1]) * ratio}
+    found = {"score": flat[indices], "label": label, "x": (x + offset[:, 0]) * ratio, "y": (y + offset[:, 1]) * ratio}
     return found | ({"tag": maps[f"{name}_tag"][image, y, x, 0]} if f"{name}_tag" in maps else {})
 
 
@@ -80,10 +80,10 @@ def numpy_decode(maps: dict[str, np.ndarray], config: Any, top_k: int) -> list[n
         bad |= (br["x"] < tl["x"][:, None]) | (br["y"] < tl["y"][:, None])
         score = np.where(bad, np.float32(-1), score).reshape(-1)
         count = min(config.pairs, score.size)
-        chosen = np.argpartition(-score, count - 1)[:count]
-        chosen = chosen[np.argsort(-score[chosen], kind="stable")]
-        i, j = chosen // config.corners, chosen % config.corners
-        score = score[chosen]
+        indices = np.argpartition(-score, count - 1)[:count]
+        indices = indices[np.argsort(-score[indices], kind="stable")]
+        i, j = indices // config.corners, indices % config.corners
+        score = score[indices]
         x1, y1, x2, y2 = tl["x"][i], tl["y"][i], br["x"][j], br["y"][j]
         label = tl["label"][i]
         triplet = "center_heat" in maps

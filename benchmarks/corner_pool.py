@@ -1,4 +1,4 @@
-"""Corner pooling by four forms, forward and backward: the claim of kpjax/nn/pooling.py.
+"""Corner pooling by four forms, forward and backward: the figures behind kpjax/nn/pooling.py.
 
     python benchmarks/corner_pool.py [--shape 8,128,128,256] [--rounds 5] [--json OUT.json]
 

@@ -120,7 +120,7 @@ def program(form: Function, inputs: tuple[Array, ...], gradients: bool) -> Funct
 
 
 def seconds(run: Function, repeats: int = 1) -> float:
-    """Of one run, when `repeats` of them are started without waiting for each other."""
+    """Seconds of one run, when `repeats` of them are started without waiting for each other."""
     start = time.perf_counter()
     for _ in range(repeats):
         last = run()
@@ -155,7 +155,7 @@ def products(x: Array, kernel: Array) -> float:
 
 
 def floor(x: Array, kernel: Array, gradients: bool, flops_per_s: float, bytes_per_s: float) -> float:
-    """Seconds that no form can beat, by the docstring's account."""
+    """Seconds that no form can beat, by the rule in this file's docstring."""
     columns = 9 * x.nbytes
     ends = 2 * x.nbytes + kernel.nbytes + 27 * x.nbytes // x.shape[-1]
     flops, moved = products(x, kernel), 2 * columns + ends
@@ -188,7 +188,7 @@ def main() -> int:
         for gradients in (False, True):
             programs = {name: program(form, (x, offset, mask, kernel), gradients) for name, form in FORMS.items()}
             results = {name: run() for name, run in programs.items()}  # warms up
-            apart = max(difference(r, results["four gathers"]) for r in results.values())
+            worst = max(difference(r, results["four gathers"]) for r in results.values())
             rounds = [{name: seconds(run) for name, run in programs.items()} for _ in range(args.rounds)]
             median = {name: statistics.median(r[name] for r in rounds) for name in FORMS}
             least = floor(x, kernel, gradients, rate, moved)
@@ -196,10 +196,10 @@ def main() -> int:
             print(
                 f"{name:34}{1e3 * least:10.1f}"
                 + "".join(f"{1e3 * s:14.1f}" for s in median.values())
-                + f"{apart:10.1e}",
+                + f"{worst:10.1e}",
                 flush=True,
             )
-            rows.append({"name": name, "floor_s": least, "seconds": median, "difference": apart, "rounds": rounds})
+            rows.append({"name": name, "floor_s": least, "seconds": median, "difference": worst, "rounds": rounds})
     if args.json:
         machine = {"device": device.device_kind, "host": platform.machine(), "cpus": os.cpu_count()}
         settings = {"scale": args.scale, "rounds": args.rounds}

@@ -1,4 +1,4 @@
-"""Time of one image by model and test protocol: N.A., F and MS, with preprocessing, network and post-processing apart.
+"""Time of one image by model and test protocol (N.A., F and MS), split into preprocessing, network, post-processing.
 
     python benchmarks/latency.py --models centernet_r18 cornernet_hg104 --presets na flip ms
     python benchmarks/latency.py --models triplet_hg52 --presets ms --image 640x480 --rounds 5 --json OUT.json
@@ -12,11 +12,11 @@ The steps are `Predictor`'s own, each waited for:
     merge     MS (and F of mmdetection's models): the rows of all views by soft-NMS, a compiled program, and the fetch
 Post-processing is decode + host + merge.  How long it takes depends on what the head maps hold, so it is timed on three
 kinds of them:
-    random    what the network says with random weights.  The hourglasses' embeddings are then so far apart that hardly
-              any two corners make a pair
+    random    the network's output with random weights.  The hourglasses' embeddings then differ so much that hardly any
+              two corners make a pair
     planted   --objects objects, the same in all views, over noise: as a trained network's maps are
-    crowd     the worst case: all peaks of one class, scores level with each other, and embeddings that all agree, so
-              that every pair of corners counts and soft-NMS has thousands of rows of one class
+    crowd     the worst case: all peaks of one class, equal scores, and embeddings that all agree, so that
+              every pair of corners counts and soft-NMS has thousands of rows of one class
 With several views (scales) figures are sums over them.  Rounds alternate between presets; the table has their
 medians, of one image.  --image 511x511 gives the canvas of training (512x512 for CenterNet, 511x511 for the corners).
 """
@@ -70,7 +70,7 @@ def random_objects(count: int, classes: int, size: tuple[int, int]) -> tuple[np.
 def planted_heads(
     detector: Detector, like: dict[str, Any], boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], seed: int
 ) -> dict[str, np.ndarray]:
-    """Head maps shaped as `like`, (B or 2 B, h, w, .), that say what boxes (N, 4) in canvas pixels say, over noise.
+    """Head maps shaped as `like`, (B or 2 B, h, w, .), that hold boxes (N, 4) in canvas pixels, over noise.
 
     Of 2 B maps every other one is of the mirror image.
     """

@@ -1,4 +1,4 @@
-"""The CPU's forms of some operations against their usual forms: the claims of kpjax/nn/layers.py.
+"""The CPU's forms of some operations against their usual forms: the figures behind kpjax/nn/layers.py.
 
     python benchmarks/layers.py [--scale 0.25] [--json OUT.json]
 
@@ -75,7 +75,7 @@ def comparisons(scale: float) -> list[Comparison]:
             (array(8, 64, 64, c256), array(3, 3, c256, c192)),
             True,
         ),
-        # As many channels computed and some left out, against those alone: XLA makes 128 at a time.
+        # All channels computed and some left out, against only the rest computed: XLA computes 128 at a time.
         *(
             Comparison(
                 f"conv 3x3, 64x64x{c256} -> {more}, then {less} of them; -> {less}",
@@ -143,11 +143,11 @@ def main() -> int:
     rows = []
     for row in comparisons(args.scale):
         usual, ours = program(row.usual, row), program(row.ours, row)
-        apart = difference(ours(), usual())  # the first calls warm up
+        error = difference(ours(), usual())  # the first calls warm up
         measured = [(seconds(usual), seconds(ours)) for _ in range(args.rounds)]
         slow, fast = (statistics.median(m[i] for m in measured) for i in (0, 1))
-        print(f"{row.name:66}{1e3 * slow:10.1f}{1e3 * fast:10.1f}{slow / fast:8.2f}{apart:10.1e}", flush=True)
-        rows.append({"name": row.name, "usual_s": slow, "cpu_form_s": fast, "difference": apart, "rounds": measured})
+        print(f"{row.name:66}{1e3 * slow:10.1f}{1e3 * fast:10.1f}{slow / fast:8.2f}{error:10.1e}", flush=True)
+        rows.append({"name": row.name, "usual_s": slow, "cpu_form_s": fast, "difference": error, "rounds": measured})
     if args.json:
         machine = {"device": device.device_kind, "host": platform.machine(), "cpus": os.cpu_count()}
         settings = {"scale": args.scale, "rounds": args.rounds}

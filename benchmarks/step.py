@@ -4,7 +4,7 @@
     python benchmarks/step.py --config configs/coco_r18.py --config.model.dtype=bfloat16 --json step.json
 
 Batches are random and in memory: neither the host pipeline nor TensorFlow takes part.  Compilation is
-timed apart.  Rounds of training, inference and the unit alternate, and the figures are the medians of
+timed separately.  Rounds of training, inference and the unit alternate, and the figures are the medians of
 the rounds.
 
 The unit is one 3x3 convolution of 256 -> 256 channels at 64x64 (float32, one image, forward), timed in
@@ -164,7 +164,7 @@ def measure(programs: dict[str, Program], steps: int, rounds: int) -> None:
 
 
 def machine(devices: int) -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine on which the figures were measured."""
     device = jax.devices()[0]
     names = {"device": device.device_kind, "platform": device.platform, "devices": devices}
     return names | {"host": platform.machine(), "cpus": os.cpu_count(), "jax": jax.__version__}

@@ -1,4 +1,4 @@
-"""`python -m kpjax COMMAND`: everything beside training, evaluation and detection."""
+"""`python -m kpjax COMMAND`: the subcommands, for everything but training, evaluation and detection."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def all_settings(arguments: Sequence[str]) -> bool:
-    """Whether each is --config.key=value, or --config.key with its value behind it."""
+    """Whether each is --config.key=value, or --config.key followed by its value."""
     waiting = False
     for argument in arguments:
         if argument.startswith("--config."):

@@ -27,7 +27,7 @@ class ModelConfig:
     num_classes: int = 0  # 0: as many as the training annotations list
     dtype: str = "float32"  # "float32" or "bfloat16": activations; parameters stay float32
     # How float32 activations are multiplied: "default": in TensorFloat-32 on a GPU, in bfloat16 on a TPU; "high": in
-    # TensorFloat-32, in 3 bfloat16 passes; "highest": in float32, as a CPU does whatever this says.  Offsets of
+    # TensorFloat-32, in 3 bfloat16 passes; "highest": in float32, as a CPU always does.  Offsets of
     # deformable convolutions, the heads' last convolutions, losses and boxes are always computed as with "highest"
     precision: str = "default"
     remat: bool = False  # recompute each residual block in the backward pass: less memory, more time
@@ -56,8 +56,8 @@ class DataConfig:
     tfds_val: str = "validation"
     canvas: int = 640  # side of the uint8 canvas an image is decoded to; larger images are shrunk to fit
     max_boxes: int = 128  # boxes of an image beyond this many are dropped, and counted
-    # boxes of crowds (iscrowd: 1): "ignore": training leaves them alone, as mmdetection does; "train": it learns them
-    # as any others, as the authors' programs do
+    # crowd boxes (iscrowd: 1): "ignore": not trained on, as in mmdetection; "train": treated as any other box, as in
+    # the authors' programs
     crowds: str = "ignore"
     bad_images: str = "stop"  # "stop" or "skip" (an unreadable image becomes an empty one, and is counted)
     threads: int = 0  # decoding threads; 0: one for each core
@@ -101,11 +101,11 @@ class OptimConfig:
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
     accumulate: int = 1  # micro-batches a step
     # How lr and warmup_steps follow the batch: "none": not at all; "linear": in proportion to batch / lr_batch, see
-    # kpjax.training.optimizer.scaled.  `epochs` follow by themselves; `steps` are taken as they are: for as many passes
-    # over the data set them to the recipe's steps * lr_batch / batch
+    # kpjax.training.optimizer.scaled.  `epochs` need no change; `steps` are used as given: for the same number of
+    # epochs set them to the recipe's steps * lr_batch / batch
     scale_lr: str = "none"
     lr_batch: int = 0  # images a step that lr and warmup_steps are meant for: the recipe's batch
-    scale_warmup: int = 1000  # least steps of warm-up where scale_lr raises the rate
+    scale_warmup: int = 1000  # fewest warm-up steps where scale_lr raises the rate
     offset_lr: float = 1.0  # the rate of the convolutions that predict deformable ones' offsets, as a fraction of lr
 
 
@@ -121,7 +121,7 @@ class EvalConfig:
     every: int = 0  # evaluate each so many training steps; 0: only at the end
     top_k: int = 100
     images: int = 0  # only the first so many images; 0: all
-    max_canvases: int = 0  # most canvases a scale: fewer programs, slightly other detections; 0: each image's own
+    max_canvases: int = 0  # most canvas sizes a scale: fewer programs, slightly different detections; 0: no limit
 
 
 @dataclasses.dataclass
@@ -256,8 +256,8 @@ class Config:
 def recipe(name: str) -> Config:
     """The configuration of configs/NAME.py, for a recipe that starts from another one.
 
-    It is the file of this checkout, whatever the current folder is and wherever the calling file has been copied to.
-    Raises ConfigError where it is not there, as beside an installed wheel.
+    The file is that of this checkout; neither the current folder nor the place of the calling file matters.
+    Raises ConfigError where it does not exist, as with an installed wheel.
     """
     path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
     if not path.is_file():
@@ -274,8 +274,8 @@ def coco2017(config: Config, root: str = "data/coco") -> None:
 
 # Keys that a config.json of an older version may hold -> what they are called now, both by their full names, e.g.
 # {"config.eval.canvases": "config.eval.max_canvases"}.  A key that is new since has its default when an older file is
-# read; one that is gone is an error.  Read in every config.json: that of a work directory, of a training checkpoint, of
-# an inference checkpoint.
+# read; one that is gone is an error.  Applied to every config.json: of a work directory, a training
+# checkpoint, an inference checkpoint.
 RENAMED: dict[str, str] = {}
 
 
@@ -310,7 +310,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def shared(config: Config) -> dict[str, Any]:
-    """The settings that all processes of a run have to have alike: all but where this host's data are, and threads."""
+    """The settings that must be equal in all processes of a run: all but this host's data paths and threads."""
     own = ("train.images", "train.annotations", "val.images", "val.annotations", "tfds_dir", "threads", "prefetch")
     return {key: value for key, value in flat(config).items() if key.removeprefix("config.data.") not in own}
 
@@ -326,7 +326,7 @@ def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _rename(values: dict[str, Any], old: list[str], new: list[str]) -> None:
-    """Move a value within nested groups, where it is there under its old name."""
+    """Move a value of nested groups from its old key to its new one, if the old one is present."""
     node: Any = values
     for name in old[:-1]:
         node = node.get(name) if isinstance(node, dict) else None

@@ -1,4 +1,4 @@
-"""Mistakes that a user can put right.  The programs print the text and exit with 2, without a traceback."""
+"""Errors that a user can fix.  The programs print the text and exit with code 2, without a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ConfigError(UserError):
     """A setting that cannot work.  Its text is one line that names the key and what to do."""
 
 
-# Kinds of mistakes in data, for those who count them.
+# Kinds of `DataError`, which `check-data` counts.
 MALFORMED = "malformed entry"
 DUPLICATE = "id that occurs twice"
 UNKNOWN_IMAGE = "annotation of an image that is not listed"
@@ -28,7 +28,7 @@ PASSING = "image that cannot be read at the moment"
 class DataError(UserError):
     """Data that cannot be used.  Its text is one line that names the file or record and what to do.
 
-    kind: one of the kinds of mistakes above.
+    kind: one of the kinds above.
     """
 
     def __init__(self, text: str, kind: str = MALFORMED) -> None:
@@ -37,7 +37,7 @@ class DataError(UserError):
 
 
 def origins(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what it came from, and so on back to the first."""
+    """The error, then its cause (or context), and so on back to the first one."""
     one: BaseException | None = error
     while one is not None:
         yield one
@@ -45,5 +45,5 @@ def origins(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an error says, on one line of at most `limit` characters."""
+    """An error's message on one line of at most `limit` characters."""
     return " ".join(str(error).split())[:limit]

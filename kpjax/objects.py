@@ -2,13 +2,13 @@
 
     Objects     annotated ones: boxes, labels, what training does with them, and points where a data set has them
     Detections  found ones: boxes, labels, scores, and points where a detector finds them
-    PointSet    what the points are called, which of them change places in a mirror, and which are joined by lines
+    PointSet    what the points are called, which of them a mirror exchanges, and which are joined by lines
     Placed      how an image lies in the network's input
     Geometry    how pixels of an image become pixels of another one: scaled, moved, mirrored
 
 A field that a data set or a method lacks is None, an empty subtree, so that `jax.vmap`, `jax.shard_map`,
-`jax.device_get` and `jax.tree.map` need no branch.  A field of coordinates says so in its metadata (`BOX`, `POINT`,
-`PER_POINT`), where whatever moves a record finds it: a new kind of field is one line here.
+`jax.device_get` and `jax.tree.map` need no branch.  The metadata of a field of coordinates says which kind it is
+(`BOX`, `POINT`, `PER_POINT`); code that moves a record reads only that, so a new kind of field is one line here.
 
 Shapes: M objects or N detections of an image, J points of an object, leading axes of a batch before them.  Boxes are
 x1 y1 x2 y2 and points x y, both in pixels.
@@ -30,13 +30,13 @@ from kpjax.errors import ConfigError
 Array = jax.Array
 Record = TypeVar("Record")
 
-NONE, OBJECT, IGNORE = 0, 1, 2  # roles: an empty slot; an object; a region that training leaves alone (crowd, DontCare)
+NONE, OBJECT, IGNORE = 0, 1, 2  # roles: an empty slot; an object; a region that training ignores (crowd, DontCare)
 UNLABELLED, HIDDEN, VISIBLE = 0, 1, 2  # COCO's visibility of a point
 
 # The metadata of a field of coordinates, for `flax.struct.field`.
-BOX = {"coordinates": "box"}  # (..., 4) x1 y1 x2 y2: two points, of which a mirror exchanges the sides
-POINT = {"coordinates": "point"}  # (..., J, 2) x y: a mirror exchanges them as `PointSet.mirror` says
-PER_POINT = {"coordinates": "per point"}  # (..., J): one value a point, exchanged as the points are
+BOX = {"coordinates": "box"}  # (..., 4) x1 y1 x2 y2: two points; a mirror exchanges left and right
+POINT = {"coordinates": "point"}  # (..., J, 2) x y; a mirror permutes them by `PointSet.mirror`
+PER_POINT = {"coordinates": "per point"}  # (..., J): one value a point, permuted with the points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class PointSet:
     """The points of an object: static, of a data set and of a detector.
 
     names: J names, e.g. "left_shoulder".  mirror: (J,), which point of the original is point j of the mirror image.
-    edges: pairs of points that are joined by a line, for pictures.  sigmas: (J,) COCO's fall-off of each point's
-    similarity, for the metric; empty: the metric's own.
+    edges: pairs of points that are joined by a line, for pictures.  sigmas: (J,) constants of COCO's object
+    keypoint similarity (OKS); empty: the metric's own.
     """
 
     names: tuple[str, ...]
@@ -127,8 +127,8 @@ class Objects:
 class Detections:
     """Objects found, best first.
 
-    On the device (what `decode` returns) the arrays have fixed shapes with a leading batch axis, coordinates are in
-    pixels of the network's input, and a slot without a detection has the score 0.  What `Predictor` returns are NumPy
+    On the device (what `decode` returns) the arrays have fixed shapes with a leading batch axis.  Coordinates are in
+    pixels of the network's input; a slot without a detection has the score 0.  What `Predictor` returns are NumPy
     arrays of one image, in that image's pixels, empty slots removed.
 
     boxes: (..., N, 4) float32.  scores: (..., N) float32.  labels: (..., N) int32, 0-based.  names: the class names
@@ -153,7 +153,7 @@ class Placed:
 
     size: (H, W) of the input, static.  window: (..., 4) top, left, bottom, right of the image in the input, in
     pixels; None: all of it.  changed: (...) bool, in training: whether the crop scaled or moved the image, so that
-    sizes in metres no longer follow from it; None: not.
+    sizes in metres no longer follow from it; None: it did not.
     """
 
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
@@ -185,7 +185,7 @@ class Geometry:
 
 
 def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
-    """The record with `move` ((..., 2) x y -> (..., 2)) applied to every field of coordinates; NumPy's or JAX's."""
+    """The record with `move` ((..., 2) x y -> (..., 2)) applied to every field of coordinates, NumPy or JAX."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         kind, value = field.metadata.get("coordinates"), getattr(record, field.name)
@@ -197,10 +197,10 @@ def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
 
 
 def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = None) -> Record:
-    """The record whose x was turned round, put right again where `mirrored` (() bool, or one a leading axis) is true.
+    """Restore the order of coordinates after a mirror, where `mirrored` (() bool, or one a leading axis) is true.
 
-    The left and right sides of boxes change places, and the points of each object as `points.mirror` says.  Raises
-    ValueError where the record has points of another number, or has some and `points` is None.
+    The left and right sides of boxes are exchanged, and the points of each object permuted by `points.mirror`.  Raises
+    ValueError where the record has another number of points, or has points and `points` is None.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Programs compiled for a machine that is not there: memory, traffic, roofline."""
+"""Programs compiled ahead of time for a TPU that is not there: memory, collectives, roofline."""

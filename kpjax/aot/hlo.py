@@ -1,6 +1,6 @@
-"""What a compiled program takes: memory, arithmetic, traffic, and the collectives between its devices.
+"""Reading a compiled program (HLO text): its collectives, what each is for, and the memory named when it does not fit.
 
-Collectives are read from the text of the optimised HLO, so that what is counted is what runs: merged, split and made
+The text is that of the optimised program, so that collectives are counted as they run: merged, split and made
 asynchronous as the compiler decided.
 """
 
@@ -24,11 +24,11 @@ _WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices.
+    """One collective operation between devices.
 
     op: as HLO names it, without "-start".  arrays: (dtype, shape) of each array that it leaves on a device; of a
-    reduce-scatter, what each device brings.  group: devices that take part in one exchange.  groups: how
-    they are chosen, as HLO writes it.  times: how often a step runs it (loops).  scope: the operation's name
+    reduce-scatter, each device's input.  group: how many devices take part in one exchange.  groups: the replica
+    groups, as HLO writes them.  times: how often a step runs it (loops).  scope: the operation's name
     in JAX, e.g. "jit(step)/jvp(CenterNet)/backbone/trunk/bn1/reduce_sum".
     """
 
@@ -41,12 +41,12 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Of its arrays, once."""
+        """The size of its arrays, each counted once."""
         return int(sum(_width(dtype) * math.prod(shape) for dtype, shape in self.arrays))
 
     @property
     def sent(self) -> float:
-        """Bytes that a device has to send, at the least, each time (rings reach it)."""
+        """Least number of bytes that a device sends each time; ring algorithms reach it."""
         share = (self.group - 1) / self.group
         rings = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
         return self.bytes * rings.get(self.op, share)
@@ -56,7 +56,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
     """The collectives of an optimised HLO module's text, in its order; those of one device alone are left out.
 
     devices: how many the program is for.  A collective that the compiler cut into the steps of an asynchronous
-    fusion appears once (its channel tells).
+    fusion appears once (the steps share a channel).
     """
     computations, entry = _computations(text)
     times = _times(computations, entry)
@@ -80,7 +80,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
                 continue
             scope = re.search(r'op_name="([^"]*)"', line)
             one = Collective(op, tuple(arrays), group, groups, times[name], scope[1] if scope else "")
-            # The steps of an asynchronous fusion carry the same collective, which its channel tells.  Elsewhere
+            # The steps of an asynchronous fusion repeat one collective, with one channel.  Elsewhere different
             # collectives under shard_map may share a channel.
             channel = re.search(r"channel_id=(\d+)", line) if "fus" in name else None
             key = (channel[1], op, one.arrays, groups) if channel else (name, number)
@@ -92,7 +92,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
 def counts_loops_once(text: str, loops: int) -> bool:
     """Whether more than `loops` computations of the program run several times a step.
 
-    XLA's cost analysis counts the body of a loop once, so that FLOPs and bytes are then less than what is done.
+    XLA's cost analysis counts the body of a loop once, so that its FLOPs and bytes are then too low.
     """
     computations, entry = _computations(text)
     times = _times(computations, entry)
@@ -139,10 +139,10 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 
 def _trips(line: str, computations: dict[str, list[str]], condition: str) -> int:
-    """How often a while loop runs: as it says, or by the one number that its condition counts up to (from 0, as in
+    """How often a while loop runs: its stated trip count, or the only constant in its condition (counting from 0, as in
     `lax.scan`); else 1."""
-    if said := _TRIPS.search(line):
-        return int(said[1])
+    if stated := _TRIPS.search(line):
+        return int(stated[1])
     lines = computations.get(condition, [])
     inner = [x for line in lines for _, other in _CALLED.findall(line) for x in computations.get(other, [])]
     numbers = re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", "\n".join(lines + inner))
@@ -172,7 +172,7 @@ def _group_size(groups: str, devices: int) -> int:
 
 
 def _ring_size(pairs: str) -> int:
-    """Devices among which a collective-permute's arrays wander: {{0,1},{1,2},{2,0},{3,4},{4,5},{5,3}} -> 3."""
+    """Devices that a collective-permute's arrays pass through: {{0,1},{1,2},{2,0},{3,4},{4,5},{5,3}} -> 3."""
     to: dict[str, str] = dict(re.findall(r"\{(\d+),(\d+)\}", pairs))
     start = next(iter(set(to) - set(to.values())), min(to, default=""))  # a chain has a first device
     ring = {start}
@@ -207,11 +207,11 @@ def sort_by_purpose(
     """Collectives by what they are for: the keys are PURPOSES.
 
     parameters: shapes of the network's parameters.  norms: names of its BatchNorm modules (the last part of their
-    paths).  fsdp: devices that share one copy of the parameters.  BatchNorm's are the sums of its statistics, forward
-    and backward, which the next layer waits for; where these are also the gradients of its scale and bias nothing
-    else sums those.  The running statistics of several groups are averaged; nothing waits for it.
+    paths).  fsdp: devices that share one copy of the parameters.  "BatchNorm" are the sums of its statistics, forward
+    and backward, which the next layer waits for.  Some are also the gradients of scale and bias.  "running statistics"
+    are the averages over groups, which nothing waits for.
     evaluation: a test-time program, whose gathers of at most three axes bring the detections together.  "other" are
-    activations, which plain data parallelism never exchanges.
+    activations, which data parallelism never exchanges.
     """
     names = frozenset(norms)
     kernels = {shape[:2] for shape in parameters if len(shape) == 4}
@@ -238,7 +238,7 @@ def sort_by_purpose(
     sorted_: dict[str, list[Collective]] = {purpose: [] for purpose in PURPOSES}
     for one in collectives:
         large = [shape for _, shape in one.arrays if math.prod(shape) > 1]
-        # most of them: convolutions of one input run as one, and their gradients' shape is that of no parameter
+        # most of them: convolutions of one input are merged, and the merged gradient has no parameter's shape
         ours = 2 * sum(_axes(shape) in known for shape in large) >= len(large)
         if not large:
             purpose = "losses and counts"
@@ -253,7 +253,7 @@ def sort_by_purpose(
         elif one.op in ("all-reduce", "reduce-scatter"):
             purpose = "gradients" if ours else "other"
         elif one.op == "collective-permute" and all(shape[:2] in kernels for _, shape in one.arrays):
-            # a sum or a gathering whose parts go around a ring while others are computed
+            # an all-reduce or all-gather in steps around a ring, overlapped with the computation
             purpose = "gradients" if backward(one) else "parameters"
         else:
             purpose = "other"
@@ -262,7 +262,7 @@ def sort_by_purpose(
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What stays of a shape when a compiler turns it and drops axes of one element."""
+    """The sorted sides above 1: the compiler may transpose an array and drop axes of length 1."""
     return tuple(sorted(side for side in shape if side > 1))
 
 
@@ -270,7 +270,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def memory_refused(message: str) -> int:
-    """The bytes that a program would have needed, from the compiler's refusal; 0: it says something else."""
+    """The bytes that a program would have needed, from the compiler's refusal; 0: the message is another one."""
     for pattern in (r"total memory required for [^(]*\(([\d.]+)([KMGT]?)\)", r"Used ([\d.]+)([KMGT]?) of"):
         if found := re.search(pattern, message):
             return int(float(found[1]) * _UNITS[found[2]])

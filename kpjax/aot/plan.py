@@ -22,7 +22,7 @@ from kpjax.parallel.compiling import Memory, memory_of
 from kpjax.parallel.sharding import batch_sharding, check_batch, make_mesh, replicated
 from kpjax.training.step import batch_shapes, init_state, jit_step, make_step
 
-_STEPS = 1000  # of the run: they set the schedule's constants, nothing that is counted here
+_STEPS = 1000  # length of the run: sets the schedule's constants, which no figure here depends on
 _LONGEST = (640, 640)  # pixels of COCO's largest images
 _TRIES = 6  # compilations that `largest_batch` may use, the first included
 
@@ -31,7 +31,7 @@ _TRIES = 6  # compilations that `largest_batch` may use, the first included
 class Work:
     """What one chip does in a step: arithmetic, bytes from and to its memory, and collectives by purpose.
 
-    at_least: the program has loops (deformable convolution's slabs, a decoder's), whose bodies XLA counts once.
+    at_least: the figures are lower bounds: XLA counts bodies of loops (of deformable convolution, of decoders) once.
     """
 
     flops: float
@@ -48,9 +48,9 @@ class Work:
 class Plan:
     """One program on one slice.
 
-    batch: images a step over all chips.  canvas: the input's height and width.  seconds: of compiling.
-    work: None where the compiler refused the program, which then needs more memory than a chip has: `memory` is
-    what it said.  text: the compiled program's.
+    batch: images a step over all chips.  canvas: the input's height and width.  seconds: compile time.
+    work: None where the compiler refused the program because it needs more memory than a chip has; `memory` is then
+    from its message.  text: the optimised HLO.
     """
 
     topology: Topology
@@ -159,9 +159,9 @@ def largest_batch(measure: Callable[[int], int], unit: int, batch: int, size: in
     """The largest multiple of `unit` whose memory is at most `available`; 0: none.
 
     measure: batch -> bytes, by compiling.  batch, size: a first measurement, of a multiple of `unit`.  Memory grows
-    nearly in a straight line, so that two measurements predict the batch and the others verify: the one returned was
-    compiled, and either the next larger did not fit when it was compiled, or would not by the line through the
-    nearest two.
+    almost linearly with the batch: two measurements predict the largest one, and the others verify it.  The batch
+    returned was compiled.  The next larger one did not fit when compiled, or would not by the line through the
+    nearest two measurements.
     """
     points = {batch: size}
 

@@ -14,7 +14,7 @@ from kpjax.aot.tpu import Topology
 class Roofline:
     """Seconds that each part of a chip would take alone at its published peak; no step is faster than the largest.
 
-    But for memory: the compiler counts each operation's inputs and outputs, also what never leaves the chip.
+    Only `memory` can be too high: the compiler counts all inputs and outputs of operations, on the chip or not.
     """
 
     compute: float
@@ -27,13 +27,13 @@ class Roofline:
         return max(self.compute, self.memory, self.interconnect)
 
     @property
-    def bound(self) -> str:
-        """Which part that is."""
+    def bottleneck(self) -> str:
+        """The part that takes longest."""
         return max(("compute", "memory", "interconnect"), key=lambda part: getattr(self, part))
 
 
 def roofline(topology: Topology, flops: float, moved: float, collectives: Iterable[Collective]) -> Roofline:
-    """The roofline of a program: `flops` and `moved` bytes of one chip a step, and what it has to send."""
+    """The roofline of a program: `flops` and `moved` bytes of one chip a step, and the collectives' bytes sent."""
     chip = topology.chip
     sent = sum(one.times * one.sent for one in collectives)
     return Roofline(flops / chip.flops, moved / chip.bandwidth, sent / topology.egress if sent else 0.0)
@@ -42,7 +42,7 @@ def roofline(topology: Topology, flops: float, moved: float, collectives: Iterab
 def largest_fitting(points: Sequence[tuple[int, int]], available: int) -> int:
     """The largest x whose memory, on the line through the least and greatest (x, bytes), is within `available`.
 
-    0: none.  Raises ValueError where the two do not grow.
+    0: none.  Raises ValueError where memory does not grow with x.
     """
     (x0, y0), (x1, y1) = sorted(points)[0], sorted(points)[-1]
     if x1 == x0 or y1 <= y0:

@@ -1,7 +1,7 @@
-"""Kinds of TPU: what a chip can do by its maker's account, which slices there are, and the compiler that knows them.
+"""TPU chips and slices: published peaks, the shapes on offer, and libtpu, the compiler for them.
 
-libtpu compiles for any of them on a machine that has none.  It is not imported: JAX loads the library whose path it is
-given, so that it may lie in an environment of its own.
+libtpu compiles for any of them on a machine without a TPU.  It is not imported: JAX loads the library from a path, so
+that it may be installed in another environment.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def prepare(library: str) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    # Programs for a TPU can be written to the persistent cache without one, but not read back.
+    # Without a TPU its programs can be written to the persistent cache, but not read back.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ["TPU_LIBRARY_PATH"] = library
     # Nothing here is a TPU host: libtpu asks no metadata server, writes no log files, and does not say that it found

@@ -28,7 +28,7 @@ _FIRST = 2  # the stage of stride 4, to which the neck brings the others
 
 
 class Block(nn.Module):
-    """A leaf of the tree: two 3x3 convolutions, and the shortcut that the tree hands it."""
+    """A leaf of the tree: two 3x3 convolutions, and the shortcut that the tree passes in."""
 
     features: int
     stride: int
@@ -49,8 +49,8 @@ class Block(nn.Module):
 class Tree(nn.Module):
     """Hierarchical aggregation (section 3.2): two subtrees, or leaves at level 1, and a root that joins all.
 
-    keep_input: the root sees the (pooled) input too.  The root also sees `children`: what the trees
-    around this one have found so far.  (B, H, W, C) -> (B, H / stride, W / stride, features).
+    keep_input: the root sees the (pooled) input too.  The root also sees `children`: the outputs so
+    far of the trees around this one.  (B, H, W, C) -> (B, H / stride, W / stride, features).
     """
 
     levels: int
@@ -126,7 +126,7 @@ class DLA(nn.Module):
 class Aggregation(nn.Module):
     """Iterative aggregation (section 3.1): bring each map to the first one's size and width, and add it on.
 
-    maps: (B, h, w, C), then smaller ones.  Returns what stands after each step: one map fewer.
+    maps: (B, h, w, C), then smaller ones.  Returns the result of each step: one map fewer.
     dcn: projections and nodes are deformable 3x3 convolutions, and a node sees the sum of both maps; else
     projections are 1x1 convolutions, and a node, a 3x3 one, sees both.
     """
@@ -162,7 +162,7 @@ class Aggregation(nn.Module):
 class DLANeck(nn.Module):
     """Aggregates maps of strides 4, 8, 16 ... into one of stride 4, (B, h, w, C) of the first one's width.
 
-    From the smallest map upwards, each is aggregated with all that stand behind it.  With dcn the results
+    From the smallest map upwards, each is aggregated with all smaller ones.  With dcn the results
     of strides 4, 8 and 16 are aggregated once more.
     """
 

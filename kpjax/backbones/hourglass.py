@@ -1,7 +1,7 @@
 """Stacked hourglasses (Newell et al. 2016) as CornerNet changed them (its section 4.1).
 
 A stem of stride 4, then each stack: down `depth` times by strided residual blocks, up again by nearest
-neighbours, the skips added at each size.  The same network stands in CornerNet, the keypoint triplets,
+neighbours, the skips added at each size.  The same network is used by CornerNet, the keypoint triplets,
 xingyizhou's CenterNet and mmdetection.
 """
 
@@ -73,15 +73,15 @@ class Hourglass(nn.Module):
         else:
             low = path(low, "inner", [below] * self.blocks[1])
         low = path(low, "up", [below] * (self.blocks[0] - 1) + [here])
-        return skip + double(low)[:, : x.shape[1], : x.shape[2]]  # a side that is odd was rounded up
+        return skip + double(low)[:, : x.shape[1], : x.shape[2]]  # an odd side was rounded up
 
 
 class StackedHourglass(nn.Module):
     """Images (B, H, W, 3) -> a map (B, ceil(H / 4), ceil(W / 4), features[0]) a stack.
 
     features, blocks: see Hourglass; the depth is one less than their number.  stem: channels of the 7x7
-    convolution.  stacks: hourglasses one after another, each but the first on the sum of what the last one
-    saw and what it said.  remat: recompute each residual block in the backward pass.
+    convolution.  stacks: hourglasses one after another; each but the first reads the sum of the previous
+    one's input and output.  remat: recompute each residual block in the backward pass.
     """
 
     features: Sequence[int] = (256, 256, 384, 384, 384, 512)

@@ -1,4 +1,4 @@
-"""Orbax, through one door: its errors as one line each, and what it logs."""
+"""Access to Orbax for all of kpjax: loading it, its errors as one line each, its logging and its time limit."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def load_orbax() -> Any:
 
 @functools.cache
 def quiet_writing() -> None:
-    """Keep off the terminal what Orbax says of a write that fails, for the rest of this process.
+    """Silence what Orbax logs about a failed write, for the rest of this process.
 
-    In its threads it logs each failure in full and several times over, and then raises the first, which is said in
-    one line (`plain_errors`).  asyncio reports the other arrays' failures, Python those that come after Orbax has ended
-    its loop.  A process that only reads keeps its logging as it is.
+    Its threads log each failure in full, several times, and then it raises the first one, which `plain_errors` turns
+    into one line.  asyncio reports the other arrays' failures, Python those after the end of Orbax's event loop.  A
+    process that only reads keeps its logging as it is.
     """
     logging.getLogger("absl").addFilter(_worth_saying)
     logging.getLogger("asyncio").addFilter(lambda record: not record.exc_info or "OCDBT" not in str(record.exc_info[1]))
@@ -44,15 +44,15 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     if "orbax" not in record.pathname:
         return True
     raised = record.filename in ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
-    # That a save waited for the one before is said by kpjax.training.run, once.
+    # kpjax.training.loop says once that a save waited for the one before.
     return not (record.exc_info and raised) and not str(record.msg).startswith("Waiting for previous save")
 
 
 def call_on_failure(checkpointer: Any, action: Callable[[Exception], None]) -> None:
-    """Have `action` called, in Orbax's thread, with the error that kept this process from writing its part.
+    """Call `action`, in Orbax's thread, with the error that kept this process from writing its part.
 
-    Orbax raises it in the main thread only after it has waited for the other processes at a barrier, to which they
-    come after all have written: 20 minutes later.  It has no option for this, so a method of its manager is wrapped.
+    Orbax raises it in the main thread only after a barrier, which the other processes reach when all have written;
+    that times out after 20 minutes.  There is no option for this, so a method of its manager is wrapped.
     """
     manager = checkpointer._manager
     wait = manager._wait_for_checkpointers
@@ -98,7 +98,7 @@ def first_line(error: BaseException) -> str:
 
 
 def plain_error(error: BaseException, path: Any) -> CheckpointError | None:
-    """What `plain_errors` raises in place of an error; None where it lets it pass."""
+    """What `plain_errors` raises in place of an error; None: the error itself is raised."""
     try:
         with plain_errors(path):
             raise error
@@ -138,9 +138,9 @@ class plain_errors:
 
 
 def refuse_passing(error: Exception, path: epath.Path) -> None:
-    """Raise where reading failed for want of memory (`error` itself), permission or connection (CheckpointError).
+    """Raise where reading failed for lack of memory (`error` itself), permission or connection (CheckpointError).
 
-    The checkpoint may be whole then, and must not count as damaged.
+    The checkpoint may be complete then, and must not count as damaged.
     """
     if any(isinstance(one, MemoryError) or "RESOURCE_EXHAUSTED" in str(one) for one in origins(error)):
         raise error
@@ -154,7 +154,7 @@ def refuse_passing(error: Exception, path: epath.Path) -> None:
 def step_metadata(checkpointer: Any, step: int, folder: Any) -> Any:
     try:
         return checkpointer.checkpointables_metadata(step)
-    except Exception as error:  # whatever a damaged file makes of Orbax's readers
+    except Exception as error:  # Orbax's readers raise many kinds for a damaged file
         refuse_passing(error, folder / str(step))
         raise DamagedCheckpoint(
             f"{folder / str(step)} cannot be read ({first_line(error)}); "
@@ -173,6 +173,6 @@ _REFUSALS = tuple(
 )
 
 
-# Orbax times its writing by the wall clock: a clock put right in the meantime would end a save after 20 minutes that
-# nobody had waited.  (Its 10 minutes for making folders cannot be set; those are milliseconds.)
+# Orbax measures its limit of 20 minutes for a write by the wall clock, so that setting the clock could end a save at
+# once.  (Its limit of 10 minutes for making folders cannot be set; that takes milliseconds.)
 WRITE_TIMEOUT = 10**9

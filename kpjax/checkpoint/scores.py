@@ -1,4 +1,4 @@
-"""The numbers that a run logged (metrics.jsonl), and which of its checkpoints has the best AP."""
+"""Reading a run's metrics.jsonl, and which of its checkpoints has the best AP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights on disk: inference checkpoints, and the weights of a training run's checkpoint."""
+"""Reading and writing weights: inference checkpoints, and the weights of a training run's checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kpjax.errors import ConfigError
 INFO = "config.json"
 
 
-_OLD_INFO = "kpjax.json"  # what 0.1.0 called it before its first release; still read
+_OLD_INFO = "kpjax.json"  # INFO's name in the earliest checkpoints; still read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def describe(detector: Detector, names: tuple[str, ...], config: Config | None) 
 
 
 def _input_rules(detector: Detector) -> dict[str, Any]:
-    """What `Preprocess` means, for a reader who has not got its docstring: config.json is read without kpjax."""
+    """`Preprocess` in words, for those who read config.json without kpjax."""
     preprocess = detector.preprocess
     canvas = f"(side | {preprocess.pad}) + 1" if preprocess.pad_plus_one else f"side | {preprocess.pad}"
     return {
@@ -91,7 +91,7 @@ def save_inference(
     quiet_writing()
     with plain_errors(target):
         if first:
-            # Where no folder can be made, Orbax leaves a thread behind that keeps the program from ending: try it here.
+            # Where Orbax cannot make the folder, a thread of it keeps the program from ending: make it here first.
             part.mkdir(parents=True, exist_ok=True)
             part.rmtree(missing_ok=True)  # and what a killed run left there
         try:
@@ -115,7 +115,7 @@ def save_inference(
 def _remove_unfinished(part: epath.Path) -> None:
     """Remove what a failed save left, as far as that can be done: why it failed matters more."""
     gone = 0
-    for _ in range(100):  # what is still being written comes again, folders and all
+    for _ in range(100):  # files that are still being written reappear, with their folders
         with contextlib.suppress(OSError):
             left = [
                 path for path in part.parent.iterdir() if path.name.partition(".orbax-checkpoint-tmp")[0] == part.name
@@ -135,15 +135,15 @@ def is_inference(folder: epath.Path) -> bool:
     try:
         info = json.loads((folder / INFO).read_text())
     except (OSError, ValueError):
-        return (folder / "state").exists()  # Orbax's arrays are there: a damaged one, and reading says what is wrong
+        return (folder / "state").exists()  # it has Orbax's arrays: damaged, and reading reports how
     return isinstance(info, dict) and {"format", "model"} <= set(info)
 
 
 def load_inference(path: str, best: bool = False) -> Loaded:
     """Weights from an inference checkpoint, or from a work directory's newest (or best) step.
 
-    best: of the steps with an AP the one with the highest; without any, CheckpointError.
-    Of a run with a moving average it is the average that is loaded.  Raises CheckpointError.
+    best: the step with the highest AP; CheckpointError if no step has one.
+    If the run has a moving average, that is loaded.  Raises CheckpointError.
     """
     root = absolute(path)
     if not root.exists():

@@ -1,4 +1,4 @@
-"""`python -m kpjax check-data`: what training would do with a data set, before it does."""
+"""`python -m kpjax check-data`: report what training would do with every annotation and image of a data set."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def count_bins(objects: np.ndarray) -> tuple[list[int], list[str]]:
 
 
 def size_bins(sizes: np.ndarray) -> tuple[list[int], list[str]]:
-    """Boxes by size, half octaves from 1 pixel on."""
+    """Boxes by size, in half octaves from 1 pixel."""
     edges = [0.0, *(2 ** (k / 2) for k in range(0, 2 * 13))]
     counts = np.histogram(sizes, [*edges, np.inf])[0].tolist()
     names = [f"<{b:.3g}" for b in edges[1:]] + [f">{edges[-1]:.3g}"]

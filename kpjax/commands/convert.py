@@ -1,4 +1,4 @@
-"""`python -m kpjax convert`: a released PyTorch checkpoint -> an Orbax inference checkpoint."""
+"""`python -m kpjax convert`: write a released PyTorch checkpoint as an Orbax inference checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and say what went where.  Raises UserError on a file that does not fit."""
-    from kpjax.checkpoint.weights import save_inference  # Orbax is slow to import: a wrong file is told without it
+    from kpjax.checkpoint.weights import save_inference  # Orbax is slow to import: check the file first
 
     options = _options(args.option)
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def class_names(path: str | None, count: int) -> tuple[str, ...]:
-    """The names in a file, one a line; without one COCO's, where there are 80 classes, else none."""
+    """The names in a file, one a line; without a file COCO's for 80 classes, else none."""
     if not path:
         from kpjax.data.coco_names import COCO_NAMES
 
@@ -126,7 +126,7 @@ def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
 
 
 def _beside(model: str, state_dict: Mapping[str, Any]) -> str:
-    """The parts of a checkpoint that the model's table does not know: the shortest names that none of the rest have."""
+    """The parts of a checkpoint that the model's table does not know, by the shortest prefix that no known key has."""
     rules = convert.RULES[build(model).import_rules]
     known = [key for key in state_dict if convert.destination(rules, key) is not None]
     parts: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""`python -m kpjax download`: COCO 2017 in pieces that can be resumed, and where the released checkpoints are."""
+"""`python -m kpjax download`: fetch COCO 2017 (resumable), and list where the released checkpoints are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHUNK = 1 << 20
 _TRIES = 5  # connections that may break without a single new byte in between
 _TIMEOUT = 60  # seconds without a byte
 _PAUSE = 1.0  # seconds before the next try after a failure, doubled with each
-_UNPACKED = 2  # so many times its announced size may an archive unpack to
+_UNPACKED = 2  # an archive may unpack to this many times its stated size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Archive:
     """One zip file of a data set.
 
     path: on the server; its last part is the file's name.  size: bytes.  md5: hex digits.
-    unpacked: about so many bytes afterwards.  makes: the folder that it unpacks to.
+    unpacked: about how many bytes its files take.  makes: the folder that it unpacks to.
     """
 
     path: str
@@ -86,21 +86,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch, check, unpack.  Raises UserError, one line, where that cannot be."""
+    """Fetch, check, unpack.  Raises UserError, one line, where that fails."""
     if args.list:
         print(released.table())
         return 0
     if not args.what or not args.dir:
         raise ConfigError("say what and where, e.g. download coco2017 --dir data/coco; --list shows the checkpoints")
-    chosen = DATA_SETS[args.what]
-    server = args.server or chosen.server
+    data_set = DATA_SETS[args.what]
+    server = args.server or data_set.server
     if not _is_address(server):
-        raise ConfigError(f"--server {server}: give the whole address, as {chosen.server} is one")
-    parts = [archive.makes for archive in chosen.archives]
+        raise ConfigError(f"--server {server}: give the whole address, as {data_set.server} is one")
+    parts = [archive.makes for archive in data_set.archives]
     for part in args.only or ():
         if part not in parts:
             raise ConfigError(f"--only {part}: {args.what} has {', '.join(parts)}")
-    wanted = [a for a in chosen.archives if (not args.only or a.makes in args.only) and not _done(args.dir, a)]
+    wanted = [a for a in data_set.archives if (not args.only or a.makes in args.only) and not _done(args.dir, a)]
     if not wanted:
         print(f"{os.path.abspath(args.dir)}: {', '.join(args.only or parts)} are there already")
         return 0
@@ -148,7 +148,7 @@ def _done(folder: str, archive: Archive) -> bool:
 
 
 def _announce(folder: str, wanted: list[Archive], keep: bool) -> None:
-    """Say what it will take, and refuse where the disk is too small for it."""
+    """Print what will be fetched; raise UserError where the disk is too small."""
     missing, zips, in_all = 0, [], 0
     for archive in wanted:
         there = _there(folder, archive)
@@ -158,7 +158,7 @@ def _announce(folder: str, wanted: list[Archive], keep: bool) -> None:
         resumed = f", {there / 1e6:,.0f} MB of it are there" if there else ""
         unpacked = f"about {archive.unpacked / 1e6:,.0f} MB unpacked"
         print(f"{archive.name:32s} {archive.size / 1e6:10,.0f} MB{resumed}; {unpacked}")
-    # What has still to come.  A zip file stays until it is unpacked; without --keep only one is fetched at a time.
+    # The bytes still to fetch.  A zip file stays until it is unpacked; without --keep only one is fetched at a time.
     need = in_all + (missing if keep else max(zips))
     free = shutil.disk_usage(folder).free
     print(
@@ -185,13 +185,13 @@ def _size_within(folder: str) -> int:
 
 
 def fetch(url: str, path: str, archive: Archive) -> None:
-    """Bring `url` to `path`, going on from PATH.part; the file appears once its size and sum are right."""
+    """Download `url` to `path`, resuming from PATH.part; the file appears once its size and checksum are right."""
     if os.path.exists(path):
         if _size(path) == archive.size and _md5(path) == archive.md5:
             return
         print(f"{path} is another file, or damaged: it is fetched again")
     part, failures = f"{path}.part", 0
-    most = _size(part)  # new bytes are those beyond it: a server that cannot resume begins anew each time
+    most = _size(part)  # progress is what goes beyond it: a server that cannot resume starts over each time
     while (have := _size(part)) < archive.size:
         reason = _receive(url, part, have, archive)
         failures = 0 if _size(part) > most else failures + 1
@@ -215,7 +215,7 @@ def fetch(url: str, path: str, archive: Archive) -> None:
 
 
 def _receive(url: str, part: str, have: int, archive: Archive) -> str:
-    """Add to `part` what one connection gives.  Returns why it ended early, or "" ."""
+    """Append to `part` what one connection delivers.  Returns why it ended early, or "" ."""
     from tqdm import tqdm
 
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "User-Agent": "kpjax"})
@@ -236,7 +236,7 @@ def _receive(url: str, part: str, have: int, archive: Archive) -> str:
                     bar.update(len(chunk))
         return "" if _size(part) >= archive.size else "the connection ended early"
     except urllib.error.HTTPError as error:
-        if error.code == 429 or error.code >= 500:  # it may pass
+        if error.code == 429 or error.code >= 500:  # perhaps transient
             return f"the server answers {error.code} {error.reason}"
         if error.code == 416:
             raise UserError(f"{url}: the server's file is shorter than the {have} bytes that are there") from None
@@ -257,10 +257,10 @@ def _check_length(answer: http.client.HTTPResponse, url: str, have: int, archive
 
 
 def unpack(path: str, folder: str, most: int) -> None:
-    """Unpack a zip file; what is there already with its full size is left.
+    """Unpack a zip file; files that exist in full size are kept.
 
     most: bytes that all its files may have together.  Raises UserError for a damaged one, a larger one, and one
-    whose files would come to lie outside `folder`, be it by a link that is there.
+    whose files would lie outside `folder`, also by way of an existing link.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""`python -m kpjax export`: the function from canvases to detections, to run where only JAX, or only TensorFlow, is."""
+"""`python -m kpjax export`: write a detector for JAX (StableHLO) or TensorFlow (SavedModel) alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kpjax.errors import ConfigError
 from kpjax.export.saved_model import save_for_tensorflow
 from kpjax.export.stablehlo import PLATFORMS, export, exportable
 
-INFO = "export.json"  # not config.json, by which work directories and inference checkpoints are known
+INFO = "export.json"  # not config.json, which marks work directories and inference checkpoints
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
 import json, os
 import jax.export, numpy as np

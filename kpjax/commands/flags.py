@@ -57,9 +57,9 @@ def define_processes(values: absl_flags.FlagValues) -> None:
 
 
 def _join(argv: list[str]) -> None:
-    """Connect to the other processes, if there are any, before the rest of the command line is looked at.
+    """Connect to the other processes, if there are any, before the rest of the command line is parsed.
 
-    So that a mistake in one process's configuration ends the others too, which would wait for it.
+    An error in one process's configuration then ends the others too, which would otherwise wait for it.
     """
     values = absl_flags.FlagValues()
     values.set_gnu_getopt()  # the values of flags unknown here look like arguments: go on after them
@@ -102,7 +102,7 @@ def config_of(path: str, settings: Sequence[str] = ()) -> Config:
 
 
 def _check_config_arguments(argv: list[str]) -> None:
-    # ml_collections reports a missing file or an unknown key late and in its own words; look first.
+    # ml_collections reports a missing file or an unknown key late and in its own words: check first.
     fields = [a for a in argv if a.startswith("--config.")]
     if fields and not any(a == "--config" or a.startswith("--config=") for a in argv):
         raise ConfigError(f"{fields[0]} changes a configuration, but no --config FILE is given")
@@ -169,7 +169,7 @@ def run(
 
 
 def guarded(program: Callable[[], int | None]) -> int:
-    """Call the program and return its exit code.  What a user can put right prints one line and gives 2.
+    """Call the program and return its exit code.  An error that the user can fix prints one line and gives 2.
 
     One of several processes (kpjax.parallel.distributed) ends the others with it, and does not return.
     """
@@ -198,11 +198,11 @@ def guarded(program: Callable[[], int | None]) -> int:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What a user can put right, as one line; None for a bug."""
+    """An error that the user can fix, as one line; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
-        # A full disk, a file that may not be read, a folder of its name: the user's to put right.  Others are bugs.
+        # A full disk, a file without permission, a folder of its name: the user can fix these.  Others are bugs.
         return f"{error.filename or 'writing'}: {os.strerror(error.errno)}"
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # JAX's JaxRuntimeError is one
         return (

@@ -1,4 +1,4 @@
-"""`python -m kpjax plan`: what a training or test step takes on a TPU slice, from compiling it for one without one."""
+"""`python -m kpjax plan`: memory, time and largest batch of a step on a TPU slice, which need not be there."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def gib(size: float) -> str:
 
 
 def report(plan: Plan) -> list[str]:
-    """What a person reads."""
+    """The plan as lines of text."""
     config, topology, memory, work = plan.config, plan.topology, plan.memory, plan.work
     model, available = config.model, topology.chip.memory
     height, width = plan.canvas if plan.evaluation else (config.augment.height, config.augment.width)
@@ -135,7 +135,7 @@ def report(plan: Plan) -> list[str]:
         + (", or more: bodies of loops are counted once" if work.at_least else ""),
         *collective_lines(work.collectives),
         f"roofline compute {1e3 * low.compute:.1f} ms, memory {1e3 * low.memory:.1f}, interconnect "
-        f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step, bound by {low.bound}; "
+        f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step, bound by {low.bottleneck}; "
         f"{plan.batch / max(low.seconds, 1e-9):,.0f} images/s",
     ]
     if norms:

@@ -1,4 +1,4 @@
-"""`python -m kpjax records`: a COCO folder as sharded ArrayRecord or TFRECORD."""
+"""`python -m kpjax records`: write a COCO folder as sharded ArrayRecord or TFRECORD."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The checkpoints that the authors and mmdetection released: where they are, and the AP that was published for them.
 
-Published figures, none measured here.  Most hosts need a browser; `python -m kpjax convert` reads what it brings.
+The figures are the published ones.  Most hosts need a browser; `python -m kpjax convert` reads the files.
 """
 
 from __future__ import annotations

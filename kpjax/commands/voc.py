@@ -1,4 +1,4 @@
-"""`python -m kpjax voc`: Pascal VOC annotations to COCO JSON."""
+"""`python -m kpjax voc`: convert Pascal VOC annotations to COCO JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m kpjax yolo`: YOLO labels to COCO JSON."""
+"""`python -m kpjax yolo`: convert YOLO labels to COCO JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 def report(converted: Converted, out: str) -> None:
     """Write the JSON and print what it holds, what was dropped, and the settings to train with it."""
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    # Beside the goal and then renamed: a full disk or Ctrl-C never leaves half a file, or harms an older one.
+    # Written beside OUT, then renamed: a full disk or Ctrl-C never leaves half a file, or harms an older one.
     partial = f"{out}.{os.getpid()}.partial"
     try:
         with open(partial, "w", encoding="utf-8") as file:

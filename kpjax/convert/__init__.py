@@ -1,4 +1,4 @@
-"""Weights of other frameworks as variables of our networks.
+"""Importing PyTorch weights: released detectors and ImageNet backbones as variables of kpjax's networks.
 
 detector = kpjax.build("centernet_r18", num_classes=80)
 variables = kpjax.import_torch(detector, read_torch_file("ctdet_coco_res18.pth"))
@@ -55,9 +55,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
 }
 
-_MARK = 7919  # classes; a prime, by which the sides that depend on the number of classes are known
+_MARK = 7919  # classes; a prime: only sides that depend on the number of classes are multiples of it
 
-# A leaf of a trunk that tells its kind -> the table that reads that kind's ImageNet classifiers.
+# A leaf that only one kind of trunk has -> the table that reads that kind's ImageNet classifiers.
 _BACKBONES: dict[str, tuple[Rule, ...]] = {
     f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
     f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
@@ -139,7 +139,7 @@ def class_axes(build: Callable[[int], Detector]) -> dict[str, tuple[int, int]]:
 
 
 def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any]) -> int:
-    """The number of classes that a released checkpoint has, read off its class heads; 0 where it has none of them."""
+    """The number of classes that a released checkpoint has, read off its class heads; 0 where it has none."""
     axes, rules = class_axes(build), RULES.get(build(1).import_rules, ())
     for key, value in state_dict.items():
         path = destination(rules, key)
@@ -148,7 +148,7 @@ def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any
             # Transforms move a kernel's axes; the one that we know, the last, is PyTorch's first.
             last = axis == len(value.shape) - 1
             at = 0 if last and len(value.shape) > 1 else axis
-            side = value.shape[at] if at < len(value.shape) else 0  # of another rank: import_torch tells it
+            side = value.shape[at] if at < len(value.shape) else 0  # of another rank: import_torch reports it
             if side and side % each == 0:
                 return side // each
     return 0
@@ -157,7 +157,7 @@ def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any
 def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], Detector]]) -> tuple[str, float]:
     """The model whose table knows most of the checkpoint's keys and leaves, and that share; ("", 0.0) for none.
 
-    A table that knows less than half of the keys is none.
+    A table has to know at least half of the keys.
     models: name -> (number of classes -> Detector).  Of several that fit alike the first is returned.
     """
     best, most = "", 0.0

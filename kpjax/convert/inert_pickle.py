@@ -1,9 +1,9 @@
-"""A pickle read as data: nothing that it names is imported, and nothing is called.
+"""Reading a pickle as data: nothing that it names is imported, and nothing is called.
 
 A pickle is a program for a stack machine whose one dangerous instruction calls whatever it names.  This reader
 knows the instructions that build plain containers; a named thing is only its name, and a call is looked
 up in a table of what PyTorch, NumPy and the standard containers need.  All else is refused.  Python's own
-unpickler is not used: it can be made to fill the memory with 20 bytes (a memo index, a claimed length).
+unpickler is not used: it can be made to fill the memory with 20 bytes (a memo index, a stated length).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 
 _KEYS = (str, int, float, bool, bytes, type(None))  # keys of dictionaries: what is hashed in constant time
 MAX_INSTRUCTIONS = 5_000_000  # a checkpoint of a thousand tensors with its optimizer takes some 100,000
-_MOST = 1 << 63  # PyTorch's integers have 64 bits; of longer ones many share a hash
+_MOST = 1 << 63  # PyTorch's integers have 64 bits; longer ones can be chosen to share a hash
 _MOST_AXES = 64  # NumPy's limit
 _LONGEST_NAME = 1000
-_SLACK = 100_000  # what calls may copy beside what the pickle has bytes for
+_SLACK = 100_000  # elements that calls may copy beyond those the pickle has bytes for
 
 
 class PickleRefused(ValueError):
-    """What the pickle holds is not read here.  Its text is one line."""
+    """The pickle holds something that is not read here.  Its text is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A thing the pickle names, as `torch.FloatStorage`.  Never looked up."""
+    """A class or function that the pickle names, e.g. `torch.FloatStorage`.  Never looked up."""
 
     text: str
 
@@ -76,7 +76,7 @@ def storage_of(reference: Any) -> Storage:
     _, kind, key, _, numel = reference[:5]
     dtype = _dtypes().get(kind.text) if isinstance(kind, Name) else None
     if dtype is None:
-        # Never the text of a container: nested twice in each step it has a length without end.
+        # Never print a container: if each level holds the next one twice, its text grows exponentially.
         named = kind.text if isinstance(kind, Name) else type(kind).__name__
         raise PickleRefused(f"its numbers are of a kind that is not read here ({named:.60})")
     if len(reference) == 6 and reference[5] is not None:
@@ -87,7 +87,7 @@ def storage_of(reference: Any) -> Storage:
 
 
 def _counts(*values: Any) -> bool:
-    """Whether they are numbers of things, such as PyTorch can have."""
+    """Whether all are counts that PyTorch can have."""
     return all(isinstance(value, int) and 0 <= value < _MOST for value in values)
 
 
@@ -119,8 +119,8 @@ class _Array:
         _, shape, dtype, fortran, data = state
         if not _is_shape(shape):
             raise PickleRefused("a NumPy array's description is damaged")
-        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote a text
-        flat = np.frombuffer(data, _numpy_dtype(dtype))  # bounded by the bytes that are there
+        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote a string
+        flat = np.frombuffer(data, _numpy_dtype(dtype))  # at most as many as there are bytes
         self.value = flat.reshape(shape, order="F" if fortran else "C")
 
 
@@ -179,7 +179,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     "numpy.dtype": _dtype,
-    # Training frameworks' records beside the weights: read over.
+    # Training frameworks' records beside the weights: skipped.
     **{
         name: _shell(name)
         for name in (
@@ -247,8 +247,8 @@ _MARK = object()
 def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """The one pickle that begins at the file's position: plain containers, numbers, texts, `Tensor`s, arrays.
 
-    storages: gets every storage that the pickle refers to, by its key, those of objects that are read over too.
-    Raises PickleRefused for anything else; what is damaged may also raise ValueError, IndexError and the like.
+    storages: gets every storage that the pickle refers to, by its key, those of skipped objects too.
+    Raises PickleRefused for anything else; a damaged pickle may also raise ValueError, IndexError and the like.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -263,7 +263,7 @@ def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
         raise PickleRefused("it is damaged: a mark is missing")
 
     def charge(values: Any, position: int) -> None:
-        """An argument costs the file two bytes where it is the memo's: a copy a call would have no bound."""
+        """Limit what calls copy: an argument from the memo costs the file only two bytes."""
         nonlocal copied
         copied += _extent(values)
         if copied > 4 * (position - begin) + _SLACK:
@@ -337,7 +337,7 @@ def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Finished arrays in place of those being built, two containers deep: where checkpoints have their arrays."""
+    """Finished arrays in place of those being built, two containers deep: checkpoints have none deeper."""
     if isinstance(value, dict):
         # In place, and each container once: the memo may have put one under a million keys.
         inner = {id(item): item for item in value.values() if isinstance(item, dict)}

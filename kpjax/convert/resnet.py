@@ -91,7 +91,7 @@ XINGYIZHOU_RESNET_DCN = (
 
 def _mmdet(dcn: bool) -> tuple[Rule, ...]:
     steps: list[Rule] = []
-    for step, number in enumerate((0, 2, 4), start=1):  # convolution and deconvolution modules take turns
+    for step, number in enumerate((0, 2, 4), start=1):  # convolution and deconvolution modules alternate
         conv, deconv = (rf"neck\.deconv_layers\.{n}" for n in (number, number + 1))
         if dcn:
             steps += deform_conv(rf"{conv}\.conv", f"{_NECK}/conv{step}", "conv_offset")

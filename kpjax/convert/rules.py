@@ -1,8 +1,8 @@
-"""Reading a PyTorch state dict by a table of name rules.
+"""Mapping a PyTorch state dict to a network's variables by a table of name rules.
 
 A table is a tuple of `Rule`s.  Every key of the checkpoint has to be matched in full by
-exactly one rule, and every leaf of the network has to be filled by exactly one key with an
-array of its own shape.  Anything else raises `ImportMismatch`, whose text is the difference
+exactly one rule.  Every leaf of the network has to be filled by exactly one key with an array
+of the leaf's shape.  Anything else raises `ImportMismatch`, whose text is the difference
 between the two; nothing is imported in part.
 """
 
@@ -142,7 +142,7 @@ def apply_rules(
 
     rules: a table.  state_dict: {key: array}, NumPy or torch tensors.  shapes: {leaf path: shape}
     of everything that has to be filled.  name: what the network is called in a mismatch.
-    Returns {leaf path: float32 array}.  Raises ImportMismatch, with all differences, at any.
+    Returns {leaf path: float32 array}.  Raises ImportMismatch, with all differences, if there are any.
     """
     compiled = [(_compiled(rule.pattern), rule) for rule in rules]
     filled: dict[str, np.ndarray] = {}
@@ -171,7 +171,7 @@ def apply_rules(
             array = _to_numpy(value)
             try:
                 leaf = rule.transform(array)
-            except ValueError:  # another rank: a transposition has nothing to say about it
+            except ValueError:  # an array of another rank; its shape is reported below
                 leaf = array
             if leaf.shape != tuple(shapes[path]):
                 misshapen.append(f"{key} -> {path}: {leaf.shape} in the checkpoint, {tuple(shapes[path])} here")

@@ -28,7 +28,7 @@ from kpjax.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
 _MAX_PICKLE = 1 << 28  # bytes of data.pkl, which describes tensors and does not hold them
-_SHARED, _SLACK = 2, 1 << 20  # tensors may take twice the file's bytes, as those of shared weights, and a MB
+_SHARED, _SLACK = 2, 1 << 20  # tensors may take twice the file's bytes (shared weights), and 1 MiB
 ReadStorage = Callable[[Storage], bytes]
 
 
@@ -121,7 +121,7 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, ReadStorage]:
     protocol, system = inert_pickle.read(file), inert_pickle.read(file)
     described = inert_pickle.read(file, known)
     if protocol != 1001 or not isinstance(system, dict):
-        # Never the text of a container: nested twice in each step it has a length without end.
+        # Never print a container: if each level holds the next one twice, its text grows exponentially.
         named = f"{protocol:.3g}" if isinstance(protocol, int) else type(protocol).__name__
         raise PickleRefused(f"its format is {named}, and only PyTorch's 1001 is read")
     keys = inert_pickle.read(file)
@@ -158,7 +158,7 @@ def _no_storage(storage: Storage) -> bytes:
 
 
 def _arrays(state_dict: dict[str, Any], read_storage: ReadStorage, file_size: int) -> dict[str, np.ndarray]:
-    """The numbers of each entry: every storage is read once, one at a time, and no more than the file can mean."""
+    """The numbers of each entry: every storage is read once, one at a time, within the limit of _SHARED."""
     of_storage: dict[Storage | None, list[str]] = {}
     for key, value in state_dict.items():
         of_storage.setdefault(value.storage if isinstance(value, Tensor) else None, []).append(key)
@@ -179,7 +179,7 @@ def _bytes(value: Any) -> int:
 
 
 def _array(value: Any, flat: np.ndarray | None) -> np.ndarray:
-    """An array of its own.  flat: the numbers of the tensor's storage; None where it has none of them."""
+    """An array of its own.  flat: the numbers of the tensor's storage; None where there are none."""
     if isinstance(value, Tensor):
         if flat is None or 0 in value.shape:
             return np.zeros(value.shape, np.float32)

@@ -3,7 +3,7 @@
 A random crop (`kpjax.images.geometry`), bilinear resampling in which a pixel outside the image has the border's colour,
 as OpenCV's BORDER_CONSTANT does, then colours.
 
-Every draw comes from the example counter, so a step's batch is a pure function of its number.
+All random numbers come from the example counter, so a step's batch is a pure function of its number.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _GREY_BGR = (0.114, 0.587, 0.299)  # ITU-R BT.601, as cv2.cvtColor
 def jitter_color(key: Array, image: Array, config: AugmentConfig, order: str) -> Array:
     """Brightness, contrast and saturation in random order, then PCA lighting.
 
-    image: (H, W, 3) float32 in 0..1, channels in `order`.  Grey values are those of the image as it
-    came, whatever was applied before.  Nothing is clipped.
+    image: (H, W, 3) float32 in 0..1, channels in `order`.  Grey values are those of the input
+    image at every step.  Nothing is clipped.
     """
     keys = jax.random.split(key, 3)
     if config.color > 0:
@@ -64,7 +64,7 @@ def jitter_color(key: Array, image: Array, config: AugmentConfig, order: str) ->
 
 
 def cut_boxes(objects: Objects, output: tuple[int, int]) -> Objects:
-    """Objects (M, ...) with their boxes cut to the input (H, W); one whose box's centre lies outside is none any more.
+    """Objects (M, ...) with their boxes cut to the input (H, W); one whose box's centre lies outside is dropped.
 
     mmdetection's RandomCenterCropPad.  The other recipes leave cutting to `encode`.
     """

@@ -20,9 +20,9 @@ Batch = dict[str, Any]  # NumPy arrays, and `Objects` of them
 
 
 class Unread:
-    """Counts the images that could not be read and came one after the other: too many are no broken files.
+    """Counts consecutive unreadable images: too many in a row mean that the data is gone, not that files are broken.
 
-    It counts in the order of the examples, as batches are handed out, so that no timing of threads decides.
+    It counts in the order of the examples, as batches are returned, independent of the timing of threads.
     """
 
     def __init__(self, source: Source, most: int) -> None:
@@ -44,7 +44,7 @@ class Unread:
 
 
 def check_slices(source: Source, batch: int, start_step: int, process_index: int, process_count: int) -> None:
-    """Raise one line where the source is empty or the batch cannot be dealt out."""
+    """Raise DataError where the source is empty, ConfigError where the batch cannot be divided among the processes."""
     if not len(source):
         raise DataError(f"{source.name}: no images")
     if batch < 1 or batch % process_count:
@@ -56,8 +56,8 @@ def check_slices(source: Source, batch: int, start_step: int, process_index: int
 def may_skip(data: DataConfig, bad: DataError) -> bool:
     """Whether an image with this error becomes an empty one.
 
-    One that cannot be read at the moment does not: which step it happens in would depend on the moment, and a run that
-    is resumed would differ from one that was never interrupted.
+    A transient error is never skipped: it might not come again, and a run that is resumed would then differ from one
+    that was never interrupted.
     """
     return data.bad_images == "skip" and bad.kind != PASSING
 
@@ -105,7 +105,7 @@ def assemble(
     """The batch of decoded images: objects looked up, scaled with their image, and padded to data.max_boxes.
 
     canvas: (b, S, S, 3).  size: (b, 2), their heights and widths on it.  counters, records: (b,).
-    empty: (b,) bool, images that lost their objects with their pixels.
+    empty: (b,) bool, unreadable images, which get no objects.
     """
     rows = [source.objects[record] for record in records]
     # Written into zeros rather than padded and stacked: a batch has many small arrays.

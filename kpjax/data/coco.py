@@ -1,7 +1,7 @@
-"""`CocoFolder`: a folder of images and a COCO instances JSON, COCO's own or anybody's.
+"""Reading a COCO data set, `CocoFolder`: a folder of images and an instances JSON, COCO's or your own.
 
-Classes are the JSON's categories in ascending order of their ids, whatever those are. Everything that
-would otherwise surface after hours of training is tested when the split is opened, in one line each.
+Classes are the JSON's categories in ascending order of their ids. Errors that
+would otherwise surface after hours of training are reported when the split is opened, one line each.
 Both may be URLs (`gs://...`).
 """
 
@@ -33,14 +33,14 @@ def CocoFolder(
     """Open a split (a function: it reads like a constructor and gives a plain Source).
 
     images: folder that the JSON's `file_name`s are relative to.  annotations: path of the JSON.
-    bad_images: "stop" or "skip" (`config.data.bad_images`); with "skip" an image that is not there is
-        found out when it is read.
+    bad_images: "stop" or "skip" (`config.data.bad_images`); with "skip" a missing image is
+        noticed when it is read.
     mistake: what to do about an entry that cannot be used; by default it raises. Where it returns, the entry is
-        left out (an image that is not there is not), so that all mistakes of a file can be counted.
+        left out (a missing image is kept), so that all mistakes of a file can be counted.
     crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints; their names and
-        skeleton are those of `categories`, and left and right change places in a mirror by their names.
+        skeleton are those of `categories`, and left and right are exchanged in a mirror by their names.
     Raises DataError, one line: a file that is not COCO JSON, ids that repeat or are unknown, sizes and
-    boxes that are no numbers, file names that lead outside the folder, images that are not there ("skip":
+    boxes that are not numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
     """
     images, annotations = os.path.expanduser(images), os.path.expanduser(annotations)
@@ -63,7 +63,7 @@ def CocoFolder(
             return files.read_bytes(paths[i])
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            kind = MISSING if missing else PASSING if files.may_pass(error) else UNREADABLE
+            kind = MISSING if missing else PASSING if files.is_transient(error) else UNREADABLE
             raise DataError(f"{paths[i]}: cannot be read ({error.strerror})", kind) from error
 
     return make_source(

@@ -1,6 +1,6 @@
-"""Files, above all of data sets: of this machine through Python, of a URL (`gs://`, ...) through TensorFlow.
+"""Reading and writing files: local ones through Python, URLs (`gs://`, ...) through TensorFlow.
 
-What cannot be read is an OSError on both.  TensorFlow is imported for URLs only.
+Both raise OSError.  TensorFlow is imported for URLs only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_url(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The path from the root on; a URL, which is that already, without the slash at its end."""
+    """The absolute path; a URL without the slash at its end."""
     return path.rstrip("/") if is_url(path) else os.path.abspath(path)
 
 
@@ -46,7 +46,7 @@ def is_folder(path: str) -> bool:
 
 
 def names_in(folder: str) -> list[str]:
-    """The names of what lies in a folder."""
+    """The names of a folder's entries."""
     if not is_url(folder):
         return os.listdir(folder)
     with _system_errors(folder) as tf:
@@ -71,7 +71,7 @@ def modified(path: str) -> int:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """A file to read bytes from; it can be entered anywhere."""
+    """Open a file for reading bytes; it can be seeked."""
     if not is_url(path):
         with open(path, "rb") as file:
             yield file
@@ -81,7 +81,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def read_bytes(path: str) -> bytes:
-    """All of a file.  An error that may pass (`may_pass`) is tried again, for some seconds."""
+    """All of a file.  Reading is retried for some seconds after a transient error (`is_transient`)."""
 
     def read() -> bytes:
         with opened(path) as file:
@@ -90,18 +90,18 @@ def read_bytes(path: str) -> bytes:
     return with_retries(read)
 
 
-def may_pass(error: OSError) -> bool:
-    """Whether what went wrong may be right a moment later: a disk or a network that did not answer."""
+def is_transient(error: OSError) -> bool:
+    """Whether the error may be gone a moment later: a disk or a network that did not answer."""
     return error.errno in _PASSING
 
 
 def with_retries(read: Callable[[], bytes]) -> bytes:
-    """What `read` returns, tried again after each of `PAUSES` seconds where its OSError may pass."""
+    """What `read` returns, tried again after each of `PAUSES` seconds where its OSError is transient."""
     for pause in PAUSES:
         try:
             return read()
         except OSError as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             time.sleep(pause)
     return read()
@@ -110,8 +110,8 @@ def with_retries(read: Callable[[], bytes]) -> bytes:
 class Pieces:
     """Reads pieces of a few files, from any thread.
 
-    Opening a file takes as long as reading an image from it does, so that local ones stay open after their first
-    piece, but for very many: a process may often open no more than 1,024.
+    Opening a file takes as long as reading an image from it, so that local files stay open after their first piece,
+    unless there are very many: a process may often open only 1,024.
 
     paths: the files or URLs.
     """
@@ -164,7 +164,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _system_errors(path: str) -> Iterator[Any]:
-    """TensorFlow, its errors turned into those of the system."""
+    """TensorFlow, with its errors raised as OSError."""
     from kpjax.data.tensorflow import import_tensorflow
 
     tf = import_tensorflow()
@@ -179,7 +179,7 @@ def _system_errors(path: str) -> Iterator[Any]:
 
 
 def in_words(error: BaseException) -> str:
-    """What an error of TensorFlow or another library says, on one short line and without names of its insides."""
+    """The message of an error of TensorFlow or another library, as one short line without internal names."""
     text = re.sub(r"\{\{.*?\}\}|\[Op:[^]]*\]( name: *$)?", "", getattr(error, "message", None) or str(error))
     text = " ".join(text.split()) or type(error).__name__
     unreachable = re.search(r"libcurl code \d+ meaning '(.*?)', error details:(?: (.*?))?(?: when reading .*)?$", text)

@@ -1,7 +1,7 @@
-"""The batches of `kpjax.data.pipeline` from memory and without TensorFlow: for small sets and other people's arrays.
+"""Training batches from memory, without TensorFlow: for small data sets and arrays of your own.
 
-Every image is decoded once.  The order of an epoch is NumPy's own permutation, so it differs from the
-pipeline's; without shuffling the two agree bit for bit.
+Every image is decoded once.  The order of an epoch is NumPy's own permutation, which differs from that
+of `kpjax.data.pipeline`; without shuffling the two agree bit for bit.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class MemoryBatches(Iterator[Batch]):
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
         self._order: tuple[int, np.ndarray] | None = None
-        # All of a small set may be unreadable; of a larger one so many in a row seem gone.
+        # A small set ends where all of it is unreadable, a larger one at so many in a row.
         self._unread = Unread(source, most=min(len(source), max(32, 2 * len(self._slots))))
         self._sizes = sizes_on_canvas(source, data.canvas)
         self._images = [self._decode(i, images) for i in range(len(source))]

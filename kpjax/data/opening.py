@@ -1,4 +1,4 @@
-"""Opening the splits that a configuration names."""
+"""Opening the splits that a configuration names: a COCO folder or a TFDS set."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """mmdetection's colour augmentation (its CenterNet and CornerNet; first used by SSD, arXiv 1512.02325), on the device.
 
-Brightness, contrast, saturation, hue and the order of the channels, each changed for every other image.
+Brightness, contrast, saturation, hue and the order of the channels, each changed with probability 1/2.
 Saturation and hue are those of OpenCV's HSV for float pixels: values are not clipped, saturation may pass 1.
 """
 
@@ -57,7 +57,7 @@ def distort(image: Array, change: Distortion) -> Array:
     hue = jnp.where(value == red, (green - blue) * turn, hue) + change.hue
     # Saturation times value, without the division and multiplication between; OpenCV divides by |value|.
     chroma = spread * change.saturation * jnp.sign(value)
-    # Each channel is the value less a trapezium of the hue, a third of the circle apart.
+    # Each channel is the value less a trapezium of the hue, shifted by a third of the circle each.
     sextants = (jnp.asarray([5.0, 3.0, 1.0]) + hue[..., None] / 60.0) % 6.0
     fall = jnp.clip(jnp.minimum(sextants, 4.0 - sextants), 0.0, 1.0)
     image = (value[..., None] - chroma[..., None] * fall) * change.contrast_last

@@ -1,13 +1,13 @@
-"""The host's share of training, on tf.data: read, decode, pad.  Everything else happens on the device.
+"""The host's input pipeline for training, on tf.data: read, decode, pad.  Everything else happens on the device.
 
 The step number is the only state.  Example counter i = step * batch + position goes through a seeded
 permutation of its epoch to a record, so that a batch is a pure function of (source, seed, step): resuming
 is starting at a step, and P processes read P slices of one and the same global batch.
 
 The fast path is TensorFlow's own JPEG decoder.  What it does not do as `kpjax.images.decode` does (other
-formats, CMYK, images larger than the canvas) goes through that module instead, inside the same pipeline:
-each record has a route, and one that turns out wrong is corrected and its step started again, so that
-the fast path pays for no test of what a file is.
+formats, CMYK, images larger than the canvas) goes through that module instead, inside the same pipeline.
+Each record has a route, so that the fast path need not test what a file is.  A route that turns out wrong
+is corrected, and the step is started again.
 TensorFlow is imported at the first call.
 """
 
@@ -32,7 +32,7 @@ _SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbe
 
 
 class _Unexpected(Exception):
-    """A decoded image is not what the annotations promise, or not RGB."""
+    """A decoded image does not match its annotations, or is not RGB."""
 
 
 def train_batches(
@@ -53,8 +53,8 @@ def train_batches(
     canvas (b, S, S, 3) uint8 RGB, the image in the top left corner, zeros elsewhere; size (b, 2) int32, the
     image's height and width on the canvas; objects, `Objects` (b, M, ...) in canvas pixels; counter (b,) int32, the
     example counter; index (b,) int32, the record in `source`.
-    Raises ConfigError where the batch cannot be divided, DataError while iterating where an image cannot be
-    read and data.bad_images is "stop", or where so many in a row cannot be read that they seem gone (see `Unread`).
+    Raises ConfigError where the batch cannot be divided.  Iterating raises DataError at an unreadable image where
+    data.bad_images is "stop", and at so many unreadable ones in a row that the data seem gone (see `Unread`).
     """
     check_slices(source, batch, start_step, process_index, process_count)
     return Batches(source, data, batch, seed, start_step, process_index, process_count, shuffle)
@@ -84,8 +84,8 @@ class Batches(Iterator[Batch]):
         self._step = start_step
         self._sizes = sizes_on_canvas(source, data.canvas)
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
-        # In a list, which is emptied before Python ends: TensorFlow waits for its threads as it takes an iterator down,
-        # and they for Python, where images pass through it.
+        # In a list, which is emptied before Python ends: deleting an iterator waits for TensorFlow's threads, and those
+        # wait for Python, where images pass through it.
         self._readers: list[Iterator[Any]] = []
         weakref.finalize(self, self._readers.clear)
         self._unread = Unread(source, most=max(32, 2 * len(self._slots)))
@@ -122,8 +122,8 @@ class Batches(Iterator[Batch]):
         # As bytes: a name need not be UTF-8.
         paths = tf.constant([os.fsencode(name) for name in source.files]) if source.on_disk else None
 
-        # Nothing in them is Python's control flow, and AutoGraph would leave files in the folder for temporary ones
-        # where a process is killed.
+        # The functions have no control flow of Python, and AutoGraph would leave temporary files where a process is
+        # killed.
         @tf.autograph.experimental.do_not_convert
         def plan(step: Any) -> Any:
             records = self._records(tf, step * self._batch + tf.constant(self._slots, tf.int64))
@@ -156,7 +156,7 @@ class Batches(Iterator[Batch]):
             return record, tf.reshape(image, tf.concat([shape[:1], [-1]], 0)), shape
 
         steps = tf.data.Dataset.range(self._step, np.iinfo(np.int64).max // self._batch)
-        # Of records the encoded files travel: as many batches at a time as hold the images in flight below.
+        # Encoded files are passed on, as many batches at a time as hold the images in flight below.
         ahead = min(threads, max(2, -(-4 * threads // len(self._slots))))
         planned = steps.map(plan, num_parallel_calls=ahead, deterministic=True) if paths is None else steps.map(plan)
         # More calls in flight than threads (the pool below bounds those), so that decoding goes on while a batch
@@ -235,6 +235,6 @@ class Batches(Iterator[Batch]):
 
 def _first_route(source: Source, record: int, canvas: int) -> int:
     if source.files[record].lower().endswith(OTHER_SUFFIXES):
-        return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits in its own way
+        return _PILLOW  # TensorFlow opens some of these too, but treats transparency and 16 bits differently
     # It would have to resize a larger image itself, and not as OpenCV does.
     return _PILLOW if max(source.heights[record], source.widths[record]) > canvas else _FAST

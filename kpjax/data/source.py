@@ -1,7 +1,7 @@
 """A source: one split of a data set, open for random access by record index.
 
-Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow Datasets (`kpjax.data.tfds`) end in
-the same `Source`; `kpjax.data.opening` opens either.  The pipeline and the evaluation know nothing else.
+Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow Datasets (`kpjax.data.tfds`) both
+give a `Source`; `kpjax.data.opening` opens either.  The pipeline and the evaluation use nothing else.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kpjax.objects import IGNORE, OBJECT, Objects, PointSet
 CROWD = "crowd"
 OUTSIDE = "outside the image"
 NO_AREA = "no area"
-LARGEST = 1e9  # number in a box: what is computed from them has to fit in float32
+LARGEST = 1e9  # largest number in a box: results computed from it have to fit in float32
 
 Mistake = Callable[[DataError], None]
 
 
 def stop(error: DataError) -> None:
-    """What is done about a mistake unless somebody counts them: raise it."""
+    """The default of `mistake`: raise the error."""
     raise error
 
 

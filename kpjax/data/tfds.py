@@ -1,9 +1,9 @@
-"""`Tfds("coco/2017")`: a set prepared by TensorFlow Datasets, open for random access.
+"""Reading sets prepared by TensorFlow Datasets by record index, e.g. `Tfds("coco/2017", "train")`.
 
 A record is a serialised example with the encoded image somewhere in it. One pass over the set notes where each
 image's bytes lie; from then on an image is one read and a slice, and no example is parsed again. ArrayRecord gives
-records by number; TFRECORD files cannot be entered in the middle, so there it is the place in the file.
-That pass, and the boxes it meets, are kept in an index file beside the set (or in the user's cache folder where
+records by number; TFRECORD files have no index, so there the place in the file is noted.
+The places and the boxes are kept in an index file beside the set (or in the user's cache folder where
 that cannot be written), named after everything it depends on.
 """
 
@@ -49,8 +49,8 @@ def Tfds(
     split: e.g. "train" or "validation[:10%]".  data_dir: TFDS's folder; None: its default.
     crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints, which the sets of
         `kpjax.datasets.records` have where they were written with them.
-    Areas are those TFDS kept, whole numbers; boxes are its fractions times the image's size, unless the exact
-    ones are there.
+    Areas are the whole numbers that TFDS kept, boxes its fractions times the image's size, unless the set holds the
+    exact ones.
     Nothing is ever downloaded. Raises DataError, one line, where the set is not prepared, not of this form, has no
     records or fewer than it states, or is ArrayRecord behind a URL.
     """
@@ -108,13 +108,13 @@ def _require_features(builder: Any, name: str) -> None:
 
 
 def _check_array_records(instructions: list[Any], name: str) -> None:
-    """Raise DataError where a file has not what TFDS's index states."""
+    """Raise DataError where a file does not hold as many records as TFDS's index states."""
     from array_record.python import array_record_module
 
     for instruction in instructions:
         path = str(instruction.filename)
         if files.is_url(path):
-            # Its reader finds 0 records behind a URL, and calls that no error.
+            # For a URL its reader finds 0 records and raises nothing.
             raise DataError(
                 f"{path}: ArrayRecord is read from local or mounted folders only; copy the set, mount the bucket, or "
                 "prepare it as tfrecord"
@@ -125,7 +125,7 @@ def _check_array_records(instructions: list[Any], name: str) -> None:
             reader = array_record_module.ArrayRecordReader(path)
             count = reader.num_records()
             reader.close()
-        except Exception as error:  # whatever its C++ makes of a damaged file
+        except Exception as error:  # its C++ raises many kinds for a damaged file
             raise DataError(f"{path}: cut off or damaged, no ArrayRecord as it is; prepare the set anew") from error
         _require_count(path, count, instruction.examples_in_shard)
 
@@ -133,8 +133,8 @@ def _check_array_records(instructions: list[Any], name: str) -> None:
 def _array_record(instructions: list[Any]) -> Callable[[int, str], bytes]:
     """(number in the split, what an error calls it) -> the record.
 
-    One reader a file, opened when first needed, as its makers advise for random access. It has a place, so one thread
-    at a time; `ArrayRecordDataSource`, which asks it for lists, copies each record once more.
+    One reader a file, opened when first needed, as ArrayRecord advises for random access. It has a position, so only
+    one thread at a time uses it; `ArrayRecordDataSource`, which reads lists, copies each record once more.
     Raises DataError, with the file, where a record is damaged.
     """
     from array_record.python.array_record_module import ArrayRecordReader
@@ -156,7 +156,7 @@ def _array_record(instructions: list[Any]) -> Callable[[int, str], bytes]:
                 readers[part].seek(place)
                 record: bytes = readers[part].read()
             except Exception as error:  # as above
-                readers[part] = None  # it would answer all that is asked of it with this
+                readers[part] = None  # it would repeat this error for every record
                 text = f"{path}: {what} cannot be read ({files.in_words(error)}); prepare the set anew"
                 raise DataError(text, UNREADABLE) from error
         return record
@@ -194,7 +194,7 @@ def _load_or_build(
 def _index_paths(builder: Any, split: str, instructions: list[Any]) -> list[str]:
     """Where the index may be: beside the set, with which it is copied and removed, or in the user's cache.
 
-    There it outlives the set, and another of that name and those sizes may come: place and time have to fit as well.
+    In the cache it outlives the set, and a new set may have the same name and sizes: path and time have to match too.
     """
     parts = [(str(i.filename), i.skip, i.take) for i in instructions]
     key = [_INDEX_VERSION, builder.info.full_name, split]
@@ -321,7 +321,7 @@ def _record_reader(index: dict[str, Any], instructions: list[Any]) -> Callable[[
         try:
             data = files.with_retries(lambda: pieces.read(number, offset, length))
         except OSError as error:
-            kind = PASSING if files.may_pass(error) else UNREADABLE
+            kind = PASSING if files.is_transient(error) else UNREADABLE
             raise DataError(f"{path}: cannot be read ({error.strerror})", kind) from error
         return _whole(data, length, path)
 
@@ -335,7 +335,7 @@ def _whole(data: bytes, length: int, name: str) -> bytes:
 
 
 def _category_ids(builder: Any, classes: int) -> tuple[int, ...]:
-    """What the set's metadata state, COCO's own, or 1, 2, 3, ..."""
+    """The ids: those in the set's metadata, COCO's own, or 1, 2, 3, ..."""
     path = files.join(str(builder.data_dir), METADATA)
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         stated = json.loads(files.read_bytes(path)).get("category_ids")
@@ -347,7 +347,7 @@ def _category_ids(builder: Any, classes: int) -> tuple[int, ...]:
 
 
 def _point_set(builder: Any, name: str) -> PointSet:
-    """What `kpjax.datasets.records` wrote of the objects' points."""
+    """The point set that `kpjax.datasets.records` wrote."""
     path = files.join(str(builder.data_dir), METADATA)
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
         stated = json.loads(files.read_bytes(path))["points"]

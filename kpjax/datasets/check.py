@@ -1,7 +1,7 @@
-"""What training would do with a data set: every annotation and every image's header looked at, oddities counted.
+"""Checking a data set: what training would do with every annotation and image, with oddities counted.
 
-It opens splits, reads files and encodes objects with the functions that training uses, so that what it says is what
-happens.  Images are decoded only where the header or the end of the file gives reason to.
+It opens splits, reads files and encodes objects with the functions that training uses, so that its report matches
+training.  Images are decoded only where the header or the end of the file is suspicious.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def check_split(
     skip = config.data.bad_images == "skip"
     cases: dict[str, list[str]] = {}
     for mistake in mistakes:
-        if mistake.kind != MISSING:  # met again, each by itself, when the files are looked at
+        if mistake.kind != MISSING:  # found again, one by one, when the files are read
             cases.setdefault(mistake.kind, []).append(str(mistake))
     first_bad: DataError | None = None
     for kind, text, bad in _look_at_images(source, config, decode, progress):
@@ -203,7 +203,7 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
                 with files.opened(name) as file:
                     header = read_header(file, name)
             except OSError:
-                source.read(i)  # says what is wrong in the words of training
+                source.read(i)  # raises the error that training would
                 raise
         else:
             header = read_header(io.BytesIO(source.read(i)), name)
@@ -228,11 +228,11 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
             found.append((LARGE, f"{name}: {stated[1]} x {stated[0]}", None))
     if suspicious:
         try:
-            # Pillow answers for training: what TensorFlow refuses goes there too, and TensorFlow takes nothing that
-            # Pillow refuses, but libjpeg inside it writes to the terminal.
+            # Pillow decides, as in training: it gets all that TensorFlow refuses, and refuses more.  TensorFlow's
+            # libjpeg also writes to the terminal.
             decode_checked(source, i, canvas)
         except DataError as bad:
-            # An EXIF rotation is worth knowing where it is the reason; all else does not come to bear.
+            # Keep an EXIF rotation, which may be the reason; nothing else matters for an unusable image.
             return [(bad.kind, str(bad), bad), *(f for f in found if f[0] == TURNED)]
     return found
 
@@ -307,7 +307,7 @@ def count_collisions(source: Source, config: Config, detector: Detector) -> dict
 
     def cells(one: Objects) -> Any:
         targets = detector.encode(jax.tree.map(lambda x: x[None], one), placed)
-        # The heatmaps are never computed: nothing of them is asked for.
+        # The heatmaps are never computed: the compiler removes what is not returned.
         names = [key[: -len("index")] for key in targets if key.endswith("index")]
         return {n: jnp.where(targets[f"{n}mask"], targets[f"{n}index"], -1)[0] for n in names}
 

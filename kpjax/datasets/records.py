@@ -1,8 +1,8 @@
-"""A split, or two, as sharded records through TensorFlow Datasets: for pods, where many small files are slow.
+"""Writing splits as sharded records, through TensorFlow Datasets: for pods, where many small files are slow.
 
-The set has the features of TFDS's coco/2017, so that other readers of that take it, and beside them what those
-cannot hold: sizes as annotated, boxes and areas to the last bit, COCO's category ids.  Image files are copied, not
-encoded again, and record i is image i of the folder: `kpjax.data.tfds` makes of it the batches of the folder.
+The set has the features of TFDS's coco/2017, so that its other readers accept it, and further ones for what
+those cannot hold: sizes as annotated, boxes and areas to the last bit, COCO's category ids.  Image files are copied,
+not encoded again, and record i is image i of the folder: `kpjax.data.tfds` gives the batches of the folder.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def write_records(
 ) -> str:
     """Write the splits as the prepared set OUT/name, and return that folder.
 
-    shards: files of each split; 0: as many as TFDS thinks right for its size.  skip_missing: an image that cannot be
+    shards: files of each split; 0: TFDS's default for its size.  skip_missing: an image that cannot be
     read becomes an empty record, which training with data.bad_images="skip" treats as it treats the file.
-    All of it is written beside the goal, read back and compared, and then renamed: what carries the name is whole.
+    The set is written beside OUT/name, read back, compared and then renamed, so that it is complete once it appears.
     Needs twice the set's size on the disk while it works.
     Raises ConfigError for a setting that cannot work and DataError, one line, for data or a disk that cannot be used.
     """
@@ -96,7 +96,7 @@ def _partial() -> str:
 
 
 def _remove_leftovers(goal: str) -> None:
-    """What a killed run left: its folder carries the number of a process of this machine that is no more."""
+    """Remove what killed runs left: folders named after a process id of this machine that no longer exists."""
     for folder in glob.glob(f"{glob.escape(goal + _partial())}*"):
         with contextlib.suppress(OSError, ValueError):
             number = int(folder.rpartition("-")[2])
@@ -118,7 +118,7 @@ def _prepare(
     settings = tfds.download.DownloadConfig(num_shards=shards or None)
     tfds.disable_progress_bar()
     try:
-        # It announces a download.
+        # TFDS prints that it downloads.
         with contextlib.redirect_stdout(io.StringIO()), _uncompressed():
             builder.download_and_prepare(download_config=settings, file_format=file_format)
     except (DataError, OSError):
@@ -138,7 +138,7 @@ def _prepare(
 def _uncompressed() -> Iterator[None]:
     """Let TFDS write ArrayRecord without compressing: image files are small already, and reading takes a quarter less.
 
-    TFDS has no setting for that, but its adapters of file formats stand in a table.
+    TFDS has no setting for that, but a table of file-format adapters, of which one is replaced here.
     """
     from tensorflow_datasets.core import file_adapters
 
@@ -148,7 +148,7 @@ def _uncompressed() -> Iterator[None]:
     class Uncompressed(file_adapters.ArrayRecordFileAdapter):
         @classmethod
         def write_examples(cls, path: Any, iterator: Any) -> None:
-            # Only here: TFRECORD does without the package.
+            # Imported here only: TFRECORD does not need the package.
             from array_record.python.array_record_module import ArrayRecordWriter
 
             writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
@@ -275,7 +275,7 @@ def _points_metadata(source: Source) -> dict[str, Any]:
 
 
 def _compare(source: Source, written: Source) -> None:
-    """Raise DataError unless the set says what the folder says: all annotations, and the bytes of some images."""
+    """Raise DataError unless the set holds all annotations of the folder, and the same bytes for some images."""
     some = range(0, len(source), -(-len(source) // _READ_BACK))
     same = (
         source.classes == written.classes
@@ -292,7 +292,7 @@ def _compare(source: Source, written: Source) -> None:
 
 
 def _by_image(source: Source) -> list[np.ndarray]:
-    """All that is annotated, crowds too, image by image: a folder's file may have it in another order."""
+    """All annotations, crowds too, image by image: a folder's file may have them in another order."""
     a = source.annotations
     order = np.argsort(a.image, kind="stable")
     kept = [a.image, a.label, a.bbox, a.area, a.crowd, truth_ids(a.ids)]
@@ -300,7 +300,7 @@ def _by_image(source: Source) -> list[np.ndarray]:
 
 
 def _data(source: Source, i: int) -> bytes:
-    """An encoded image; none where it cannot be read, which makes an empty record."""
+    """An encoded image; empty where it cannot be read, which makes an empty record."""
     try:
         return source.read(i)
     except DataError:

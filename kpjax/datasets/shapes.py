@@ -1,7 +1,7 @@
-"""A data set of drawn shapes, in COCO's format: JPEG files and instances JSON.
+"""Making a data set of drawn shapes (`make demo`), in COCO's format: JPEG files and instances JSON.
 
-Five classes that differ by outline alone; colour, texture, size and place are drawn
-without a look at the class.  Image `index` of a split is a pure function of
+Five classes that differ by outline alone; colour, texture, size and place do not
+depend on the class.  Image `index` of a split is a pure function of
 (seed, split, index, size), so that a longer set begins with the shorter one and any
 seed gives a set of its own.
 
@@ -54,7 +54,7 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
     _check(seed, size)
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; choose one of {', '.join(map(repr, SPLITS))}")
-    # spawn_key keeps the three numbers apart whatever their size: no two (seed, split, index) share a stream
+    # spawn_key keeps the three numbers separate: no two (seed, split, index) share a stream of random numbers
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index)))
     canvas = _surface(rng, size, size, _colour(rng), strength=45.0)
     owner = np.full((size, size), -1, np.int8)  # which object a pixel shows
@@ -75,7 +75,7 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
             if all(s - c >= MIN_VISIBLE * f for s, c, f in zip(shown, covered, full, strict=True)):
                 break
         else:
-            continue  # no room left: the image keeps the objects it has, the first always finds its place
+            continue  # no room left: the image keeps the objects it has; the first one always fits
         _paint(rng, canvas[window], coverage)
         owner[window][solid] = len(full)
         full.append(int(np.count_nonzero(solid)))
@@ -215,7 +215,7 @@ def _to_pixels(mask: np.ndarray, x0: int, y0: int) -> tuple[np.ndarray, int, int
 
 
 def _paint(rng: np.random.Generator, under: np.ndarray, coverage: np.ndarray) -> None:
-    """Blend a textured surface into `under` (h, w, 3), in place, where `coverage` says so."""
+    """Blend a textured surface into `under` (h, w, 3), in place, by `coverage`."""
     h, w = coverage.shape
     below = (under * coverage[..., None]).sum((0, 1)) / coverage.sum()
     colour = _colour(rng)

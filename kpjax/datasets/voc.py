@@ -1,8 +1,8 @@
-"""Pascal VOC annotations (one XML an image) to a COCO instances dictionary.
+"""Converting Pascal VOC annotations (one XML an image) to a COCO instances dictionary.
 
 VOC counts pixels from 1 and includes the last one: a box from xmin to xmax covers the COCO interval that
 starts at xmin - 1 and is xmax - xmin + 1 wide.  Tools that write VOC files with pixels from 0 exist as well;
-for theirs, `zero_based=True` takes the corners as they stand: x = xmin, width = xmax - xmin.
+for theirs, `zero_based=True` takes the corners as they are: x = xmin, width = xmax - xmin.
 """
 
 from __future__ import annotations

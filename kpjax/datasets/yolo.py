@@ -1,4 +1,4 @@
-"""YOLO labels (one text file an image: class cx cy w h, as fractions) to a COCO instances dictionary."""
+"""Converting YOLO labels (a text file an image: class cx cy w h, as fractions) to a COCO instances dictionary."""
 
 from __future__ import annotations
 

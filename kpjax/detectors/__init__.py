@@ -1,4 +1,4 @@
-"""Every model by name.  A fourth detector is one file and one line here."""
+"""The models by name: `list_models` and `build`.  A further detector is one file and one line here."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def at_test(detector: Detector, nms: str = "", precision: str = "") -> Detector:
 
 
 def options_of(model: ModelConfig) -> dict[str, Any]:
-    """What `build` takes of `config.model`, beside name and classes; defaults are left out."""
+    """The options of `build` that `config.model` sets; defaults are left out."""
     options: dict[str, Any] = dict(model.options)
     if model.dtype != "float32":
         options["dtype"] = model.dtype

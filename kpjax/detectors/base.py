@@ -24,7 +24,7 @@ Outputs = list[dict[str, Array]]  # one dictionary of NHWC head maps a stack; th
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a preset tests an image, as values: what the network sees, and what merges its findings.
+    """A test protocol as values: what the network gets to see, and how its results are merged.
 
     mirror: "" the image alone; "maps" with its canvas's mirror image, the head maps merged by `merge_flip`;
         "boxes" with the image mirrored within its canvas, both decoded, the boxes of the second turned back.
@@ -51,7 +51,7 @@ class Detector:
     name: the key of `MODELS` it was built from.
     net: the linen module; `net.apply(variables, images, train=False)` -> Outputs.
     num_classes: K.
-    preprocess: what images have to look like.
+    preprocess: how images are normalised and padded.
     encode: (Objects of one image in input pixels, Placed) -> Targets of it; pure and vmappable.
     normaliser: (batched targets) -> the counts that the loss divides by, a dict of float32
         scalars over the whole batch, to be summed over micro-batches.
@@ -60,12 +60,12 @@ class Detector:
         Only the corner detectors read where the image is placed; without it, it fills the input.
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
     protocols: the published test protocols by preset ("na", "flip", "ms").
-    oracle: (batched targets, (H, W)) -> head maps like the network's that say what the targets say, for the analysis
+    oracle: (batched targets, (H, W)) -> head maps like the network's that hold the targets, for the analysis
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
-    multiple, less: the input's sides have to be multiples of so many pixels, less so many; see `check_size`.
+    multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
     options: what `build` was given beside the name, so that a checkpoint can build it again.
     """
@@ -104,10 +104,10 @@ def check_size(detector: Detector, size: tuple[int, int], height: str, width: st
             raise ConfigError(f"{key} is {side}; {detector.name} takes sides that are {wanted}, the nearest: {near}")
 
 
-# Options of all models that say how a network computes, not which network it is: its checkpoints fit whatever they are.
+# Options of all models that say how a network computes, not which network it is: checkpoints fit with any of them.
 COMPUTATION = frozenset({"dtype", "precision", "remat", "bn_groups"})
 
-# What makes a released model what it is: no option.
+# Fields that define a released model: no options.
 _FIXED = frozenset({"rules", "preprocess", "import_rules"})
 
 

@@ -39,7 +39,7 @@ class Rules:
     radius, overlap: the Gaussian's radius (golden: fn_ctnet_gaussian).
     round_sides: box sides are rounded up to whole cells before the radius is taken.
     clip: boxes are cut to the map's cells [0, w - 1] x [0, h - 1] first, and those without area
-        then are no objects (golden: fn_ctdet_targets); otherwise they are used as they come.
+        then are no objects (golden: fn_ctdet_targets); otherwise they are used as given.
     one_per_cell: of several objects in one cell the last alone trains wh and offset (golden:
         fn_mmdet_targets); otherwise each does.
     probabilities: the network returns sigmoid(heatmap), as mmdetection's head does, and the loss
@@ -76,8 +76,8 @@ MMDET = Rules(
 class CenterNetConfig:
     """One released model, or a variation of it.
 
-    backbone: "resnet", "dla", or "hourglass" for `features`, `blocks`, `stem` and `stacks` of one, whose
-    stacks have heads each.  depth, width: of a ResNet or DLA, the width being that of its first stage.
+    backbone: "resnet", "dla" or "hourglass".  features, blocks, stem, stacks: of an hourglass; each stack
+    has its own heads.  depth, width: of a ResNet or DLA, the width being that of its first stage.
     deconv, neck_conv: of the ResNet's neck; two steps instead of three leave
     out the trunk's last stage (stride 16), for small images.  dcn: deformable convolution in
     the neck; dcn_bias: with a bias, as xingyizhou's in the ResNet's neck.  head_channels: of each head's
@@ -133,7 +133,7 @@ R18_DCN_MMDET = dataclasses.replace(R18_MMDET, dcn=True, dcn_bias=False, import_
 DLA34 = CenterNetConfig(backbone="dla", depth=34, width=16, dcn=True, head_channels=256, import_rules="xingyizhou_dla")
 DLA34_NODCN = dataclasses.replace(DLA34, dcn=False, import_rules="xingyizhou_dlav0")
 
-# Fields that make a model what it is: no options of `build`.
+# Fields that define a released model: no options of `build`.
 _FIXED = {"backbone", "dcn", "dcn_bias"}
 # Options of some backbones only.
 _OF_BACKBONE = {
@@ -181,7 +181,7 @@ def _backbone(c: CenterNetConfig, dtype: Any, precision: Precision) -> nn.Module
 def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:
     """Targets of one image.
 
-    objects: (M, ...), in input pixels.  placed: of which only the input's size is read.  Returns "heatmap" (h, w, K)
+    objects: (M, ...), in input pixels.  placed: only its size is read.  Returns "heatmap" (h, w, K)
     float32; and for each slot m "index" (M,) int32 cell y * w + x, "mask" (M,) bool, "wh" (M, 2) and "offset" (M, 2)
     float32 in cells, "label" (M,) int32.  A box that is no object keeps its slot, with mask False.
     """
@@ -199,7 +199,7 @@ def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) 
     sides = jnp.where(valid[:, None], sides, 1.0)
     radius = gaussian_radius(sides[:, 1], sides[:, 0], rules.overlap, rules.radius)
     radius = jnp.maximum(radius.astype(jnp.int32), 0)
-    labels = jnp.where(valid, labels, num_classes)  # scatters of the empty slots fall off the end
+    labels = jnp.where(valid, labels, num_classes)  # scatters of empty slots are out of range, and dropped
     heatmap = draw_gaussians(cell, radius, labels, valid, (height, width), num_classes)
     index = jnp.where(valid, cell[:, 1] * width + cell[:, 0], 0)
     mask = last_in_cell(index, valid) if rules.one_per_cell else valid
@@ -310,23 +310,23 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def protocols(config: CenterNetConfig) -> dict[str, Protocol]:
-    """The test protocols by preset; with `config.nms` that method merges, and one view's detections too.
+    """The test protocols by preset; the method of `config.nms` is applied to one view's detections too.
 
     mmdetection's configuration tests one scale; its DetTTAModel merges any number of them alike.
     """
-    mirror, chosen = config.rules.flip, config.nms in nms.METHODS
+    mirror, always = config.rules.flip, config.nms in nms.METHODS
     own = nms.ORIGINAL if mirror == "maps" else nms.MMCV if config.nms in ("linear", "gaussian") else nms.HARD_MMCV
-    rules = dataclasses.replace(own, method=config.nms) if chosen else None if config.nms == "none" else own
+    rules = dataclasses.replace(own, method=config.nms) if always else None if config.nms == "none" else own
     merge = functools.partial(merge_scales if mirror == "maps" else merge_mirrored, rules=rules)
     return {
-        "na": Protocol(merge=merge if chosen else None),
-        "flip": Protocol(mirror=mirror, merge=merge if chosen or mirror == "boxes" else None),
+        "na": Protocol(merge=merge if always else None),
+        "flip": Protocol(mirror=mirror, merge=merge if always or mirror == "boxes" else None),
         "ms": Protocol(mirror=mirror, scales=SCALES, merge=merge),
     }
 
 
 def build(name: str, released: CenterNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
-    """Put the record together.
+    """Build the detector's record.
 
     released: the configuration that `name` stands for.  options: fields of it to replace.
     Raises ConfigError for an option that does not exist or a value that cannot work.

@@ -31,7 +31,7 @@ class Rules:
 
     radius, overlap: the Gaussian's radius (golden: gaussian_fixed, gaussian_original).
     clip: boxes are cut to the input's pixels, those without area then are dropped and later ones move up
-        (golden: targets_cornernet); otherwise they are used as they come, cells beyond the map pulled back onto it.
+        (golden: targets_cornernet); otherwise they are used as given, cells beyond the map pulled back onto it.
     one_per_cell: of several corners in one cell the last alone trains the offset (golden: fn_mmdet_targets).
     clamp: scores in the focal loss are cut to [1e-4, 1 - 1e-4], and a loss without corners is not divided;
         otherwise its logarithms have 1e-12 added (golden: loss_cornernet, fn_mmdet_losses).
@@ -42,7 +42,7 @@ class Rules:
     inside: a pair is tested after its corners were pulled to the right of and below the image's corner, and
         has to have an area; boxes are not cut otherwise (golden: fn_mmdet_predict).  If false, boxes are cut to
         the image afterwards.
-    nms, stale_rows: soft-NMS of the paired boxes, and whether what the originals' leaves behind stays.
+    nms, stale_rows: soft-NMS of the paired boxes, and whether the stale rows that the originals' leaves are kept.
     flip: what the flip test merges with the mirror image's: "pairs", before soft-NMS, or "boxes", after it, by
         another soft-NMS (mmdetection; golden: pipe_mmdet_cornernet_hg104, runs `*/flip`).
     """

@@ -79,8 +79,8 @@ def suppress(found: Candidates, config: CornerNetConfig, top_k: int, exponent: f
             rows = soft_nms(*rows_of_image, found.scores > -1, **options)
         return Candidates(rows.boxes, jnp.where(rows.kept, rows.scores, -1.0), rows.labels)
 
-    # Image after image, each for as long as it has rows: under vmap the loop would run on for the fullest image, and
-    # both sides of its branch would be computed.
+    # One image after another: under vmap the loop would run for all as long as for the image with most rows, and both
+    # sides of its branch would be computed.
     return jax.lax.map(one, found)
 
 
@@ -88,15 +88,15 @@ def select(found: Candidates, placed: Placed | None, top_k: int, rules: Rules) -
     """The best `top_k` candidates of each image in pixels of the input, (B, top_k); (B, 2 top_k) with stale rows.
 
     found: (B, N, ...) in pixels of the image.  placed: as `decode` has it.
-    The originals keep every row level with the last one, and the stale copies of soft-NMS often are
-    (golden: FACTS_hourglass, Test time), so that as many again have a place.
+    The originals keep every row whose score ties with the last one's, as those of stale copies often do (golden:
+    FACTS_hourglass, Test time): there is room for as many again.
     """
     slots = 2 * top_k if rules.stale_rows else top_k
-    scores, chosen = largest(found.scores, min(slots, found.scores.shape[1]))
+    scores, indices = largest(found.scores, min(slots, found.scores.shape[1]))
     if scores.shape[1] > top_k:
         scores = jnp.where(scores >= scores[:, top_k - 1 : top_k], scores, 0.0)
-    boxes = jnp.take_along_axis(found.boxes, chosen[..., None], axis=1)
-    labels = jnp.take_along_axis(found.labels, chosen, axis=1)
+    boxes = jnp.take_along_axis(found.boxes, indices[..., None], axis=1)
+    labels = jnp.take_along_axis(found.labels, indices, axis=1)
     empty = [(0, 0), (0, slots - scores.shape[1])]
     rows = in_input(Detections(boxes=boxes, scores=jnp.maximum(scores, 0.0), labels=labels), placed)
     return jax.tree.map(lambda x: jnp.pad(x, [*empty, (0, 0)][: x.ndim]), rows)
@@ -111,7 +111,7 @@ def pairs_of(maps: dict[str, Array], placed: Placed | None, config: CornerNetCon
 
 
 def in_input(record: Record, placed: Placed | None) -> Record:
-    """What was found, (B, N, ...), in pixels of the image in those of the input.  placed: as `decode` has it."""
+    """Move what was found, (B, N, ...), from pixels of the image to those of the input.  placed: as `decode` has it."""
     if placed is None or placed.window is None:
         return record
     corner = placed.window[:, jnp.asarray([1, 0])].astype(jnp.float32)  # x y

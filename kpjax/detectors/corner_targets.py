@@ -30,8 +30,8 @@ def boxes_on_map(objects: Objects, size: tuple[int, int], rules: Rules) -> tuple
         limit = jnp.asarray([size[1], size[0], size[1], size[0]], jnp.float32) - 1
         boxes = jnp.clip(boxes, 0.0, limit)
     sides = boxes[:, 2:] - boxes[:, :2]
-    meets = (boxes[:, 2:] > 0) & (boxes[:, :2] < jnp.asarray([size[1], size[0]], jnp.float32))
-    valid = valid & ((sides > 0) & meets).all(-1)
+    in_image = (boxes[:, 2:] > 0) & (boxes[:, :2] < jnp.asarray([size[1], size[0]], jnp.float32))
+    valid = valid & ((sides > 0) & in_image).all(-1)
     if rules.clip:
         order = jnp.argsort(~valid, stable=True)
         boxes, labels, valid = boxes[order], labels[order], valid[order]
@@ -42,8 +42,8 @@ def to_cells(pixels: Array, size: tuple[int, int]) -> Array:
     """Input pixels (..., x y pairs) float32 as cells of the map."""
     height, width = map_size(size)
     rest = [width / size[1] - 1 / STRIDE, height / size[0] - 1 / STRIDE] * (pixels.shape[-1] // 2)
-    # A quarter is exact and the rest small: one rounding, where a product with w / W would have two, and the cell of
-    # a point on a border between two is the one that the originals get in float64.
+    # A quarter is exact and the rest small, so that there is one rounding; a product with w / W would have two.  A
+    # point on the border of two cells then gets the cell that the originals get in float64.
     return pixels / STRIDE + pixels * jnp.asarray(rest, jnp.float32)
 
 
@@ -57,7 +57,7 @@ def gaussian_sizes(cells: Array, valid: Array, rules: Rules) -> Array:
 def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:
     """Targets of one image.
 
-    objects: (M, ...), in input pixels.  placed: of which only the input's size is read.  Returns "mask" (M,) bool,
+    objects: (M, ...), in input pixels.  placed: only its size is read.  Returns "mask" (M,) bool,
     the objects whose embeddings are trained; and for each corner, "tl" and "br": "_heat" (h, w, K) float32, "_index"
     (M,) int32 cell y * w + x, "_mask" (M,) bool and "_off" (M, 2) float32, the offset within the cell where "_mask"
     is set.
@@ -74,9 +74,9 @@ def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) 
 
 
 def oracle(targets: Targets, size: tuple[int, int]) -> dict[str, Array]:
-    """Head maps (B, h, w, .) that hold batched targets: heatmaps, and in each cell what the nearest keypoint has.
+    """Head maps (B, h, w, .) that hold batched targets: heatmaps, and in each cell the values of the nearest keypoint.
 
-    size: (H, W) of the input.  An object's embedding is its number, so that those of two are 1 apart at least.
+    size: (H, W) of the input.  An object's embedding is its number, so that those of two differ by at least 1.
     """
     shape = map_size(size)
     maps = {}

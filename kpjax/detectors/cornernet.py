@@ -4,7 +4,7 @@ An object is the pair of its top-left and bottom-right corners.  Each kind of co
 map of its own that corner pooling made: a heatmap for each class, an embedding that is near that of the same
 object's other corner and far from those of others, and the corner's offset within its cell.
 
-The functions here serve the keypoint triplets too (`triplet.py`), which add a centre.
+The functions here serve `kpjax.detectors.triplet` too, which adds a centre.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def decode(
 def rows(
     maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig
 ) -> Candidates:
-    """`decode` without soft-NMS, for `merge_scales`: all pairs, (B, V * N, ...), in input pixels, whatever top_k is."""
+    """`decode` without soft-NMS, for `merge_scales`: all pairs, (B, V * N, ...), in input pixels; top_k is not used."""
     return in_input(pairs_of(maps, placed, config), placed)
 
 
@@ -114,7 +114,7 @@ def protocols(config: CornerNetConfig) -> dict[str, Protocol]:
 
 
 def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
-    """Put the record together.
+    """Build the detector's record.
 
     released: the configuration that `name` stands for.  options: fields of it to replace.
     Raises ConfigError for an option that does not exist or a value that cannot work.

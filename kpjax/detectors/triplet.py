@@ -99,12 +99,12 @@ def pairs_and_centers(
 def rescored(found: Candidates, centers: Points) -> Candidates:
     """Pairs (B, N, ...) with a centre (B, P, ...) between their corners, best first; the others have the score -1."""
     found = require_centers(found, centers)
-    order = jnp.argsort(-found.scores, axis=1, stable=True)  # soft-NMS leaves its stale rows by the order of rows
+    order = jnp.argsort(-found.scores, axis=1, stable=True)  # soft-NMS's stale rows depend on the order
     return jax.tree.map(lambda x: jax.vmap(lambda rows, index: rows[index])(x, order), found)
 
 
 @flax.struct.dataclass
-class Rows:
+class PairsAndCenters:
     """What `merge_scales` needs of a scale: `Candidates`, and the centres: points (B, P, 2) x y, scores, labels."""
 
     boxes: Any = flax.struct.field(metadata=BOX)
@@ -116,10 +116,12 @@ class Rows:
     point_labels: Any = flax.struct.field()
 
 
-def rows(maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig) -> Rows:
-    """`decode` before any centre is looked for: all pairs and all centres, in input pixels, whatever top_k is."""
+def rows(
+    maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100, *, config: CornerNetConfig
+) -> PairsAndCenters:
+    """`decode` before any centre is looked for: all pairs and all centres, in input pixels; top_k is not used."""
     found, centers = pairs_and_centers(maps, placed, config)
-    rows = Rows(
+    rows = PairsAndCenters(
         boxes=found.boxes,
         scores=found.scores,
         labels=found.labels,
@@ -131,7 +133,7 @@ def rows(maps: dict[str, Array], placed: Placed | None = None, top_k: int = 100,
     return corner_decode.in_input(rows, placed)
 
 
-def merge_scales(views: tuple[Rows, ...], top_k: int, *, config: CornerNetConfig, plain: int) -> Detections:
+def merge_scales(views: tuple[PairsAndCenters, ...], top_k: int, *, config: CornerNetConfig, plain: int) -> Detections:
     """Merge the pairs of an image's scales: those with a centre, by one soft-NMS that averages boxes.
 
     views: for each scale, ascending, what `rows` found in one image, (N, ...), in its pixels.  plain: which of them
@@ -163,7 +165,7 @@ def protocols(config: CornerNetConfig) -> dict[str, Protocol]:
 
 
 def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[str, Any]) -> Detector:
-    """Put the record together; see `cornernet.build`."""
+    """Build the detector's record; see `cornernet.build`."""
     config = corner_config.with_options(name, released, options)
     return Detector(
         name=name,

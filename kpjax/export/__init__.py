@@ -1,1 +1,1 @@
-"""Detectors as StableHLO and as TensorFlow's SavedModel."""
+"""Exporting detectors as StableHLO and as TensorFlow's SavedModel."""

@@ -1,4 +1,4 @@
-"""A detector as a SavedModel of TensorFlow."""
+"""Exporting a detector as a SavedModel of TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from kpjax.export.stablehlo import export
 
-# The version of StableHLO that a SavedModel holds: JAX 0.11 writes a newer one by itself than TensorFlow 2.21 reads.
+# The version of StableHLO that a SavedModel holds: by default JAX 0.11 writes a newer one than TensorFlow 2.21 reads.
 STABLEHLO = "1.9.0"
 
 
@@ -17,7 +17,7 @@ def save_for_tensorflow(
     """Write the program of `export` as a SavedModel: `model = tf.saved_model.load(folder); model.detect(canvases)`.
 
     The results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
-    Weights are variables of the model, so that they stand in it once.  Needs TensorFlow 2.20 or newer to run, and XLA
+    Weights are variables of the model, so that it holds them once.  Needs TensorFlow 2.20 or newer to run, and XLA
     in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
     """
     from kpjax.data.tensorflow import import_tensorflow

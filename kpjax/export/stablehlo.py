@@ -1,4 +1,4 @@
-"""A detector as StableHLO: the function from canvases to detections, for CPU, CUDA and TPU."""
+"""Exporting a detector as StableHLO: the function from canvases to detections, for CPU, CUDA and TPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def export(detector: Detector, tree: Any, leaves: list[Any], size: tuple[int, in
     """The exported program (weights, canvases) -> (boxes, scores, labels).
 
     weights: the leaves of the variables, in the tree's order.  canvases: (B, H, W, 3) uint8 RGB, B symbolic; an
-    image has to fill its canvas, or lie on it with the border its family has.  boxes: (B, N, 4) float32 in the
+    image has to fill its canvas, or lie on it with the border of its model's family.  boxes: (B, N, 4) float32 in the
     canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.
     Raises ConfigError for a preset that the detector lacks, or that is not one program; see `exportable`.
     """

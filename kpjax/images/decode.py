@@ -1,4 +1,4 @@
-"""Encoded image files to uint8 RGB, and the size they get on a canvas.
+"""Decoding image files to uint8 RGB, reading their headers, and their size on a canvas.
 
 Pixels are those of libjpeg's accurate integer transform, which Pillow uses and OpenCV uses too, so that
 training and prediction see what the originals saw.
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from kpjax.errors import TRUNCATED, UNREADABLE, DataError
 
-# What files of images are called, where a folder is searched for them.
+# Suffixes by which images are found in a folder.
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 OTHER_SUFFIXES = (".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = JPEG_SUFFIXES + OTHER_SUFFIXES
@@ -52,10 +52,10 @@ def size_of(data: bytes, name: str) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an image file says of itself.
+    """What an image file's header and end state.
 
     kind, mode: Pillow's names, e.g. "JPEG" and "CMYK".  height, width: pixels as stored.  orientation: EXIF's, 1..8.
-    ended: the file ends as one of its kind does; of some kinds this is never known, and then False.
+    ended: whether the file has its format's end marker; False for formats without one.
     """
 
     kind: str
@@ -75,7 +75,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file)
-        # Image's own method: a PNG's decodes all pixels first, in case EXIF stands behind them.
+        # Not the method of PngImageFile, which decodes all pixels first in case EXIF data follows them.
         orientation = Image.Image.getexif(image).get(0x0112, 1)
         end = _ENDS.get(image.format or "", b"")
         file.seek(0, 2)

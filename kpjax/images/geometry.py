@@ -6,7 +6,7 @@ Three kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image i
     window        CornerNet's: a window of pixels, of the input's own size times a scale, resized to the input
     none          the whole image: the square of its longer side
 
-A `Crop` says where the input's pixels are read (`kpjax.images.resample`); its `Geometry` moves whatever was annotated.
+A `Crop` says where the input's pixels are read (`kpjax.images.resample`); its `Geometry` moves the annotations.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Preprocess:
     pad: the canvas of an image that keeps its resolution: side -> (side | pad) + 1 (`pad_plus_one`)
         or side | pad.
     border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
-    centred: the image stands in the middle of the canvas (the originals) or in its top left corner.
+    centred: the image lies in the middle of the canvas (the originals) or in its top left corner.
     """
 
     order: str
@@ -52,8 +52,8 @@ class Preprocess:
         images = jnp.asarray(images)
         if images.dtype != jnp.uint8:
             return divide(images)
-        # XLA divides by a constant as a product with its reciprocal: two values in three then differ from the
-        # originals' in the last bit, and of two level cells of a heatmap the other one wins.  A TPU gathers slowly.
+        # XLA divides by a constant by multiplying with its reciprocal.  Two values in three then differ from the
+        # originals' in the last bit, and another of tied peaks may win: so a table, but not on a TPU (slow gathers).
         return jax.lax.platform_dependent(images, cpu=look_up, cuda=look_up, default=divide)
 
     def border_rgb(self) -> tuple[float, float, float]:

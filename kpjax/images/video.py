@@ -1,7 +1,7 @@
-"""Video files: frames in, and frames with boxes out.
+"""Reading and writing video files.
 
-Through OpenCV, which is here for resizing anyhow and whose wheels carry FFmpeg: they read what FFmpeg reads, and write
-MPEG-4 (not H.264, whose encoder's licence keeps it out of them).
+Through OpenCV, which resizing needs too, and whose wheels contain FFmpeg: they read what FFmpeg reads, and write MPEG-4
+(not H.264: its encoder is left out of them because of its licence).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from kpjax.errors import DataError, UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts")
-_FASTEST = 240  # frames a second; what claims more counts in milliseconds
+_FASTEST = 240  # frames a second; a higher rate in a file is that of its time stamps
 WHOLE = 0.9  # share of the announced frames below which a file is called cut off; many headers only estimate
 
 
@@ -30,7 +30,7 @@ class Video:
         video = Video("clip.mp4")
         for found in predictor.stream(image for _, image in video): ...
 
-    height, width: of the first frame, turned as the file says.  fps: frames a second, on average; 25 where the file
+    height, width: of the first frame, rotated as the file states.  fps: frames a second, on average; 25 where the file
     has no one rate, and then `steady` is false: screen and browser recordings come as 1,000 a second.
     count: frames that the header announces; 0 where it does not.  read: frames read so far.
     Raises DataError, one line, where the file is missing or has no frame that can be read.
@@ -59,7 +59,7 @@ class Video:
         self._time = max(0.0, self._seconds())
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
-        """Yield (seconds from the beginning, HWC uint8 RGB) of each frame.  What is damaged ends it: see `cut_off`."""
+        """Yield (seconds from the beginning, HWC uint8 RGB) of each frame.  A damaged frame ends it: see `cut_off`."""
         import cv2
 
         image, time = self._first, self._time
@@ -113,7 +113,7 @@ class VideoWriter:
     def write(self, image: np.ndarray, seconds: float | None = None) -> None:
         """Append a frame, (H, W, 3) uint8 RGB.
 
-        seconds: when it is shown; it is repeated up to there, and left out where a frame of then has been written.
+        seconds: when it is shown; it is repeated up to that time, and left out where that time has a frame already.
         """
         cv2 = _quiet_cv2()
         if self._writer is None:
@@ -150,7 +150,7 @@ class VideoWriter:
             self._remove()
 
     def _whole(self) -> bool:
-        """OpenCV does not say where writing failed: look into what is there."""
+        """Whether the file holds all frames written: OpenCV does not report failed writes."""
         cv2 = _quiet_cv2()
         capture = cv2.VideoCapture(self.part, cv2.CAP_FFMPEG)
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
@@ -168,7 +168,7 @@ def part_of(path: str) -> str:
 
 
 def _quiet_cv2() -> Any:
-    """OpenCV without its and FFmpeg's own messages: what goes wrong is told in our line."""
+    """OpenCV without its own and FFmpeg's messages: errors are raised as one line."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     import cv2
 

@@ -124,7 +124,7 @@ def make_view(
 
 
 def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> list[View]:
-    """The views on at most `most` canvases, some larger than their own: fewer programs, slightly other detections.
+    """The views on at most `most` canvases, some larger than their own: fewer programs, slightly different detections.
 
     Canvases are joined two at a time, each time those that add the fewest pixels over all views.
     Views of a fixed resolution share one canvas as they are.
@@ -133,13 +133,13 @@ def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> 
         return []
     counted = sorted(collections.Counter(v.canvas for v in views).items())
     count = len(counted)
-    # A row each canvas (height, width, views); a joined one comes at the end and the two it was made of rest.
+    # One row a canvas (height, width, views); a joined one is appended, and the two it was made of are retired.
     table = np.zeros((2 * count, 3), np.int64)
     table[:count] = [(*canvas, number) for canvas, number in counted]
     used, became = np.arange(2 * count) < count, np.arange(2 * count)
     never = np.iinfo(np.int64).max
-    # Of each row, the earlier one it is joined with at the least cost.  Most of them outlive a step, so that all
-    # steps together cost about the square of the number of canvases, which evaluations have by the thousand.
+    # For each row, the earlier one that is cheapest to join it with.  Most stay valid after a step, so that all steps
+    # together cost about the square of the number of canvases, of which evaluations have thousands.
     cost, partner = np.full(2 * count, never), np.zeros(2 * count, np.int64)
 
     def look(row: int) -> None:
@@ -162,7 +162,7 @@ def share_canvases(views: Sequence[View], most: int, preprocess: Preprocess) -> 
         for row in np.flatnonzero(used & np.isin(partner, pair)).tolist():
             look(row)
         look(new)
-    for row in range(2 * count - 1, -1, -1):  # a row becomes a later one
+    for row in range(2 * count - 1, -1, -1):  # rows are joined into later ones only
         became[row] = became[became[row]]
     goal = {
         canvas: (int(table[last, 0]), int(table[last, 1])) for (canvas, _), last in zip(counted, became, strict=False)

@@ -1,6 +1,6 @@
-"""The queue of views between images and detections: placed by threads, run in batches of one canvas, fetched in turn.
+"""Batching at test time: a queue that places images on canvases, runs batches of one canvas size and fetches results.
 
-`Predictor` and evaluation both feed it, the one with images as they are read, the other by a plan.  While the device
+`Predictor` feeds it with images as they are read, evaluation by a plan.  While the device
 works on one batch, threads place the next ones on their canvases and the rows of the one before are fetched.
 """
 
@@ -65,7 +65,7 @@ class Engine:
         return frozenset(slot for rows in where if rows for slot in range(*rows[0].indices(self.batch)))
 
     def on_devices(self, variables: Any) -> Any:
-        """The variables on every device of the mesh; arrays that are there stay as they are."""
+        """The variables on every device of the mesh; arrays that are there already are not copied."""
         replicated, devices = NamedSharding(self.mesh, PartitionSpec()), set(self.mesh.devices.flat)
 
         def move(x: Any) -> jax.Array:
@@ -85,22 +85,22 @@ def make_engine(
     scales = protocol_of(detector, preset).scales
     infer = make_infer(detector, mesh, preset=preset, top_k=top_k, oracle=oracle)
     merge = make_merge(detector, preset, top_k)
-    device = mesh.local_devices[0]  # rows come from the host: without a word they would go to the default device
+    device = mesh.local_devices[0]  # rows come from the host, and would go to the default device
     on_device = None if merge is None else lambda rows: merge(jax.device_put(rows, device))
     return Engine(infer, on_device, scales, mesh, -(-batch // mesh.size) * mesh.size)
 
 
 class ViewQueue:
-    """Views on their way through the device; what they find comes out image by image.
+    """Runs views on the device in batches; results come out image by image.
 
         with ViewQueue(engine, variables, canvas_of) as queue:
             for job in jobs:
                 for image, detections in queue.add(job): ...
             for image, detections in queue.finish(): ...
 
-    Batches come back in the order in which they were started.  At most `prefetch` of them wait for their canvases
-    beside IN_FLIGHT on the device; then `add` and `start` wait for the oldest.  Leaving the block ends the threads
-    and drops what is not done.
+    Batches come back in the order in which they were started.  At most `prefetch` of them are being
+    placed beside IN_FLIGHT on the device; then `add` and `start` wait for the oldest.  Leaving the block ends the
+    threads and drops unfinished work.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ViewQueue:
         return self.start(self._waiting.pop(job.view.canvas))
 
     def start_fullest(self) -> list[Result]:
-        """Start the canvas with the most views waiting, though they make no whole batch.  See `start`."""
+        """Start the canvas with the most views waiting, although they do not fill a batch.  See `start`."""
         return self.start(self._waiting.pop(max(self._waiting, key=lambda canvas: len(self._waiting[canvas]))))
 
     def start(self, jobs: Sequence[Job]) -> list[Result]:
@@ -214,9 +214,9 @@ class ViewQueue:
             self._run_oldest()
 
     def _run_oldest(self) -> None:
-        """Give the device the oldest batch that is being placed, once it is.
+        """Wait until the oldest batch is placed, and start it on the device.
 
-        By counts alone, not by what is ready: hosts that ran their programs in another order would wait for ever.
+        The order never depends on what is ready first: hosts that run their programs in different orders deadlock.
         """
         batch = self._placing.popleft()
         for placed in batch.placing:
@@ -229,7 +229,7 @@ class ViewQueue:
         self._running.append(batch)
 
     def _arrive(self, batch: _Batch) -> list[Result]:
-        """Rows of a batch to their images' pixels; of each view they have to come exactly once."""
+        """Move a batch's rows to their images' pixels, and check that each view comes back exactly once."""
         rows, tags = jax.device_get(batch.outputs)
         scales, merge = len(self._engine.scales), self._engine.merge
         done: list[Result] = []
@@ -258,7 +258,7 @@ class ViewQueue:
 
 @dataclasses.dataclass
 class _Batch:
-    """jobs: by the number that goes through the device with each.  placing: what fills the inputs."""
+    """jobs: by the tag that goes through the device with each.  placing: tasks that fill the inputs."""
 
     jobs: dict[int, Job]
     inputs: tuple[np.ndarray, ...]
@@ -269,7 +269,7 @@ class _Batch:
 def rows_in_image(batch: Any, slot: int, view: View) -> Any:
     """Row `slot` of what the program returned, NumPy arrays, with all coordinates in the image's own pixels.
 
-    Detections that are not finite (of a network that diverged) get the score 0: JSON has no form for them.
+    Detections with an infinity or a NaN (of a network that diverged) get the score 0: JSON cannot hold them.
     """
     rows = jax.tree.map(lambda x: x[slot], batch)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,8 +1,8 @@
 """Evaluation of a split: every image exactly once, on any number of hosts and devices.
 
-One plan is computed alike on every host: batches of one canvas each, in one order.  Each host decodes
-the rows its own devices need; a row's image index travels through the device program beside its
-detections, which come back replicated, and at the end every index has to have arrived once.
+Every host computes the same plan: batches of one canvas each, in one order.  Each host decodes the rows that
+its own devices need.  A row's image index goes through the device program beside its detections, which come
+back replicated; at the end every index must have arrived once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kpjax.metrics.coco import MAX_DETS, measure
 from kpjax.objects import Objects, empty_objects, padded
 from kpjax.parallel.sharding import make_mesh
 
-MANY_PROGRAMS = 8  # programs an evaluation, beyond which it is said how there would be fewer
+MANY_PROGRAMS = 8  # from more programs than this on an evaluation prints how to need fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Evaluator:
     """A compiled evaluation; made once, it evaluates any variables and split without compiling again.
 
     engine: the compiled program; its batch is config.eval.batch rounded up to a multiple of the devices.
-    oracle: heads whose maps are replaced by the ground truth's.  max_dets: see `coco_metric.measure`.
+    oracle: heads whose maps are replaced by the ground truth's.  max_dets: see `kpjax.metrics.coco.measure`.
     """
 
     detector: Detector
@@ -68,7 +68,7 @@ class Evaluator:
         """Evaluate `variables` on the first `config.eval.images` images of the source (0: all).
 
         variables: {"params", "batch_stats"}, as NumPy or as arrays on the mesh.  views: what `self.views(source)`
-        returned, to be spared the work; None: they are made.  progress: a bar on process 0.
+        returned; None: they are computed.  progress: a bar on process 0.
         between: called before each batch, equally often on every process; may raise to end the evaluation there.
         Raises ConfigError where detector and source differ in their classes, DataError for an unreadable
         image or one of another size than annotated (with config.data.bad_images "skip": where that is all of them).
@@ -130,7 +130,7 @@ class Evaluator:
         return time.perf_counter() - started
 
     def _objects(self, source: Source, jobs: Sequence[Job]) -> tuple[Objects] | tuple[()]:
-        """With an oracle: what `make_infer` calls objects, of the images of a batch, slots for the fullest."""
+        """With an oracle: the argument `objects` of `make_infer` for a batch, padded to the most of any image."""
         if not self.oracle:
             return ()
         slots = max(1, *map(len, source.objects))
@@ -139,7 +139,7 @@ class Evaluator:
         return (jax.tree.map(lambda *parts: np.stack(parts), *rows),)
 
     def _canvas(self, source: Source, job: Job) -> np.ndarray | None:
-        """The canvas of one image; None where it cannot be read and the configuration says to skip it."""
+        """The canvas of one image; None where it cannot be read and `config.data.bad_images` is "skip"."""
         name = source.files[job.image]
         try:
             image = decode(source.read(job.image), name)
@@ -163,10 +163,10 @@ def make_evaluator(
 ) -> Evaluator:
     """An `Evaluator` for config.eval on a mesh (None: all devices).
 
-    oracle: heads that the ground truth speaks for, to see what each one's errors cost (Objects as Points, error
-        analysis); with preset "na".  max_dets: see `coco_metric.measure`.
+    oracle: heads whose maps are replaced by the ground truth's, to see what each one's errors cost (Objects as
+        Points, error analysis); with preset "na".  max_dets: see `kpjax.metrics.coco.measure`.
 
-    Raises ConfigError for a preset or an oracle's head unknown here and a fixed size that the network cannot take.
+    Raises ConfigError for an unknown preset or oracle head, and for a fixed size that the network cannot take.
     """
     if config.eval.resolution == "fixed":
         size = (config.augment.height, config.augment.width)
@@ -207,7 +207,7 @@ def make_views(detector: Detector, config: Config, source: Source) -> list[View]
 
 
 def on_fewer_canvases(views: list[View], detector: Detector, config: Config) -> list[View]:
-    """What `own_views` returned, on at most `config.eval.max_canvases` canvases a scale (0: as it is)."""
+    """What `own_views` returned, on at most `config.eval.max_canvases` canvases a scale (0: unchanged)."""
     most, scales = config.eval.max_canvases, len(protocol_of(detector, config.eval.preset).scales)
     if not most:
         return views
@@ -217,7 +217,7 @@ def on_fewer_canvases(views: list[View], detector: Detector, config: Config) -> 
 
 
 def own_views(detector: Detector, config: Config, source: Source) -> list[View]:
-    """`make_views` with the canvas that each image has by its own size, as many as there may be."""
+    """`make_views` with each image's own canvas, however many there are."""
     count = min(len(source), config.eval.images) if config.eval.images else len(source)
     options: dict[str, Any] = {
         "resolution": config.eval.resolution,
@@ -244,7 +244,7 @@ def canvases_in_words(count: int) -> str:
 
 
 def describe_evaluation(detector: Detector, config: Config, source: Source) -> str:
-    """One line on what an evaluation by this configuration compiles, for whoever is about to train."""
+    """One line that says how many programs an evaluation compiles, which train.py prints before it starts."""
     views, scales = make_views(detector, config, source), len(protocol_of(detector, config.eval.preset).scales)
     line = f"evaluation  {programs_needed(views, scales)}"
     if not config.eval.max_canvases and len({view.canvas for view in views}) > MANY_PROGRAMS:
@@ -256,7 +256,7 @@ def plan(views: Sequence[View], batch: int) -> list[PlannedBatch]:
     """All images as batches of one canvas each: canvases ascending, images in the source's order.
 
     A pure function of the annotated sizes, so that every host makes the same list: hosts that
-    run different programs wait for each other for ever.
+    run different programs deadlock.
     """
     groups: dict[Size, list[int]] = {}
     for index, view in enumerate(views):

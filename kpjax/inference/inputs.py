@@ -1,4 +1,4 @@
-"""What one can detect in: paths, folders, globs and arrays as a list, and images read ahead of the detector."""
+"""Reading the inputs of detection: paths, folders, globs and arrays as one list, and images read ahead by threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kpjax.images.decode import SUFFIXES, decode
 
 
 class ReadAhead:
-    """Inputs read by threads, at most `ahead` of them beyond those taken; they come out in their own order.
+    """Inputs read by threads, at most `ahead` of them beyond those taken; they come out in the order given.
 
         with ReadAhead(paths, read, threads=4, ahead=8) as inputs:
             while (image := inputs.take()) is not inputs.END: ...
 
-    The iterable itself is walked in a thread of its own, so that one that waits (a camera, a queue) keeps nobody
-    from what has been read.  Leaving the block ends the threads; one that hangs in the iterable ends with it.
+    The iterable runs in a thread of its own, so that a slow one (a camera, a queue) does not hold back what has been
+    read.  Leaving the block ends the threads; one that is blocked in the iterable ends when that returns.
     """
 
     END: Any = object()  # what `take` returns after the last input
@@ -82,7 +82,7 @@ class ReadAhead:
                 self._ready.put(submit(read, *item))
                 del item  # an image of it may be large
             last.set_result(self.END)
-        except BaseException as error:  # it belongs to whoever takes the inputs
+        except BaseException as error:  # raised again by `take`
             last.set_exception(error)
         self._ready.put(last)
 
@@ -136,7 +136,7 @@ def list_inputs(inputs: Any, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list
 
 
 def as_array(item: Any) -> np.ndarray | None:
-    """NumPy's, JAX's and other arrays as NumPy's; None for what is no array."""
+    """NumPy's, JAX's and other arrays as NumPy's; None for anything else."""
     if isinstance(item, (str, os.PathLike)) or not hasattr(item, "__array__"):
         return None
     return np.asarray(item)

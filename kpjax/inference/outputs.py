@@ -1,4 +1,4 @@
-"""What evaluation and detection write: rows of COCO's result format, tables, and where they may go."""
+"""Writing results: detections in COCO's result format, tables of AP, and checks of the output paths."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kpjax.objects import Detections
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.metrics.coco.STATS); empty for a
-        split without annotations.  text: the same in COCO's own words.
+        split without annotations.  text: the same as pycocotools prints it.
     per_class: class name -> AP; nan for a class without a box in these images.
     detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
         x y w h in image pixels, score.  AP is that of exactly these rows.
@@ -77,7 +77,7 @@ def class_table(evaluation: Evaluation) -> str:
 
 
 def output_folder(path: str) -> str:
-    """Make a folder for results and return it.  Raises ConfigError, one line, where that cannot be."""
+    """Make a folder for results and return it.  Raises ConfigError, one line, where that fails."""
     try:
         os.makedirs(path or ".", exist_ok=True)
         if not os.access(path or ".", os.W_OK):
@@ -87,10 +87,10 @@ def output_folder(path: str) -> str:
     return path
 
 
-def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> None:
+def check_outputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> None:
     """Raise ConfigError where writing one of the files `outputs` would overwrite one of `inputs`, or is a folder.
 
-    option: what chose the outputs' folder, for the message.  Files that do not exist are no matter.
+    option: the flag that named the outputs' folder, for the message.  Files that do not exist are ignored.
     """
     outputs = list(outputs)
     for path in filter(os.path.isdir, outputs):
@@ -104,10 +104,10 @@ def spare_inputs(outputs: Iterable[str], inputs: Iterable[str], option: str) -> 
             raise ConfigError(f"{path} is one of the inputs, and a result would overwrite it; give another {option}")
 
 
-def spare_folder(folder: str, inputs: Iterable[str], option: str) -> None:
-    """Raise ConfigError where one of the files `inputs` lies in `folder`: what is drawn would be an input next time.
+def check_output_folder(folder: str, inputs: Iterable[str], option: str) -> None:
+    """Raise ConfigError where one of the files `inputs` lies in `folder`: drawn pictures would be inputs next time.
 
-    option: what chose the folder, for the message.
+    option: the flag that named the folder, for the message.
     """
     ours = file_identity(folder)
     if ours and any(file_identity(parent or ".") == ours for parent in {os.path.dirname(path) for path in inputs}):
@@ -117,7 +117,7 @@ def spare_folder(folder: str, inputs: Iterable[str], option: str) -> None:
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Device and inode, which all names of a file share (links, another case on disks that fold it)."""
+    """Device and inode, which all names of a file share (links, upper and lower case)."""
     try:
         found = os.stat(path)
     except OSError:

@@ -53,7 +53,7 @@ class Predictor:
 
     Images are processed as in evaluation: at their own resolution on the padded canvas of the model's
     family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  One program is
-    compiled for each canvas met, whatever the number of images; a last incomplete batch is padded.
+    compiled for each size of canvas; an incomplete batch is padded.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class Predictor:
     def __call__(self, inputs: Any) -> Detections | list[Detections]:
         """Detect in one image (a path, or an HWC uint8 RGB array), in many (a list, a folder, a glob), or in a video.
 
-        One image gives Detections, a list, folder or glob a list of them in the order of the inputs (files of a
-        folder or glob by name), a video file's path those of its frames.  Boxes are float32 x1 y1 x2 y2 in the
+        One image gives Detections.  A list, folder or glob gives a list of them in the order of the inputs (files of a
+        folder or glob by name), the path of a video one for each frame.  Boxes are float32 x1 y1 x2 y2 in the
         image's pixels, best first, not clipped to the image.  Raises DataError with one line for the first
         unreadable input; `stream` goes on instead.
         """
@@ -135,8 +135,8 @@ class Predictor:
         """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs.
 
         Threads walk through `items` and read images ahead of the device, `batch` of them and one for each core; what
-        is read waits for others of its canvas, up to MAX_WAITING of them.  Where the next input is not there yet,
-        what has been started is finished and yielded first.  An array must not change before its `Found` has come.
+        is read waits for others of its canvas, up to MAX_WAITING of them.  While the next input is not there yet,
+        what has been started is finished and yielded.  An array must not change before its `Found` has come.
         """
         images: dict[int, Found] = {}
         limit = max(MAX_WAITING, 4 * self.batch) * len(self.engine.scales)
@@ -189,8 +189,8 @@ def load(path: str | os.PathLike[str], preset: str | None = None, **options: Any
     """A Predictor from a work directory of train.py or an inference checkpoint.
 
     preset: see `Predictor`; None: that of the checkpoint's configuration, as eval.py has it, and "na" where it holds
-    none.  Test-time resolution and size are the configuration's too; `options` are the keywords of `Predictor` and
-    go before them.  Raises what `kpjax.checkpoint.load_inference` raises.
+    none.  Test-time resolution and size are the configuration's too; `options` are keywords of `Predictor` and
+    override them.  Raises what `kpjax.checkpoint.load_inference` raises.
     """
     from kpjax.checkpoint.weights import load_inference  # Orbax is slow to import and prediction does not need it
 

@@ -41,7 +41,7 @@ def make_infer(
     canvases: (B, H, W, 3) uint8 RGB.  windows: (B, 4) int32 top, left, bottom, right of the image
     on each canvas.  tags: (B, T) int32 that come back beside the detections, so that the
     caller can tell which image each row belongs to.  B is a multiple of the mesh's devices.
-    One compilation for each shape of canvases; keep the function to keep its programs.
+    One compilation for each shape of canvases; the programs live as long as the function.
 
     oracle: heads whose maps are replaced by the ground truth's.  The function then has a fifth argument, objects:
     `Objects` (B, M, ...) in canvas pixels.
@@ -90,7 +90,7 @@ def make_parts(
 
 
 def functions_of(detector: Detector, *, preset: str = "na", top_k: int = 100) -> tuple[HeadsOf, Decode]:
-    """A test protocol as two pure functions that know of no mesh: what `make_infer` compiles and `export` writes down.
+    """A test protocol as two pure functions without a mesh, which `make_infer` compiles and `export` writes to files.
 
     The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
     view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) ->
@@ -171,7 +171,7 @@ def mirror_within(images: Array, windows: Array) -> Array:
 
 
 def mirror_in_window(found: Record, windows: Array, points: PointSet | None = None) -> Record:
-    """What was found, (B, N, ...), on canvases mirrored by `mirror_within`, on the plain ones, and back."""
+    """Move what was found, (B, N, ...), from canvases mirrored by `mirror_within` to the plain ones, or back."""
     turn = (windows[:, 1] + windows[:, 3]).astype(jnp.float32)[:, None, None]
 
     def turned(xy: Array) -> Array:

@@ -1,1 +1,1 @@
-"""How good detections are: COCO's average precision, and where a detector errs."""
+"""Measuring detections: COCO's average precision, and where a detector errs."""

@@ -33,7 +33,7 @@ def precision_recall(
     image_ids: Sequence[int],
     classes: dict[int, str],
 ) -> Curves:
-    """COCO's own precisions, 100 detections an image.  classes: category id -> name; the rest as `measure` has it."""
+    """COCO's own precisions, 100 detections an image.  classes: category id -> name; the rest: see `coco.measure`."""
     run = run_coco(ground_truth, detections, image_ids)
     precision = np.where(run.eval["precision"] > -1, run.eval["precision"], np.nan)[..., -1]  # (T, R, K, A)
 
@@ -66,8 +66,8 @@ def confusion_matrix(
     """(K + 1, K + 1) int64: [i, j] objects of class i that were detected as class j.
 
     The last column counts objects that were missed, the last row detections of nothing.  Detections scored at least
-    `least_score` and objects of an image are paired whatever their classes, those of the largest IoU (at least
-    `least_iou`) first, of equal ones a pair of one class before others.  Crowds are no objects, and a detection
+    `least_score` and objects of an image are paired, also across classes, in the order of their IoU, of at least
+    `least_iou`; of equal ones a pair of one class comes first.  Crowds are no objects, and a detection
     that lies in one with more than `least_iou` of its area is left out unless it found an object.
     """
     label_of = {category: k for k, category in enumerate(category_ids)}
@@ -85,16 +85,16 @@ def confusion_matrix(
         said = np.array([label_of[r["category_id"]] for r in ours], int)
         overlap, _ = _overlaps(theirs, ours)
         order = np.lexsort(((truth[:, None] != said).reshape(-1), -overlap.reshape(-1)))
-        missed, spare = np.ones(len(theirs), bool), np.ones(len(ours), bool)
+        missed, unmatched = np.ones(len(theirs), bool), np.ones(len(ours), bool)
         for i, j in zip(*np.unravel_index(order, overlap.shape), strict=True):
             if overlap[i, j] < least_iou:
                 break
-            if missed[i] and spare[j]:
+            if missed[i] and unmatched[j]:
                 counts[truth[i], said[j]] += 1
-                missed[i] = spare[j] = False
+                missed[i] = unmatched[j] = False
         np.add.at(counts[:, -1], truth[missed], 1)
         in_crowd = (_overlaps(crowds, ours)[1] > least_iou).any(0) if crowds else np.zeros(len(ours), bool)
-        np.add.at(counts[-1], said[spare & ~in_crowd], 1)
+        np.add.at(counts[-1], said[unmatched & ~in_crowd], 1)
     return counts
 
 

@@ -1,1 +1,1 @@
-"""Pure functions on arrays: heatmaps, peaks, losses.  Nothing here knows a network."""
+"""Pure functions on arrays: heatmaps, peaks, losses.  Nothing here depends on a network."""

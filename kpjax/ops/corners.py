@@ -31,7 +31,7 @@ class Points:
 
 @flax.struct.dataclass
 class Candidates:
-    """Boxes before the last choice: boxes (B, N, 4) float32; scores (B, N), -1 where there is none; labels (B, N).
+    """Boxes before the final selection: boxes (B, N, 4) float32; scores (B, N), -1 where there is none; labels (B, N).
 
     corner_scores: (B, N, 2) float32, of the top-left and the bottom-right corner, by which boxes are averaged where
     those of several scales are merged; None once that is done.
@@ -46,7 +46,7 @@ class Candidates:
 def best_points(
     heat: Array, offset: Array, tag: Array | None, k: int, kernel: int = 3, *, logits: bool = False
 ) -> Points:
-    """The k best cells of a score map, with what the other heads say there.
+    """The k best cells of a score map, with the other heads' values there.
 
     heat, kernel, logits: see `peaks.best_peaks`.  offset: (B, h, w, 2).  tag: (B, h, w, 1) or None.
     """
@@ -64,7 +64,7 @@ def pair_corners(
 ) -> Candidates:
     """All pairs of a top-left and a bottom-right corner that can be one object, the best `count` of them.
 
-    A pair is rejected where the classes differ, where the embeddings are more than `distance` apart, or where
+    A pair is rejected where the classes differ, where the embeddings differ by more than `distance`, or where
     the second corner is left of or above the first (`strict`: or level with it).  Its score is the mean of the two.
     Returns (B, min(count, K * K), ...), best first, boxes in the points' own unit.
     """
@@ -82,8 +82,8 @@ def pair_corners(
     turned = (x2 <= x1) | (y2 <= y1) if strict else (x2 < x1) | (y2 < y1)
     rejected = (label != other_label) | (jnp.abs(tag - other_tag) > distance) | turned
     scores = jnp.where(rejected, -1.0, (score + other_score) / 2).reshape(score.shape[0], -1)
-    scores, chosen = largest(scores, min(count, scores.shape[1]))
-    row, column = chosen // score.shape[2], chosen % score.shape[2]
+    scores, indices = largest(scores, min(count, scores.shape[1]))
+    row, column = indices // score.shape[2], indices % score.shape[2]
 
     def take(values: Array, index: Array) -> Array:
         return jnp.take_along_axis(values, index, axis=1)

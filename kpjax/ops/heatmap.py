@@ -88,7 +88,7 @@ def draw_dense(
 ) -> tuple[Array, Array]:
     """Dense regression targets: each object's values wherever its Gaussian tops the map drawn so far.
 
-    xingyizhou's `dense_wh`: objects are written one after another; object m claims the cells
+    xingyizhou's `dense_wh`: objects are written one after another; object m takes the cells
     of its window where its Gaussian is >= the running maximum over classes, which already
     holds m itself, so later objects win ties.  The original compares a float64 Gaussian with
     the float32 map, so that an object also loses those of its own cells where float32 rounded
@@ -116,8 +116,8 @@ def draw_dense(
         running = jnp.maximum(running, drawn)
         table = not_above[jnp.minimum(radius, largest)]
         own = table[jnp.minimum(dy, largest)[:, None], jnp.minimum(dx, largest)[None, :]]
-        claimed = inside & (drawn >= running) & own
-        return (running, jnp.where(claimed[..., None], value, dense)), None
+        taken = inside & (drawn >= running) & own
+        return (running, jnp.where(taken[..., None], value, dense)), None
 
     start = (jnp.asarray(heatmap, jnp.float32), jnp.zeros((height, width, values.shape[-1]), jnp.float32))
     (running, dense), _ = jax.lax.scan(write, start, (values, centers, radii, valid))

@@ -37,7 +37,7 @@ def keypoint_targets(
     """
     height, width = shape
     cell = jnp.clip(points.astype(jnp.int32), 0, jnp.asarray([width - 1, height - 1]))
-    # Scatters of the empty slots fall off the end.
+    # Scatters of empty slots are out of range, and dropped.
     classes = jnp.where(valid, labels, num_classes)
     index = jnp.where(valid, cell[:, 1] * width + cell[:, 0], 0)
     mask = last_in_cell(index, valid) if one_per_cell else valid

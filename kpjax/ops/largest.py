@@ -1,4 +1,4 @@
-"""The k largest values of each row, in a form that every reader of the compiled program knows."""
+"""The k largest values of each row (top-k), by `lax.top_k` or, for programs that TensorFlow reads, by sorting."""
 
 from __future__ import annotations
 

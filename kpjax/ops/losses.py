@@ -39,8 +39,8 @@ def gaussian_focal_loss(score: Array, target: Array, divisor: Array, eps: float 
     """
     positive = -jnp.log(score + eps) * (1 - score) ** 2 * (target == 1)
     rest = 1 - score
-    # Never below 0, but XLA does not know it: it would take (1 - score) + eps for (1 + eps) - score,
-    # which is log(0) at a score of 1.
+    # `rest` is never below 0.  The test keeps XLA from rewriting (1 - score) + eps as (1 + eps) - score,
+    # which is 0 at a score of 1.
     rest = jnp.where(rest >= 0, rest, 0.0)
     negative = -jnp.log(rest + eps) * score**2 * (1 - target) ** 4
     return (positive + negative).sum() / divisor

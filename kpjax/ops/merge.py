@@ -1,4 +1,4 @@
-"""One image's detections from several views of it: soft-NMS, and the best rows."""
+"""Merging one image's detections from several views of it: soft-NMS, and the best rows."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Soft-NMS on the device, all classes in one loop of fixed shapes (Bodla et al., arXiv 1704.04503).
 
-The loop takes the best row that is left, of whatever class, and lowers the scores of the rows of its class
+The loop takes the best row that is left, of any class, and lowers the scores of the rows of its class
 that it overlaps; it ends when no row is above the threshold, or sooner where only the best are wanted.  Rows are
-kept by class, in the order in which the originals keep them, since two of their habits depend on where a row
-stands: what is left behind a class's kept rows (`stale_rows`), and the weights of `soft_nms_merge`, which do not
+kept by class, in the order in which the originals keep them, since two of their quirks depend on a row's
+position: what is left behind a class's kept rows (`stale_rows`), and the weights of `soft_nms_merge`, which do not
 move with their rows.
 """
 
@@ -34,7 +34,7 @@ class SoftNms:
     pixel: added to widths and heights: 1 where corners are the centres of pixels (golden: soft_nms,
         fn_ctnet_merge), 0 where they are their edges (golden: fn_mmcv_soft_nms).
     inclusive: an overlap equal to `overlap` counts as above it (mmcv, and the originals' hard `nms`).
-    drop_apart: rows that overlap nothing are tested against the threshold too (mmcv); otherwise they stay.
+    drop_isolated: rows that overlap nothing are tested against the threshold too (mmcv); otherwise they stay.
     """
 
     method: str = "gaussian"
@@ -43,22 +43,22 @@ class SoftNms:
     threshold: float = 0.001
     pixel: float = 1.0
     inclusive: bool = False
-    drop_apart: bool = False
+    drop_isolated: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"soft-NMS method is {self.method!r}; choose one of {', '.join(map(repr, METHODS))}")
 
 
-ORIGINAL = SoftNms()  # CornerNet, the triplets and xingyizhou's CenterNet: one Cython file, handed on
-MMCV = SoftNms(pixel=0.0, inclusive=True, drop_apart=True)
+ORIGINAL = SoftNms()  # CornerNet, the triplets and xingyizhou's CenterNet: copies of one Cython file
+MMCV = SoftNms(pixel=0.0, inclusive=True, drop_isolated=True)
 # mmcv's plain NMS of each class: strictly above the overlap, and no least score.
 HARD_MMCV = dataclasses.replace(MMCV, method="hard", inclusive=False, threshold=1e-37)
 
 
 @flax.struct.dataclass
-class Rows:
-    """What soft-NMS left, class after class, N rows as there were before.
+class NmsResult:
+    """The result of soft-NMS, class after class, N rows as there were before.
 
     boxes: (N, 4) float32.  scores: (N,) float32, lowered.  labels: (N,) int32.
     index: (N,) int32, which input row this was.  kept: (N,) bool; the other rows are to be ignored.
@@ -82,7 +82,7 @@ def soft_nms(
     rules: SoftNms = ORIGINAL,
     stale_rows: bool = False,
     most: int = 0,
-) -> Rows:
+) -> NmsResult:
     """Soft-NMS of one image's rows; pure, for jit and vmap.
 
     boxes: (N, 4) float32 x1 y1 x2 y2.  scores: (N,) float32.  labels: (N,) int32; rows of different
@@ -91,7 +91,7 @@ def soft_nms(
         one, and its old copy, with the score it had then, stays behind the kept rows.  Their test code
         ignores how many were kept, so these copies are in the published detections (golden: fn_ctnet_merge
         `merge/*`, postprocess_cornernet); CornerNet-Saccade and mmcv cut them off.
-    most: the loop ends once the `most` best rows that it keeps, and all level with the last of them, are certain
+    most: the loop ends once the `most` best rows that it keeps, and all tied with the last of them, are certain
         (`keep_best` gives the same rows then); what is left has scores below theirs, not all of them lowered
         yet.  0: it goes on to the threshold.
     """
@@ -109,15 +109,15 @@ def soft_nms_merge(
     exponent: float = 10.0,
     stale_rows: bool = False,
     most: int = 0,
-) -> Rows:
-    """`soft_nms` whose chosen boxes become averages of the boxes that they overlap (CornerNet's multi-scale test).
+) -> NmsResult:
+    """`soft_nms` whose selected boxes become averages of the boxes that they overlap (CornerNet's multi-scale test).
 
     weights: (N, 2) float32, the scores of the top left corner (for x1, y1) and the bottom right one (x2, y2).
-    With w_j the factor that row j's score got, m_j = (1 - w_j)^exponent and c the weight, x1 of the chosen row i
+    With w_j the factor that row j's score got, m_j = (1 - w_j)^exponent and c the weight, x1 of the selected row i
     becomes (x1_i c_i + sum_j x1_j c_j m_j) / (c_i + sum_j c_j m_j).
 
     The originals move rows without their weights (golden: soft_nms `soft_nms_merge/*`): c is that of the
-    place where a row is looked at, and so it is here.
+    place where a row is tested, here too.
     """
     return _run(boxes, scores, labels, valid, weights, rules, exponent, stale_rows, most)
 
@@ -140,17 +140,17 @@ def _run(
     exponent: float,
     stale_rows: bool,
     most: int,
-) -> Rows:
+) -> NmsResult:
     count = scores.shape[0]
-    valid = ~jnp.isnan(scores) & (True if valid is None else valid)  # one of them would be the maximum for ever
+    valid = ~jnp.isnan(scores) & (True if valid is None else valid)  # a NaN would stay the maximum for ever
     # Classes become runs of neighbours, in the order given; what is not valid goes to the end.
     far = jnp.iinfo(jnp.int32).max
     order = jnp.argsort(jnp.where(valid, labels.astype(jnp.int32), far), stable=True)
     labels, valid = labels.astype(jnp.int32)[order], valid[order]
     place = jnp.arange(count, dtype=jnp.int32)
     begins = (place == 0) | (labels != jnp.roll(labels, 1)) | (valid != jnp.roll(valid, 1))
-    # Scans here and below, for `lax.cummax` and `jnp.cumsum`: JAX 0.11 writes those in a form that no version of
-    # StableHLO which TensorFlow reads can hold (kpjax.commands.export).
+    # Scans here and below, not `lax.cummax` and `jnp.cumsum`: JAX 0.11 lowers those to operations that TensorFlow's
+    # versions of StableHLO lack (kpjax.export).
     first = jax.lax.associative_scan(jnp.maximum, jnp.where(begins, place, 0))  # where the class of this place begins
     ends = jnp.where(jnp.roll(begins, -1).at[-1].set(True), place + 1, count)
     ends = jax.lax.associative_scan(jnp.minimum, ends, reverse=True)
@@ -166,7 +166,7 @@ def _run(
 
     def goes_on(state: Any) -> Array:
         *_, taken, last, _, top = state
-        # Scores never rise, so that those taken are the best of all; a later one can be level with the last at most.
+        # Scores never rise, so that those taken are the best of all; a later one can at most tie with the last.
         wanted = (taken < most) | (top >= last) if most else True
         return (top >= rules.threshold) & wanted
 
@@ -174,11 +174,11 @@ def _run(
         table, is_open, cursor, stop, taken, _, best, top = state
         group = first[best]
         here, end = cursor[group], stop[group]
-        chosen, other = table[:, best], table[:, here]
-        table = table.at[:, best].set(other).at[:, here].set(chosen)
+        selected, other = table[:, best], table[:, here]
+        table = table.at[:, best].set(other).at[:, here].set(selected)
         later = (place > here) & (place < end)
-        factor, touched = _factors(table, chosen, rules)
-        tested = later if rules.drop_apart else later & touched
+        factor, touched = _factors(table, selected, rules)
+        tested = later if rules.drop_isolated else later & touched
         lowered = jnp.where(later, table[_SCORE] * factor, table[_SCORE])
         dropped = tested & (lowered < rules.threshold)
         old = table
@@ -193,7 +193,7 @@ def _run(
         table, new_end, weights_seen = jax.lax.cond(dropped.any(), fill, leave, None)
         if weights is not None:
             share = jnp.where(later & touched, _power(1.0 - factor, exponent), 0.0)
-            table = table.at[:4, here].set(_merge(old, chosen, corner_scores[:, here], weights_seen * share))
+            table = table.at[:4, here].set(_merge(old, selected, corner_scores[:, here], weights_seen * share))
         is_open = is_open & (place != here) & ~((place >= new_end) & (place < end))
         cursor, stop = cursor.at[group].set(here + 1), stop.at[group].set(new_end)
         return table, is_open, cursor, stop, taken + 1, top, *best_open(table, is_open)
@@ -201,22 +201,22 @@ def _run(
     start = (table, valid, place, ends, jnp.int32(0), jnp.float32(0), *best_open(table, valid))
     table, _, _, stop, *_ = jax.lax.while_loop(goes_on, step, start)
     stale = place >= stop[first]
-    if rules.drop_apart:
+    if rules.drop_isolated:
         stale |= table[_SCORE] < rules.threshold
     kept = valid if stale_rows else valid & ~stale
-    return Rows(table[:4].T, table[_SCORE], labels, table[_INDEX].astype(jnp.int32), kept, valid & stale)
+    return NmsResult(table[:4].T, table[_SCORE], labels, table[_INDEX].astype(jnp.int32), kept, valid & stale)
 
 
-def _factors(table: Array, chosen: Array, rules: SoftNms) -> tuple[Array, Array]:
-    """What the chosen row's overlap multiplies each row's score with (N,), and which rows it touches (N,)."""
+def _factors(table: Array, selected: Array, rules: SoftNms) -> tuple[Array, Array]:
+    """The factor of each row's score by its overlap with the selected row, (N,), and which rows that touches, (N,)."""
     x1, y1, x2, y2 = table[0], table[1], table[2], table[3]
-    width = jnp.minimum(x2, chosen[2]) - jnp.maximum(x1, chosen[0]) + rules.pixel
-    height = jnp.minimum(y2, chosen[3]) - jnp.maximum(y1, chosen[1]) + rules.pixel
+    width = jnp.minimum(x2, selected[2]) - jnp.maximum(x1, selected[0]) + rules.pixel
+    height = jnp.minimum(y2, selected[3]) - jnp.maximum(y1, selected[1]) + rules.pixel
     touched = (width > 0) & (height > 0)
     inter = jnp.where(touched, width * height, 0.0)
     area = (x2 - x1 + rules.pixel) * (y2 - y1 + rules.pixel)
-    own = (chosen[2] - chosen[0] + rules.pixel) * (chosen[3] - chosen[1] + rules.pixel)
-    # Touching rows have a union above 0, unless a box is turned inside out; the others must not divide by 0.
+    own = (selected[2] - selected[0] + rules.pixel) * (selected[3] - selected[1] + rules.pixel)
+    # Touching rows have a union above 0, unless a box has x2 < x1 or y2 < y1; the others must not divide by 0.
     overlap = inter / jnp.where(touched, area + own - inter, 1.0)
     if rules.method == "gaussian":
         return jnp.where(touched, jnp.exp(-(overlap * overlap) / rules.sigma), 1.0), touched
@@ -225,10 +225,10 @@ def _factors(table: Array, chosen: Array, rules: SoftNms) -> tuple[Array, Array]
 
 
 def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: Array) -> tuple[Array, Array, Array]:
-    """Drop rows as the originals do, in one go: (the table after, the new end, the place where each row was looked at).
+    """Drop rows as the originals do, in one go: (the new table, the new end, the place where each row was tested).
 
-    They walk from left to right; the last row moves into the place of a dropped one and is looked at there, and
-    again as long as what moved in is dropped too.  So gaps below the new end are filled, from the left, by the
+    They go from left to right; the last row moves into the place of a dropped one and is tested there, and
+    again as long as the row that moved in is dropped too.  So gaps below the new end are filled, from the left, by the
     rows that survive behind it, from the right; those behind it stay as they were before this step.
     """
     count = dropped.shape[0]
@@ -237,13 +237,13 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     gap = dropped & (place < new_end)
     mover = later & ~dropped & (place >= new_end)
     behind = later & (place >= new_end)
-    # A row behind the new end is looked at in the gap open when its turn comes, after the last gap at `new_end`.
+    # A row behind the new end is tested in the gap open when its turn comes, after the last gap at `new_end`.
     turn = jax.lax.associative_scan(jnp.add, mover.astype(jnp.int32), reverse=True) - mover
     number = jax.lax.associative_scan(jnp.add, gap.astype(jnp.int32)) - 1  # of each gap, from the left
     gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, number, count + 1)].set(place, mode="drop")
     seen_at = jnp.where(behind, gaps[turn], place)
     source = place.at[jnp.where(mover, seen_at, count)].set(place, mode="drop")
-    # What is looked at on `new_end` itself is dropped there, with its lowered score; the last such row stays.
+    # A row that is tested on `new_end` itself is dropped there, with its lowered score; the last such row stays.
     lowest = jnp.min(jnp.where(mover, place, end))
     source = jnp.where((place == new_end) & (lowest > new_end + 1), place + 1, source)
     changed = (place < new_end) | ((place == new_end) & (lowest > new_end))
@@ -251,10 +251,10 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     return moved.at[_SCORE].set(jnp.where(changed, lowered[source], table[_SCORE])), new_end, seen_at
 
 
-def _merge(table: Array, chosen: Array, own: Array, each: Array) -> Array:
-    """The chosen row's averaged box, (4,).  own: its two weights, (2,); each: those of the rows it merges, (2, N)."""
+def _merge(table: Array, selected: Array, own: Array, each: Array) -> Array:
+    """The selected row's averaged box, (4,).  own: its two weights, (2,); each: those of the rows it merges, (2, N)."""
     merged = [
-        (chosen[i] * own[i // 2] + (table[i] * each[i // 2]).sum()) / (own[i // 2] + each[i // 2].sum())
+        (selected[i] * own[i // 2] + (table[i] * each[i // 2]).sum()) / (own[i // 2] + each[i // 2].sum())
         for i in range(4)
     ]
     return jnp.stack(merged)

@@ -1,1 +1,1 @@
-"""Pictures: detections, training batches, plots."""
+"""Drawing pictures: detections, training batches, plots."""

@@ -1,4 +1,4 @@
-"""A picture of what the network sees: augmented images with their boxes and heatmaps."""
+"""`train.py --show-batch`: a picture of what the network sees, augmented images with their boxes and heatmaps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     What is drawn is what the first step gets, made by the same program: images after augmentation,
     boxes after it, and the heatmaps that the loss compares with.  At most 16 images.
     train_source: the training split, where the caller has it; by default `config.data`'s.
-    Raises ConfigError or DataError for what a user can put right.
+    Raises ConfigError or DataError for what a user can fix.
     """
     from kpjax.data.pipeline import train_batches  # TensorFlow
     from kpjax.training.step import prepare

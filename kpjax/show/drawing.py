@@ -1,4 +1,4 @@
-"""Objects drawn into an image: boxes, labels, scores, points."""
+"""Drawing objects into an image: boxes, labels, scores, points."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def draw_objects(
     if size * 2 <= min(height, width):
         font = ImageFont.load_default(size)
         taken: list[_Rect] = []
-        for i in reversed(order):  # the best chooses its place first
+        for i in reversed(order):  # the best one gets its place first
             name = names[labels[i]] if 0 <= labels[i] < len(names) else f"class {labels[i]}"
             text = name if isinstance(found, Objects) else f"{name} {scores[i]:.2f}"
             _draw_label(canvas, boxes[i], text, class_color(labels[i]), font, line, width, height, taken)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluated split, each with its detections drawn."""
+"""`eval.py --show-dir`: pictures of an evaluated split, each with its detections drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kpjax.data.source import Source
 from kpjax.errors import DataError
 from kpjax.images.decode import decode
 from kpjax.inference.evaluate import Evaluation
-from kpjax.inference.outputs import spare_folder, spare_inputs
+from kpjax.inference.outputs import check_output_folder, check_outputs
 from kpjax.objects import Detections
 
 
@@ -53,8 +53,8 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
 def check_pictures(folder: str, source: Source) -> None:
     """Raise ConfigError where `show` would write over the source's images, or among them."""
     inputs = source.files if source.on_disk else ()
-    spare_inputs((_picture(folder, source, i) for i in range(len(source))), inputs, "--show-dir")
-    spare_folder(folder, inputs, "--show-dir")
+    check_outputs((_picture(folder, source, i) for i in range(len(source))), inputs, "--show-dir")
+    check_output_folder(folder, inputs, "--show-dir")
 
 
 def _picture(folder: str, source: Source, index: int) -> str:

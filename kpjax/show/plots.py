@@ -1,4 +1,4 @@
-"""Curves and matrices as PNG, drawn with Pillow like the pictures of detections: no plotting library is needed."""
+"""Plots as PNG: curves, confusion matrices and histograms, drawn with Pillow like the pictures of detections."""
 
 from __future__ import annotations
 

@@ -200,8 +200,8 @@ def test_the_roofline_is_arithmetic() -> None:
     assert low.compute == pytest.approx(1e-3) and low.memory == pytest.approx(1e-3)
     assert low.interconnect == pytest.approx(3 * 2 * 15 / 16 * 4e6 / (4 * 50e9))
     assert low.seconds == max(low.compute, low.memory, low.interconnect)
-    assert roofline(topology, 1e15, 1e9, []).bound == "compute"
-    assert roofline(topology, 1e9, 1e15, []).bound == "memory"
+    assert roofline(topology, 1e15, 1e9, []).bottleneck == "compute"
+    assert roofline(topology, 1e9, 1e15, []).bottleneck == "memory"
     alone = roofline(Topology("v4", (1, 1, 1)), 275e12, 0.0, [])
     assert (alone.seconds, alone.interconnect) == (pytest.approx(1.0), 0.0)
 

@@ -1,6 +1,7 @@
 """From a file in a released layout to detections in COCO's format, through the programs themselves, for every model.
 
-`pytest -m slow tests/test_round_trip.py` does it at the released sizes, on images of the folder that KPJAX_DATA names.
+`pytest -m slow tests/convert/test_round_trip.py` does it at the released sizes, on images of the folder that
+KPJAX_DATA names.
 """
 
 from __future__ import annotations

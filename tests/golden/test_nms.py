@@ -136,8 +136,8 @@ def test_mmcv(case: Any) -> None:
     boxes, scores, labels = case["in/boxes"], case["in/scores"], case["in/labels"].astype(np.int32)
     alone = np.zeros_like(labels)
     runs = {
-        "soft_nms_naive": (alone, SoftNms("hard", pixel=0.0, inclusive=True, drop_apart=True)),
-        "soft_nms_linear": (alone, SoftNms("linear", pixel=0.0, inclusive=True, drop_apart=True)),
+        "soft_nms_naive": (alone, SoftNms("hard", pixel=0.0, inclusive=True, drop_isolated=True)),
+        "soft_nms_linear": (alone, SoftNms("linear", pixel=0.0, inclusive=True, drop_isolated=True)),
         "soft_nms_gaussian": (alone, MMCV),
     }
     for name, (classes, rules) in runs.items():

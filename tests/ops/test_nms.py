@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kpjax.errors import ConfigError
-from kpjax.ops.nms import MMCV, ORIGINAL, Rows, SoftNms, keep_best, soft_nms, soft_nms_merge
+from kpjax.ops.nms import MMCV, ORIGINAL, NmsResult, SoftNms, keep_best, soft_nms, soft_nms_merge
 
 COUNT = 40  # rows of most tests, so that they share what is compiled
 
@@ -22,19 +22,19 @@ CASES = [
     (ORIGINAL, True, 8.0),
     (MMCV, False, None),
     (SoftNms("linear", overlap=0.3, threshold=0.05), False, 2.5),
-    (SoftNms("hard", pixel=0.0, inclusive=True, drop_apart=True), False, None),
+    (SoftNms("hard", pixel=0.0, inclusive=True, drop_isolated=True), False, None),
     (SoftNms("gaussian", sigma=0.1, threshold=0.3), True, None),
 ]
 _plain = jax.jit(soft_nms, static_argnames=("rules", "stale_rows", "most"))
 _merging = jax.jit(soft_nms_merge, static_argnames=("rules", "exponent", "stale_rows", "most"))
 
 
-def plain(boxes, scores, labels, valid=None, *, rules=ORIGINAL, stale_rows=False, most=0) -> Rows:
+def plain(boxes, scores, labels, valid=None, *, rules=ORIGINAL, stale_rows=False, most=0) -> NmsResult:
     valid = np.ones(len(scores), bool) if valid is None else valid
     return _plain(boxes, scores, labels, valid, rules=rules, stale_rows=stale_rows, most=most)
 
 
-def merging(boxes, scores, labels, weights, valid=None, *, rules, exponent, stale_rows, most=0) -> Rows:
+def merging(boxes, scores, labels, weights, valid=None, *, rules, exponent, stale_rows, most=0) -> NmsResult:
     valid = np.ones(len(scores), bool) if valid is None else valid
     options = {"rules": rules, "exponent": exponent, "stale_rows": stale_rows, "most": most}
     return _merging(boxes, scores, labels, weights, valid, **options)
@@ -70,7 +70,7 @@ def one_class(rows: np.ndarray, rules: SoftNms, weights: np.ndarray | None, expo
                 share = weights[j, [0, 0, 1, 1]] * (1 - by) ** exponent
                 top, bottom = top + rows[j, :4] * share, bottom + share
             rows[j, 4] *= by
-            if (touched or rules.drop_apart) and rows[j, 4] < rules.threshold:
+            if (touched or rules.drop_isolated) and rows[j, 4] < rules.threshold:
                 rows[j] = rows[end - 1]
                 end -= 1
                 continue
@@ -78,7 +78,7 @@ def one_class(rows: np.ndarray, rules: SoftNms, weights: np.ndarray | None, expo
         if weights is not None:
             rows[i, :4] = top / bottom
         i += 1
-    if rules.drop_apart:
+    if rules.drop_isolated:
         while end and rows[end - 1, 4] < rules.threshold:
             end -= 1
     return end
