@@ -71,11 +71,6 @@ def class_l1_at(maps: Array, index: Array, mask: Array, labels: Array, target: A
     return (jnp.abs(own - target) * mask[..., None]).sum() / divisor
 
 
-def dense_l1(maps: Array, target: Array, weight: Array, divisor: Array) -> Array:
-    """Sum of |map - target| weighted by `weight` over all cells, divided.  All (B, h, w, D) float32."""
-    return (jnp.abs(maps.astype(jnp.float32) - target) * weight).sum() / divisor
-
-
 def associative_embedding(one: Array, other: Array, mask: Array, eps: float = 1e-4) -> tuple[Array, Array]:
     """Pull and push of the objects' embeddings (CornerNet eq. 4 and 5, margin 1): sums over the images, unweighted.
 

@@ -15,10 +15,11 @@ from kpjax.images.preprocess import COCO_BGR
 from kpjax.images.resample import resample
 from kpjax.images.views import View, fixed_view, keep_view, place
 from kpjax.objects import Objects, Placed
-from kpjax.ops.heatmap import draw_dense, gaussian_radius
+from kpjax.ops.heatmap import gaussian_radius
 from tests.records import objects_of
 
 from .cases import each_case, fill
+from .dense import draw_dense
 
 # COCO's 80 ids leave these out of 1..90.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpjax.ops.heatmap import draw_dense, draw_gaussians, gaussian_profile, gaussian_radius
+from kpjax.ops.heatmap import draw_gaussians, gaussian_profile, gaussian_radius
 
 from .cases import each_case
+from .dense import draw_dense
 
 
 def draw(circles: np.ndarray, shape: tuple[int, ...], sigma_divisor: float = 6.0) -> np.ndarray:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpjax.ops.heatmap import draw_dense, draw_gaussians, gaussian_radius
+from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from tests.golden.dense import draw_dense
 
 # Compiled once for all examples.
 drawn = jax.jit(draw_gaussians, static_argnums=(4, 5))

@@ -89,10 +89,3 @@ def test_losses_at_objects() -> None:
     assert float(losses.smooth_l1_at(maps, index, mask, target, 7.0)) == pytest.approx(smooth / 7, rel=1e-5)
     found_pairs = losses.class_l1_at(jnp.asarray(maps), index, mask, jnp.asarray(labels), target[..., :2], 7.0)
     assert float(found_pairs) == pytest.approx(pairs / 7, rel=1e-5)
-
-
-def test_dense_l1() -> None:
-    rng = np.random.default_rng(4)
-    maps, target, weight = (rng.random((2, 3, 4, 2), np.float32) for _ in range(3))
-    expected = (abs(maps - target) * weight).sum() / 3
-    assert float(losses.dense_l1(jnp.asarray(maps), target, weight, 3.0)) == pytest.approx(expected, rel=1e-5)
