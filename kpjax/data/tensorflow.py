@@ -1,4 +1,4 @@
-"""TensorFlow, as the data pipeline needs it: imported late, quietly, and off the accelerators."""
+"""Importing TensorFlow for the data pipeline: late, quietly, and off the accelerators."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ for line in sys.stdin.buffer:
 
 @contextlib.contextmanager
 def _without_greeting() -> Iterator[None]:
-    """Take from the process's stderr what TensorFlow says as it is loaded, whatever its log's level.
+    """Filter from stderr the lines that TensorFlow prints while it is imported, at any log level.
 
-    A process of its own passes all other lines on, as they come: where this one crashes, or another thread ends it,
-    the reason still reaches the terminal.
+    A child process passes all other lines on as they come, so that the reason of a crash, or of an exit by another
+    thread, still reaches the terminal.
     """
     sys.stderr.flush()
     try:
         # -S -E: without site-packages and PYTHON* variables, it starts in some 20 ms.
         command = [sys.executable, "-S", "-E", "-c", _FILTER]
         child = subprocess.Popen(command, stdin=subprocess.PIPE)
-    except OSError:  # no process to be had: the two lines are then seen
+    except OSError:  # no child process could be started: the two lines are then seen
         yield
         return
     stderr = os.dup(2)
@@ -58,8 +58,8 @@ def import_tensorflow() -> Any:
         with _IMPORTING:
             first, level = "tensorflow" not in sys.modules, os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
             if first and level != "0":
-                # Its errors come as exceptions too, and its log has a line for each broken JPEG. Only while it is
-                # loaded: JAX, which sets the variable to 1, reads it too, and its errors are wanted.
+                # TensorFlow raises its errors too, and logs a line for each broken JPEG. Only during the import:
+                # JAX reads the variable too (and sets it to 1), and its errors are wanted.
                 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
             try:
                 with _without_greeting() if first else contextlib.nullcontext():
@@ -70,7 +70,7 @@ def import_tensorflow() -> Any:
     except ImportError as error:
         raise DataError("the data pipeline needs TensorFlow; pip install tensorflow") from error
     for kind in ("GPU", "TPU"):
-        # A program that uses TensorFlow itself may have started them already.
+        # A program that uses TensorFlow itself may have initialised the devices already.
         with contextlib.suppress(RuntimeError, ValueError):
             tf.config.set_visible_devices([], kind)
     return tf

@@ -26,7 +26,7 @@ def _axis_weights(positions: Array, length: Array) -> tuple[Array, Array, Array,
     """The two neighbours of each position and their weights, 0 for a neighbour outside [0, length)."""
     low = jnp.floor(positions)
     part = positions - low
-    low = jnp.clip(low, -2, 1e6).astype(jnp.int32)  # far positions have no weight anyhow
+    low = jnp.clip(low, -2, 1e6).astype(jnp.int32)  # far positions have no weight in any case
     high = low + 1
     inside_low = (low >= 0) & (low < length)
     inside_high = (high >= 0) & (high < length)

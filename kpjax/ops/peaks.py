@@ -1,4 +1,4 @@
-"""Peaks of a heatmap and what the other heads say at them."""
+"""Peaks of a heatmap: 3x3 maximum test, the top k over all classes, and the other heads' values there."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def top_k(heat: Array, k: int) -> tuple[Array, Array, Array, Array]:
     """
     batch, height, width, _ = heat.shape
     rows = heat.max(2).transpose(0, 2, 1).reshape(batch, -1)  # class by class, as the flat order is
-    _, chosen = largest(rows, min(k, rows.shape[1]))
-    chosen = jnp.sort(chosen, axis=1)  # so that of equal scores the first still comes first
-    label, y = chosen // height, chosen % height
+    _, best_rows = largest(rows, min(k, rows.shape[1]))
+    best_rows = jnp.sort(best_rows, axis=1)  # so that of equal scores the first still comes first
+    label, y = best_rows // height, best_rows % height
     few = heat[jnp.arange(batch)[:, None], y, :, label].reshape(batch, -1)
     scores, best = largest(few, min(k, few.shape[1]))
     row, x = best // width, best % width
