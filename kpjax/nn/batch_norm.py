@@ -1,7 +1,7 @@
 """Batch normalisation of the training batch, with its gradients: Ioffe and Szegedy 2015, algorithm 1.
 
 Gradients are written out so that all that is done for a channel rather than for a cell is one function forward and one
-backward.  On a CPU these stay functions of their own, which makes a large program faster to load (docs/benchmarks.md).
+backward.  On a CPU these stay functions of their own (see `kpjax.nn.cpu`).
 """
 
 from __future__ import annotations

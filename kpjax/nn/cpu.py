@@ -1,7 +1,4 @@
-"""What a program is given of its own when it is compiled for a CPU.  Other devices get it as XLA likes it.
-
-docs/benchmarks.md has what each saves.
-"""
+"""Functions that stay separate in a program compiled for a CPU, which makes a large program faster to load there."""
 
 from __future__ import annotations
 
@@ -43,8 +40,8 @@ def separate_function_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]
     """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
 
     def either(*trees: Any) -> Any:
-        # Not under `jax.jit` there, though that would spare tracing it twice: as functions of their own XLA for TPUs
-        # leaves sums and products in another order, which cost cornernet_hg104 a fifth more memory at 3 images a chip.
+        # No `jax.jit` elsewhere: XLA for TPUs leaves the sums and products of separate functions in another order, which
+        # costs cornernet_hg104 a fifth more memory at 3 images a chip.
         return lax.platform_dependent(*trees, cpu=as_separate_function(function), default=function)
 
     return either
