@@ -40,7 +40,7 @@ def separate_function_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]
     """`function` of arrays or trees of them: called in a program for a CPU, part of its caller elsewhere."""
 
     def either(*trees: Any) -> Any:
-        # No `jax.jit` elsewhere: XLA for TPUs leaves the sums and products of separate functions in another order, which
+        # No `jax.jit` elsewhere: XLA for TPUs leaves sums and products of separate functions in another order, which
         # costs cornernet_hg104 a fifth more memory at 3 images a chip.
         return lax.platform_dependent(*trees, cpu=as_separate_function(function), default=function)
 
