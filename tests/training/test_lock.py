@@ -41,8 +41,9 @@ def get_config():
 """
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from kpjax.training.lock import WorkdirLock
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off in the background
 with WorkdirLock(sys.argv[1]) as lock:
     print("held", flush=True)
     time.sleep(600)
@@ -87,7 +88,7 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path: pathlib.Path) ->
 def test_a_lock_whose_process_is_gone_holds_nobody_up(tmp_path: pathlib.Path, number: signal.Signals) -> None:
     process = holding(tmp_path)
     process.send_signal(number)
-    process.communicate()
+    process.communicate(timeout=60)
     assert (tmp_path / LOCK).exists() is (number == signal.SIGKILL)
     said: list[str] = []
     with WorkdirLock(str(tmp_path), say=said.append):
