@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -176,9 +177,18 @@ def test_without_hard_links(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert files(tmp_path) == []
 
 
-def test_of_many_that_start_at_once_one_gets_it(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("tries, flock", [(40, True), (2, False)])
+def test_of_many_that_start_at_once_one_gets_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tries: int, flock: bool
+) -> None:
     """Beside a lock that a killed run has left, which all of them find stale."""
-    for _ in range(20):
+    if not flock:
+
+        def none(*_: object) -> None:
+            raise OSError(errno.EBADF, "NFS")
+
+        monkeypatch.setattr("fcntl.flock", none)
+    for _ in range(tries):
         process = this_process()
         (tmp_path / LOCK).write_text(json.dumps(dataclasses.asdict(process) | {"started": "1"}))
         got: list[WorkdirLock] = []
