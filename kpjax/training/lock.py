@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -134,7 +135,8 @@ class WorkdirLock:
                     continue  # it was released in the meantime
                 if not self._force:
                     self._refuse_living(holder, me)
-                self._remove(holder, me)
+                if self._take_over(holder, me):
+                    break
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ConfigError(f"--workdir {self._workdir} cannot be written: {reason}") from error
@@ -236,22 +238,34 @@ class WorkdirLock:
             "(--force takes it over, and that run stops at its next checkpoint)"
         )
 
-    def _remove(self, holder: Holder, me: Holder) -> None:
-        """Remove the lock of this holder, and of no other that came in the meantime."""
-        if not self._local:
+    def _take_over(self, holder: Holder, me: Holder) -> bool:
+        """Put a lock of our own in the place of this holder's.  False where another run has been quicker."""
+        with self._alone() as alone:
             now = self._read()
-            if now is not None and now.token == holder.token:
-                self._file.unlink(missing_ok=True)
-            return
-        aside = self._file.parent / f"{LOCK}.{me.token}.old"
-        try:
-            os.rename(self._file, aside)
-        except FileNotFoundError:
-            return
-        if _parsed(aside.read_text()).token != holder.token:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self._file)
-        aside.unlink()
+            if now is None or now.token != holder.token:
+                return False
+            self._file.unlink(missing_ok=True)
+            taken = self._put(me)
+        if taken and not alone:  # the last of several stays, and the others see it
+            time.sleep(2)
+            now = self._read()
+            taken = now is not None and now.token == me.token
+        return taken
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """A block that one process at a time is in; yields whether the file system can see to that."""
+        with contextlib.ExitStack() as stack:
+            try:
+                if not self._local:
+                    raise OSError
+                folder = os.open(self._file.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                alone = True
+            except OSError:
+                alone = False
+            yield alone
 
     def _beat(self, me: Holder) -> None:
         beats = 0

@@ -58,7 +58,8 @@ def _three_classes() -> Any:
 
 def three_classes(config: Config) -> Source:
     source = open_source(config.data, "train")
-    return dataclasses.replace(source, classes=source.classes[:3], labels=tuple(x % 3 for x in source.labels))
+    objects = tuple(one.replace(labels=one.labels % 3) for one in source.objects)
+    return dataclasses.replace(source, classes=source.classes[:3], objects=objects)
 
 
 def train(config: Config, workdir: pathlib.Path) -> Result:
