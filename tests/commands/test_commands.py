@@ -28,7 +28,7 @@ def test_what_it_writes_opens_as_a_source(yolo, capsys):
     printed = capsys.readouterr().out
     assert "1 images (0 without objects), 1 boxes" in printed and f"images={yolo / 'images'}" in printed
     source = CocoFolder(str(yolo / "images"), str(out))
-    assert source.classes == ("cat",) and source.boxes[0].tolist() == [[10, 5, 30, 15]]
+    assert source.classes == ("cat",) and source.objects[0].boxes.tolist() == [[10, 5, 30, 15]]
     assert [p.name for p in out.parent.iterdir()] == ["train.json"]
 
 
