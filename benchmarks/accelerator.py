@@ -224,7 +224,7 @@ def loop_seconds(config: Config, steps: int, rounds: int) -> float:
         raise _Enough
 
     record = (batch["canvas"][0], np.array([[0, 0, 9, 9]]), np.array([config.model.num_classes - 1]))
-    source, _ = memory._from_arrays([record])
+    source, _ = memory._from_arrays([record], None)
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
         with contextlib.suppress(_Enough):
             run(config, workdir, train_source=source, batches=batches)
