@@ -246,7 +246,7 @@ def canvases_in_words(count: int) -> str:
 def describe_evaluation(detector: Detector, config: Config, source: Source) -> str:
     """One line that says how many programs an evaluation compiles, which train.py prints before it starts."""
     views, scales = make_views(detector, config, source), len(protocol_of(detector, config.eval.preset).scales)
-    line = f"evaluation  {programs_needed(views, scales)}"
+    line = f"eval     {programs_needed(views, scales)}"
     if not config.eval.max_canvases and len({view.canvas for view in views}) > MANY_PROGRAMS:
         line += "; config.eval.max_canvases=4 makes them fewer and changes the detections a little"
     return line

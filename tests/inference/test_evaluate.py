@@ -335,14 +335,14 @@ def test_most_canvases_are_a_setting():
 
 def test_what_an_evaluation_compiles_is_said_beforehand():
     detector, source = fakes.marker_detector(), fakes.marker_source(ITEMS)
-    assert ev.describe_evaluation(detector, config(), source) == "evaluation  3 canvases, a program each to compile"
+    assert ev.describe_evaluation(detector, config(), source) == "eval     3 canvases, a program each to compile"
     many = fakes.marker_source([(20 + 32 * i, 20, []) for i in range(9)])
     said = ev.describe_evaluation(detector, config(), many)
-    assert said.startswith("evaluation  9 canvases, a program each") and "config.eval.max_canvases=4" in said
+    assert said.startswith("eval     9 canvases, a program each") and "config.eval.max_canvases=4" in said
     said = ev.describe_evaluation(detector, config(eval__max_canvases=4), many)
-    assert said == "evaluation  4 canvases, a program each to compile"
+    assert said == "eval     4 canvases, a program each to compile"
     both = ev.describe_evaluation(scaled_detector(), config(eval__preset="ms"), source)
-    assert both == "evaluation  3 canvases at 2 scales (3 + 3), a program each to compile"
+    assert both == "eval     3 canvases at 2 scales (3 + 3), a program each to compile"
 
 
 def test_between_is_called_before_each_batch_and_may_end_it():

@@ -258,8 +258,8 @@ def test_an_evaluation_made_up_on_resuming_counts_for_the_best(
     first = train(config, tmp_path)
     assert not first.finished and first.step == 2
     said = capsys.readouterr().out
-    assert "evaluation  1 canvas, a program each to compile\n" in said
-    assert said.index("evaluation  ") < said.index("step 2/6")
+    assert "eval     1 canvas, a program each to compile\n" in said
+    assert said.index("eval     ") < said.index("step 2/6")
     assert train(config, tmp_path).finished
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
     assert Checkpoints(str(tmp_path), 1, {}).best() == (2, 0.5)
