@@ -35,7 +35,7 @@ UNLABELLED, HIDDEN, VISIBLE = 0, 1, 2  # COCO's visibility of a point
 
 # The metadata of a field of coordinates, for `flax.struct.field`.
 BOX = {"coordinates": "box"}  # (..., 4) x1 y1 x2 y2: two points; a mirror exchanges left and right
-POINT = {"coordinates": "point"}  # (..., J, 2) x y; a mirror permutes them by `PointSet.mirror`
+POINT = {"coordinates": "point"}  # (..., J, 2) x y, or more columns behind them; a mirror permutes the J points
 PER_POINT = {"coordinates": "per point"}  # (..., J): one value a point, permuted with the points
 
 
@@ -132,8 +132,8 @@ class Detections:
     arrays of one image, in that image's pixels, empty slots removed.
 
     boxes: (..., N, 4) float32.  scores: (..., N) float32.  labels: (..., N) int32, 0-based.  names: the class names
-    that labels index; empty on the device.  keypoints: (..., N, J, 2) float32, keypoint_scores: (..., N, J) float32,
-    of detectors that find points; else None.
+    that labels index; empty on the device.  keypoints: (..., N, J, 3) float32 x, y and score, of detectors that find
+    points; else None.
     """
 
     boxes: Any = flax.struct.field(metadata=BOX)
@@ -141,7 +141,6 @@ class Detections:
     labels: Any = flax.struct.field()
     names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     keypoints: Any = flax.struct.field(default=None, metadata=POINT)
-    keypoint_scores: Any = flax.struct.field(default=None, metadata=PER_POINT)
 
     def __len__(self) -> int:
         return self.scores.shape[-1]
@@ -190,10 +189,19 @@ def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         kind, value = field.metadata.get("coordinates"), getattr(record, field.name)
         if value is not None and kind == POINT["coordinates"]:
-            changes[field.name] = move(value)
+            changes[field.name] = _moved(value, move)
         elif value is not None and kind == BOX["coordinates"]:
             changes[field.name] = move(value.reshape(*value.shape[:-1], 2, 2)).reshape(value.shape)
     return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+
+
+def _moved(points: Any, move: Callable[[Any], Any]) -> Any:
+    """Points (..., J, 2) moved; further columns, e.g. scores, stay."""
+    xy = move(points[..., :2])
+    if points.shape[-1] == 2:
+        return xy
+    join = np.concatenate if isinstance(xy, np.ndarray) else jnp.concatenate
+    return join([xy, points[..., 2:]], axis=-1)
 
 
 def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = None) -> Record:

@@ -114,7 +114,8 @@ def test_points_go_from_the_file_to_the_augmented_batch_and_back(tmp_path: pathl
         assert 1 <= mirrored <= 11, kind
 
     # Test time: from the canvas back to the image's pixels.
-    found = Detections(objects.boxes[0], np.ones(4), objects.labels[0], keypoints=objects.points[0])
+    keypoints = np.concatenate([objects.points[0], np.ones((4, 4, 1), np.float32)], axis=-1)
+    found = Detections(objects.boxes[0], np.ones(4), objects.labels[0], keypoints=keypoints)
     for view in (keep_view(COCO_BGR, SIZES[0], 1.5), fixed_view(SIZES[0], (128, 96))):
         there = view.to_canvas(found)
         assert np.abs(there.keypoints - found.keypoints).max() > 1

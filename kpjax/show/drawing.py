@@ -58,8 +58,9 @@ def draw_objects(
     if isinstance(found, Objects):
         scores, least, shown, xy, point_least = found.valid, 0.5, found.seen, found.points, 0.0
     else:
-        scores, least, shown, xy = found.scores, score_thr, found.keypoint_scores, found.keypoints
-        point_least = POINT_SCORE
+        scores, least, shown, xy, point_least = found.scores, score_thr, None, None, POINT_SCORE
+        if found.keypoints is not None:
+            shown, xy = found.keypoints[..., 2], found.keypoints[..., :2]
     boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
     labels = np.asarray(found.labels).reshape(-1).astype(int)
     scores = np.asarray(scores, np.float64).reshape(-1)

@@ -152,10 +152,10 @@ class WorkdirLock:
     def release(self) -> None:
         """Give it back, if it is held; remove the folders made for it that are empty.  Safe in any thread and again."""
         self._done.set()
-        me, self._me = self._me, None
-        if me is None:
-            return
-        with contextlib.suppress(OSError), self._beating:
+        with contextlib.suppress(OSError), self._beating:  # a second caller waits until the first one is through
+            me, self._me = self._me, None
+            if me is None:
+                return
             holder = self._read()
             if holder is not None and holder.token == me.token:
                 self._file.unlink()

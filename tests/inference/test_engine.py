@@ -222,25 +222,26 @@ def test_every_field_of_a_detection_comes_through() -> None:
     def decode(heads: Any, placed: Any = None, top_k: int = 100) -> Detections:
         found = detector.decode(heads, placed, top_k)
         corners = found.boxes.reshape(*found.boxes.shape[:2], 2, 2)
-        return dataclasses.replace(found, keypoints=corners, keypoint_scores=jnp.ones(corners.shape[:3]) / 2)
+        scores = jnp.full((*corners.shape[:3], 1), 0.5)
+        return dataclasses.replace(found, keypoints=jnp.concatenate([corners, scores], axis=-1))
 
     pred = Predictor(dataclasses.replace(detector, decode=decode), fakes.variables(), names=fakes.CLASSES)
     found = pred(fakes.picture(33, 45, [(11, 7, 5, 0), (30, 20, 9, 1)]))
     assert isinstance(found, Detections) and len(found) == 2 and found.names == fakes.CLASSES
-    np.testing.assert_array_equal(found.keypoints.reshape(2, 4), found.boxes)
-    assert found.keypoint_scores.shape == (2, 2) and isinstance(found.keypoint_scores, np.ndarray)
+    np.testing.assert_array_equal(found.keypoints[..., :2].reshape(2, 4), found.boxes)
+    assert (found.keypoints[..., 2] == 0.5).all() and isinstance(found.keypoints, np.ndarray)
     best = select(found, found.labels == 1)
-    assert best.keypoints.shape == (1, 2, 2) and best.labels.tolist() == [1] and best.names == fakes.CLASSES
+    assert best.keypoints.shape == (1, 2, 3) and best.labels.tolist() == [1] and best.names == fakes.CLASSES
 
 
 def test_what_is_not_finite_is_no_detection() -> None:
     boxes = np.tile(np.array([8, 8, 16, 16], np.float32), (1, 3, 1))
     boxes[0, 1, 2] = np.nan
-    points = boxes.reshape(1, 3, 2, 2).copy()
+    points = np.concatenate([boxes.reshape(1, 3, 2, 2), np.full((1, 3, 2, 1), 0.5, np.float32)], axis=-1)
     points[0, 1] = 0
     points[0, 2, 1, 0] = np.inf
     batch = Detections(boxes, np.full((1, 3), 0.5, np.float32), np.zeros((1, 3), np.int32), keypoints=points)
     found = rows_in_image(batch, 0, fixed_view((32, 32), (64, 64)))
     assert found.scores.tolist() == [0.5, 0.0, 0.0] and np.isfinite(found.boxes).all()
     np.testing.assert_allclose(found.boxes[0], [4, 4, 8, 8])
-    np.testing.assert_allclose(found.keypoints[0], [[4, 4], [8, 8]])
+    np.testing.assert_allclose(found.keypoints[0], [[4, 4, 0.5], [8, 8, 0.5]])

@@ -286,7 +286,7 @@ def test_detect_follows_the_checkpoint_s_preset_and_says_so(tmp_path, capsys):
 def test_detect_draws_and_counts_only_what_is_shown(tmp_path):
     points = PointSet(("a", "b"), edges=((0, 1),))
     boxes = np.array([[10, 10, 60, 60], [70, 20, 90, 50]], np.float32)
-    corners = boxes.reshape(2, 2, 2)
+    corners = np.concatenate([boxes.reshape(2, 2, 2), np.ones((2, 2, 1), np.float32)], axis=-1)
     found = Detections(boxes, np.array([0.9, 0.2], np.float32), np.array([1, 0], np.int32), keypoints=corners)
     shown = detect.Shown(("x", "y"), 0.3, None, points)
     kept = shown.kept(found)

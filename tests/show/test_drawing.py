@@ -163,8 +163,7 @@ def test_points_are_drawn_where_they_are_and_joined() -> None:
         assert (drawn[y, x] == color).all() == seen
     np.testing.assert_array_equal(drawn[70, 120], color)  # the edge between two that are there
     np.testing.assert_array_equal(drawn[170, 120], image[170, 120])  # one end is unlabelled
-    found = Detections(
-        objects.boxes, np.array([0.9]), objects.labels, keypoints=xy, keypoint_scores=np.array([[0.9, 0.01, 0.9, 0.9]])
-    )
+    keypoints = np.concatenate([xy, np.array([[[0.9], [0.01], [0.9], [0.9]]])], axis=-1)
+    found = Detections(objects.boxes, np.array([0.9]), objects.labels, keypoints=keypoints)
     drawn = draw_objects(image, found, NAMES, points=square)
     assert (drawn[70, 60] == color).all() and not (drawn[70, 180] == color).all()

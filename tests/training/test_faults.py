@@ -322,7 +322,8 @@ class Compiler:
     def compile(self):
         print("compiling", flush=True)
         import ctypes
-        ctypes.CDLL(None).sleep(120)  # as XLA: in C, without Python's lock, deaf to Python's signal handlers
+        while True:  # a signal ends sleep(), but not XLA's compiler
+            ctypes.CDLL(None).sleep(120)  # as XLA: in C, without Python's lock, deaf to Python's signal handlers
 kpjax.training.run.jit_step = lambda *_: Compiler()
 sys.argv = ["train.py", *sys.argv[1:]]
 exec(open("train.py").read())

@@ -329,3 +329,23 @@ def test_in_a_bucket(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
     with second:
         assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
     assert files(tmp_path) == []
+
+
+def test_a_second_release_waits_for_the_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's thread releases the lock while the main thread does, and ends the process right afterwards."""
+    lock = WorkdirLock(str(tmp_path))
+    lock.acquire()
+    read, reading = lock._read, threading.Event()
+
+    def slowly() -> object:
+        reading.set()
+        time.sleep(0.3)
+        return read()
+
+    monkeypatch.setattr(lock, "_read", slowly)
+    first = threading.Thread(target=lock.release)
+    first.start()
+    assert reading.wait(10)
+    lock.release()
+    assert not (tmp_path / LOCK).exists()
+    first.join()
