@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     ("kpjax.errors",),
     ("kpjax.config", "kpjax.objects"),
+    ("kpjax.person",),
     ("kpjax.images", "kpjax.parallel", "kpjax.nn", "kpjax.ops"),
     ("kpjax.backbones",),
     ("kpjax.data", "kpjax.detectors"),

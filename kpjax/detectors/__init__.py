@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import centernet, cornernet, triplet
+from kpjax.detectors import center_config, centernet, cornernet, triplet
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections
@@ -18,17 +18,17 @@ from kpjax.objects import Detections
 MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
     name: functools.partial(centernet.build, name, released)
     for name, released in {
-        "centernet_r18": centernet.R18,
-        "centernet_r18_mmdet": centernet.R18_MMDET,
-        "centernet_r34": centernet.R34,
-        "centernet_r50": centernet.R50,
-        "centernet_r101": centernet.R101,
-        "centernet_hg104": centernet.HG104,
-        "centernet_r18_dcn": centernet.R18_DCN,
-        "centernet_r101_dcn": centernet.R101_DCN,
-        "centernet_r18_dcn_mmdet": centernet.R18_DCN_MMDET,
-        "centernet_dla34": centernet.DLA34,
-        "centernet_dla34_nodcn": centernet.DLA34_NODCN,
+        "centernet_r18": center_config.R18,
+        "centernet_r18_mmdet": center_config.R18_MMDET,
+        "centernet_r34": center_config.R34,
+        "centernet_r50": center_config.R50,
+        "centernet_r101": center_config.R101,
+        "centernet_hg104": center_config.HG104,
+        "centernet_r18_dcn": center_config.R18_DCN,
+        "centernet_r101_dcn": center_config.R101_DCN,
+        "centernet_r18_dcn_mmdet": center_config.R18_DCN_MMDET,
+        "centernet_dla34": center_config.DLA34,
+        "centernet_dla34_nodcn": center_config.DLA34_NODCN,
     }.items()
 }
 MODELS |= {

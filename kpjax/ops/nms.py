@@ -21,7 +21,7 @@ from kpjax.ops.largest import largest
 
 Array = jax.Array
 METHODS = ("hard", "linear", "gaussian")
-_SCORE, _INDEX = 4, 5  # rows of the loop's (6, N) table; 0..3 are x1 y1 x2 y2
+_SCORE, _INDEX, _PARTNER = 4, 5, 6  # rows of the loop's (7, N) table; 0..3 are x1 y1 x2 y2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ class NmsResult:
     """The result of soft-NMS, class after class, N rows as there were before.
 
     boxes: (N, 4) float32.  scores: (N,) float32, lowered.  labels: (N,) int32.
-    index: (N,) int32, which input row this was.  kept: (N,) bool; the other rows are to be ignored.
+    index: (N,) int32, which input row this was.  partner: (N,) int32, the input row whose points the originals keep
+    here: `index` itself, but for stale rows (golden: fn_ctnet_merge `soft_nms_39`).  kept: (N,) bool; the other rows are to be ignored.
     stale: (N,) bool, what the originals leave behind the kept rows; kept too with `stale_rows` alone.
     """
 
@@ -69,6 +70,7 @@ class NmsResult:
     scores: Array
     labels: Array
     index: Array
+    partner: Array
     kept: Array
     stale: Array
 
@@ -154,9 +156,8 @@ def _run(
     first = jax.lax.associative_scan(jnp.maximum, jnp.where(begins, place, 0))  # where the class of this place begins
     ends = jnp.where(jnp.roll(begins, -1).at[-1].set(True), place + 1, count)
     ends = jax.lax.associative_scan(jnp.minimum, ends, reverse=True)
-    table = jnp.concatenate(
-        [boxes.astype(jnp.float32).T, scores.astype(jnp.float32)[None], jnp.arange(count, dtype=jnp.float32)[None]]
-    )[:, order]
+    numbers = jnp.arange(count, dtype=jnp.float32)[None]
+    table = jnp.concatenate([boxes.astype(jnp.float32).T, scores.astype(jnp.float32)[None], numbers, numbers])[:, order]
     corner_scores = jnp.zeros((0, count)) if weights is None else weights.astype(jnp.float32).T[:, order]
 
     def best_open(table: Array, is_open: Array) -> tuple[Array, Array]:
@@ -204,7 +205,8 @@ def _run(
     if rules.drop_isolated:
         stale |= table[_SCORE] < rules.threshold
     kept = valid if stale_rows else valid & ~stale
-    return NmsResult(table[:4].T, table[_SCORE], labels, table[_INDEX].astype(jnp.int32), kept, valid & stale)
+    index, partner = table[_INDEX].astype(jnp.int32), table[_PARTNER].astype(jnp.int32)
+    return NmsResult(table[:4].T, table[_SCORE], labels, index, partner, kept, valid & stale)
 
 
 def _factors(table: Array, selected: Array, rules: SoftNms) -> tuple[Array, Array]:
@@ -248,7 +250,27 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     source = jnp.where((place == new_end) & (lowest > new_end + 1), place + 1, source)
     changed = (place < new_end) | ((place == new_end) & (lowest > new_end))
     moved = table[:, source]
-    return moved.at[_SCORE].set(jnp.where(changed, lowered[source], table[_SCORE])), new_end, seen_at
+    moved = moved.at[_SCORE].set(jnp.where(changed, lowered[source], table[_SCORE]))
+    # The points of a dropped row change places with the last row's, so that they stay behind the kept rows.
+    left_at = jnp.where(dropped, end - 1 - _turn_of_drop(dropped, gap, behind, seen_at, new_end), count)
+    return moved.at[_PARTNER, left_at].set(table[_PARTNER], mode="drop"), new_end, seen_at
+
+
+def _turn_of_drop(dropped: Array, gap: Array, behind: Array, seen_at: Array, new_end: Array) -> Array:
+    """How many rows were dropped before each dropped row, (N,) int32, in the order of `_fill_gaps`."""
+
+    def before(x: Array, reverse: bool = False) -> Array:
+        return jax.lax.associative_scan(jnp.add, x, reverse=reverse) - x
+
+    place = jnp.arange(dropped.shape[0], dtype=jnp.int32)
+    gaps, gone = gap.astype(jnp.int32), (dropped & behind).astype(jnp.int32)
+    gaps_before = before(gaps)
+    tested_before = before(jnp.zeros_like(gone).at[seen_at].add(gone))  # rows from behind, tested at an earlier place
+    # On a place its own row is tested first, then rows from behind, the last one first.
+    from_behind = gaps_before[seen_at] + gaps[seen_at] + before(gone, reverse=True)
+    from_behind += (seen_at == new_end) & (place > new_end)
+    in_place = gap | (place == new_end) & (seen_at == new_end)
+    return jnp.where(in_place, gaps_before + tested_before, from_behind)
 
 
 def _merge(table: Array, selected: Array, own: Array, each: Array) -> Array:
