@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kpjax.convert.resnet import TRUNK, XINGYIZHOU_HEADS, deform_conv
+from kpjax.convert.resnet import TRUNK, XINGYIZHOU_HEADS, XINGYIZHOU_POSE_HEADS, deform_conv
 from kpjax.convert.rules import Rule, batch_norm, conv_kernel
 
 _NECK = "backbone/neck"
@@ -53,6 +53,8 @@ XINGYIZHOU_DLA = (
     _UP,
     *XINGYIZHOU_HEADS,
 )
+
+XINGYIZHOU_DLA_POSE = (*XINGYIZHOU_DLA, *XINGYIZHOU_POSE_HEADS)
 
 # Without deformable convolution: Sequentials of convolution, BatchNorm, ReLU.
 XINGYIZHOU_DLAV0 = (

@@ -6,6 +6,7 @@ fit every number of stacks, and hourglasses of up to `_DEPTHS` levels.
 
 from __future__ import annotations
 
+from kpjax.convert.resnet import POSE_HEADS
 from kpjax.convert.rules import Rule, batch_norm, conv_kernel
 
 _DEPTHS = 8
@@ -108,6 +109,12 @@ XINGYIZHOU_HOURGLASS = (
     *_head("hm", r"heads\1/heatmap", "1"),
     *_head("wh", r"heads\1/wh", "1"),
     *_head("reg", r"heads\1/offset", "1"),
+)
+
+
+XINGYIZHOU_HOURGLASS_POSE = (
+    *XINGYIZHOU_HOURGLASS,
+    *(rule for theirs, ours in POSE_HEADS.items() for rule in _head(theirs, rf"heads\1/{ours}", "1")),
 )
 
 

@@ -62,6 +62,9 @@ def _deconv(source: str, number: int, step: int) -> tuple[Rule, ...]:
 
 
 XINGYIZHOU_HEADS = (*head("hm", "heatmap"), *head("wh", "wh"), *head("reg", "offset"))
+# multi_pose: theirs -> ours
+POSE_HEADS = {"hps": "keypoint_offset", "hm_hp": "joint_heatmap", "hp_offset": "joint_offset"}
+XINGYIZHOU_POSE_HEADS = tuple(rule for theirs, ours in POSE_HEADS.items() for rule in head(theirs, ours))
 _CLASSIFIER = Rule(r"fc\.(weight|bias)", drop="the ImageNet classifier, which detection does not use")
 
 # One Sequential of (deconvolution, BatchNorm, ReLU) three times.
@@ -71,6 +74,8 @@ XINGYIZHOU_RESNET = (
     *XINGYIZHOU_HEADS,
     _CLASSIFIER,
 )
+
+XINGYIZHOU_RESNET_POSE = (*XINGYIZHOU_RESNET, *XINGYIZHOU_POSE_HEADS)
 
 # The same with (deformable convolution, BatchNorm, ReLU) before each.
 XINGYIZHOU_RESNET_DCN = (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import center_config, centernet, cornernet, triplet
+from kpjax.detectors import center_config, centernet, cornernet, pose, triplet
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections
@@ -29,6 +29,14 @@ MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
         "centernet_r18_dcn_mmdet": center_config.R18_DCN_MMDET,
         "centernet_dla34": center_config.DLA34,
         "centernet_dla34_nodcn": center_config.DLA34_NODCN,
+    }.items()
+}
+MODELS |= {
+    name: functools.partial(pose.build, name, released)
+    for name, released in {
+        "centernet_r18_pose": pose.R18,
+        "centernet_dla34_pose": pose.DLA34,
+        "centernet_hg104_pose": pose.HG104,
     }.items()
 }
 MODELS |= {

@@ -78,3 +78,21 @@ def draw_gaussians(
     # depend on the order of the updates, so the result is the same on every device.
     heat = jnp.zeros((num_classes, height * width), jnp.float32).at[labels].max(drawn, mode="drop")
     return heat.reshape(num_classes, height, width).transpose(1, 2, 0)
+
+
+def draw_points(cells: Array, radii: Array, valid: Array, shape: tuple[int, int], sigma_divisor: float = 6.0) -> Array:
+    """Draw J kinds of points of M objects, a channel each, overlapping ones by their maximum.
+
+    cells: (M, J, 2) int32 x, y.  radii: (M,) int32, one an object.  valid: (M, J) bool.  shape: (h, w).
+    Returns (h, w, J) float32 in [0, 1], exactly 1 at a point.
+    """
+    count = cells.shape[1]
+
+    def axis(which: int, length: int) -> Array:
+        flat = gaussian_profile(cells[..., which].reshape(-1), jnp.repeat(radii, count), length, sigma_divisor)
+        return flat.reshape(-1, count, length)
+
+    columns, rows = axis(0, shape[1]), axis(1, shape[0]) * valid[..., None]
+    # Products and maximum are one loop over the map when compiled: the M maps are never in memory together.
+    heat = (rows[:, :, :, None] * columns[:, :, None, :]).max(0, initial=0.0)
+    return heat.transpose(1, 2, 0)

@@ -56,6 +56,15 @@ def l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor: Array)
     return (jnp.abs(found - target) * mask[..., None]).sum() / divisor
 
 
+def points_l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor: Array) -> Array:
+    """As `l1_at` for J points an object, each with a mask of its own: maps (B, h, w, 2 J), target (B, M, J, 2).
+
+    index: (B, M) int32 the objects' cells.  mask: (B, M, J) bool.
+    """
+    found = gather_cells(maps.astype(jnp.float32), index).reshape(target.shape)
+    return (jnp.abs(found - target) * mask[..., None]).sum() / divisor
+
+
 def smooth_l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor: Array) -> Array:
     """As `l1_at` with the smooth L1 distance (0.5 d^2 below 1, d - 0.5 above)."""
     distance = jnp.abs(gather_cells(maps.astype(jnp.float32), index) - target)

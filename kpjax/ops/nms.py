@@ -62,7 +62,8 @@ class NmsResult:
 
     boxes: (N, 4) float32.  scores: (N,) float32, lowered.  labels: (N,) int32.
     index: (N,) int32, which input row this was.  partner: (N,) int32, the input row whose points the originals keep
-    here: `index` itself, but for stale rows (golden: fn_ctnet_merge `soft_nms_39`).  kept: (N,) bool; the other rows are to be ignored.
+    here: `index` itself, but for stale rows (golden: fn_ctnet_merge `merge/multi_pose`).
+    kept: (N,) bool; the other rows are to be ignored.
     stale: (N,) bool, what the originals leave behind the kept rows; kept too with `stale_rows` alone.
     """
 

@@ -64,6 +64,18 @@ def best_peaks(heat: Array, k: int, *, kernel: int = 3, logits: bool = False) ->
     return top_k(keep_peaks(scores) if kernel == 3 else scores, k)
 
 
+def peaks_of_channels(heat: Array, k: int) -> tuple[Array, Array, Array]:
+    """The k best cells of each channel that are maxima of their 3x3 neighbourhoods: scores, ys, xs (B, C, k).
+
+    heat: (B, h, w, C) float32 scores.
+    """
+    batch, height, width, channels = heat.shape
+    alone = keep_peaks(heat).transpose(0, 3, 1, 2).reshape(batch * channels, height, width, 1)
+    scores, _, ys, xs = top_k(alone, k)
+    scores, ys, xs = (x.reshape(batch, channels, -1) for x in (scores, ys, xs))
+    return scores, ys, xs
+
+
 def gather_cells(maps: Array, index: Array) -> Array:
     """The vectors of a map at flat cells y * w + x.
 

@@ -134,13 +134,17 @@ def aggregations(between: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def dla_dcn(between: dict[str, Any]) -> dict[str, Any]:
+    """The reference's names of what DLA with deformable convolutions computes -> our outputs."""
+    ours = levels(between) | aggregations(between)
+    return ours | {f"{n.removesuffix('.offset')}.conv_offset_mask": v for n, v in ours.items() if n.endswith(".offset")}
+
+
 @each_case("fwd_dla34_ctdet")
 def test_dla_with_dcn(case: Any) -> None:
     outputs, between = forward(case, "centernet_dla34", head_channels=case.info["head_conv"])
     check_heads(case, outputs, CTDET_HEADS, DLA_DCN_TOLERANCE)
-    ours = levels(between) | aggregations(between)
-    ours |= {f"{n.removesuffix('.offset')}.conv_offset_mask": v for n, v in ours.items() if n.endswith(".offset")}
-    check_between(case, ours, DLA_DCN_TOLERANCE)
+    check_between(case, dla_dcn(between), DLA_DCN_TOLERANCE)
 
 
 @each_case("fwd_dlav034_ctdet")
