@@ -14,9 +14,10 @@ import numpy as np
 
 from kpjax import convert
 from kpjax.convert.rules import flatten
-from kpjax.detectors import MODELS, build, list_models
+from kpjax.detectors import MODELS, build, learns_points, list_models
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError, UserError
+from kpjax.person import PERSON
 
 _MODULES_SHOWN = 40
 
@@ -27,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the checkpoint; nothing in it is run, PyTorch is not needed")
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(list_models())}")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the inference checkpoint")
-    parser.add_argument("--names", metavar="FILE", help="class names, one a line (default: COCO's where there are 80)")
+    parser.add_argument(
+        "--names", metavar="FILE", help="class names, one a line (default: COCO's 80; person for COCO's pose models)"
+    )
+    parser.add_argument(
+        "--points", metavar="FILE", help="names of an object's points, one a line, for a pose model of other joints"
+    )
     parser.add_argument(
         "--option",
         action="append",
@@ -42,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from kpjax.checkpoint.weights import save_inference  # Orbax is slow to import: check the file first
 
     options = _options(args.option)
+    if args.points:
+        if not learns_points(args.model):
+            raise ConfigError(f"--points is for models that find points; {args.model} finds boxes alone")
+        options["points"] = {"names": read_names(args.points, "--points")}
 
     def of_classes(classes: int) -> Detector:
         return build(args.model, classes, **options)
@@ -54,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         variables = convert.import_torch(detector, state_dict)
     except convert.ImportMismatch as error:
         raise UserError(f"{args.file}: {error.one_line()}{_hint(args.model, state_dict)}") from None
-    names = class_names(args.names, detector.num_classes)
+    names = class_names(args.names, detector)
     bad = [path for path, leaf in flatten(variables).items() if not np.isfinite(leaf).all()]
     if bad:
         print(
@@ -73,22 +83,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def class_names(path: str | None, count: int) -> tuple[str, ...]:
-    """The names in a file, one a line; without a file COCO's for 80 classes, else none."""
+def class_names(path: str | None, detector: Detector) -> tuple[str, ...]:
+    """The names in a file, one a line; without a file COCO's for 80 classes, or for its persons, else none."""
+    count = detector.num_classes
     if not path:
         from kpjax.data.coco_names import COCO_NAMES
 
+        if detector.points == PERSON:
+            return ("person",) if count == 1 else ()
         return COCO_NAMES if count == len(COCO_NAMES) else ()
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            names = tuple(line.strip() for line in file if line.strip())
-    except OSError as error:
-        raise ConfigError(f"--names {path}: {(error.strerror or 'cannot be read').lower()}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"--names {path} is not text in UTF-8; save it in that encoding") from None
+    names = read_names(path, "--names")
     if len(names) != count:
         raise ConfigError(f"--names {path} has {len(names)} names and the checkpoint {count} classes")
     return names
+
+
+def read_names(path: str, option: str) -> tuple[str, ...]:
+    """The names in a text file, one a line.  option: the flag that named it, for the messages."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return tuple(line.strip() for line in file if line.strip())
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{option} {path} is not text in UTF-8; save it in that encoding") from None
 
 
 def _options(given: list[str]) -> dict[str, Any]:

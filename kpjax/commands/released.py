@@ -10,7 +10,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """model: the name for `convert --model`.  ap: COCO box AP as published, with its split and test protocol."""
+    """model: the name for `convert --model`.
+
+    ap: COCO's box AP, of a pose model its keypoint AP, as published, with its split and test protocol.
+    """
 
     model: str
     what: str
@@ -21,6 +24,7 @@ class Released:
 _DRIVE = "https://drive.google.com/file/d/"
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0/"
 _VAL = "val2017 na / flip / ms"
+_POSE = "val2017 keypoints flip"
 RELEASED = (
     Released(
         "cornernet_hg104",
@@ -69,6 +73,30 @@ RELEASED = (
         "xingyizhou/CenterNet, ctdet_coco_resdcn18",
         f"{_VAL} 28.1 / 30.0 / 33.2",
         _DRIVE + "1RtFps3kQAyLjQyzCao7pPDclOBQ64Vyp",
+    ),
+    Released(
+        "centernet_hg104_pose",
+        "xingyizhou/CenterNet, multi_pose_hg_3x",
+        f"{_POSE} 64.0",
+        _DRIVE + "17-YS11iguOQKwPPHUg8LzakLzrgKSLfA",
+    ),
+    Released(
+        "centernet_hg104_pose",
+        "xingyizhou/CenterNet, multi_pose_hg_1x",
+        f"{_POSE} 58.7",
+        _DRIVE + "1neg1zfVjRTS45FCdk5hgIV-TxJ0McAew",
+    ),
+    Released(
+        "centernet_dla34_pose",
+        "xingyizhou/CenterNet, multi_pose_dla_3x",
+        f"{_POSE} 58.9",
+        _DRIVE + "1mC2PAQT_RuHi_9ZMZgkt4rg7BSY2_Lkd",
+    ),
+    Released(
+        "centernet_dla34_pose",
+        "xingyizhou/CenterNet, multi_pose_dla_1x",
+        f"{_POSE} 54.7",
+        _DRIVE + "1WKqVdkIew43SxLTSxi81a-_f4Q9v2Fx5",
     ),
     Released(
         "cornernet_hg104_mmdet",

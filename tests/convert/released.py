@@ -35,6 +35,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "centernet_dla34": _DLA,
     "centernet_dla34_nodcn": _DLA,
     "centernet_hg104": _HOURGLASS,
+    "centernet_r18_pose": _RESNET,
+    "centernet_dla34_pose": _DLA,
+    "centernet_hg104_pose": _HOURGLASS,
     "cornernet_hg104": _CORNERS,
     "cornernet_hg104_mmdet": _CORNERS,
     "triplet_hg52": _CORNERS,
@@ -63,8 +66,8 @@ def keys(model: str, classes: int = 80, **options: Any) -> Keys:
     """(name, shape) of each array.  options: as `kpjax.build` takes them."""
     if "dla34" in model:
         return dla(model, classes, **options)
-    if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?", model):
-        return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), classes, **options)
+    if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?(_pose)?", model):
+        return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), classes, bool(depth[4]), **options)
     return hourglass_net(model, classes, **({"stacks": 1} if model.endswith("hg52") else {}), **options)
 
 
@@ -121,6 +124,7 @@ def resnet(
     dcn: bool,
     mmdet: bool,
     classes: int,
+    pose: bool = False,
     width: int = 64,
     deconv: tuple[int, ...] = (),
     head_channels: int = 64,
@@ -148,12 +152,18 @@ def resnet(
             yield f"deconv_layers.{3 * step}.weight", (channels, features, 4, 4)
             yield from norm(f"deconv_layers.{3 * step + 1}", features)
         channels = features
-    names = ("heatmap", "wh", "offset") if mmdet else ("hm", "wh", "reg")
-    yield from heads([f"bbox_head.{n}_head" if mmdet else n for n in names], classes, channels, head_channels)
+    mmdet_heads = {f"bbox_head.{name}_head": out for name, out in (("heatmap", classes), ("wh", 2), ("offset", 2))}
+    yield from heads(mmdet_heads if mmdet else original_heads(classes, pose), channels, head_channels)
 
 
-def heads(names: list[str], classes: int, channels: int, hidden: int) -> Keys:
-    for name, out in zip(names, (classes, 2, 2), strict=True):
+def original_heads(classes: int, pose: bool) -> dict[str, int]:
+    """xingyizhou's heads -> their channels, with 17 joints of a person."""
+    boxes = {"hm": classes, "wh": 2, "reg": 2}
+    return boxes | {"hps": 34, "hm_hp": 17, "hp_offset": 2} if pose else boxes
+
+
+def heads(outs: dict[str, int], channels: int, hidden: int) -> Keys:
+    for name, out in outs.items():
         yield from with_bias(f"{name}.0", hidden, channels, 3)
         yield from with_bias(f"{name}.2", out, hidden, 1)
 
@@ -165,7 +175,7 @@ def dla(model: str, classes: int, width: int = 16, head_channels: int = 256) -> 
     """xingyizhou's `dla_34`, and `dlav0_34` without deformable convolution."""
     yield from ((f"base.{key}", shape) for key, shape in dla_trunk(width))
     yield from dla_neck(not model.endswith("nodcn"), width)
-    yield from heads(["hm", "wh", "reg"], classes, 4 * width, head_channels)
+    yield from heads(original_heads(classes, model.endswith("pose")), 4 * width, head_channels)
 
 
 def dla_trunk(width: int = 16) -> Keys:
@@ -229,7 +239,7 @@ def hourglass_net(
     yield from hourglass_backbone(mmdet, features, blocks, stem, stacks)
     for i in range(stacks):
         if model.startswith("centernet"):
-            for name, out in (("hm", classes), ("wh", 2), ("reg", 2)):
+            for name, out in original_heads(classes, model.endswith("pose")).items():
                 yield from stack_head(f"{name}.{i}", out, width, head_channels, "1")
             continue
         for side in ("tl", "br"):

@@ -15,7 +15,13 @@ from kpjax.convert.rules import flatten, leaf_shapes
 
 from . import released
 
-MODELS = ("centernet_r18_dcn", "centernet_r18_dcn_mmdet", "centernet_dla34", "centernet_dla34_nodcn")
+MODELS = (
+    "centernet_r18_dcn",
+    "centernet_r18_dcn_mmdet",
+    "centernet_dla34",
+    "centernet_dla34_nodcn",
+    "centernet_dla34_pose",
+)
 SMALL = released.SMALL
 
 

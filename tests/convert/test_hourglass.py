@@ -17,7 +17,7 @@ from . import released
 CLASSES = 2
 
 
-MODELS = ("cornernet_hg104", "cornernet_hg104_mmdet", "triplet_hg104", "centernet_hg104")
+MODELS = ("cornernet_hg104", "cornernet_hg104_mmdet", "triplet_hg104", "centernet_hg104", "centernet_hg104_pose")
 
 
 @functools.cache

@@ -23,6 +23,7 @@ import kpjax
 from kpjax.__main__ import main as kpjax_main
 from kpjax.commands import flags
 from kpjax.data.coco_names import COCO_NAMES
+from kpjax.person import PERSON
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.golden.cases import DATA
@@ -76,7 +77,7 @@ def accepted(path: pathlib.Path, annotations: pathlib.Path) -> int:
     assert {row["image_id"] for row in found} <= set(truth.getImgIds())
     assert {row["category_id"] for row in found} <= set(truth.getCatIds())
     for row in found:
-        assert set(row) == {"image_id", "category_id", "bbox", "score"}
+        assert set(row) - {"keypoints"} == {"image_id", "category_id", "bbox", "score"}
         assert np.isfinite([*row["bbox"], row["score"]]).all() and min(row["bbox"][2:]) >= 0 < row["score"] <= 1
     if found:
         measure = COCOeval(truth, truth.loadRes(str(path)), "bbox")
@@ -108,9 +109,10 @@ def small_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[pat
             name, width = f"{i}.png", side - i
             Image.fromarray(rng.integers(0, 256, (side, width, 3), dtype=np.uint8)).save(folder / name)
             images.append({"id": 10 + i, "file_name": name, "height": side, "width": width})
-            box = {"bbox": [3, 4, 12, 14], "area": 168, "iscrowd": 0}
+            box = {"bbox": [3, 4, 12, 14], "area": 168, "iscrowd": 0, "num_keypoints": 17, "keypoints": [9, 9, 2] * 17}
             boxes.append({"id": 1 + i, "image_id": 10 + i, "category_id": 2 + i, **box})
-        categories = [{"id": 2 + k, "name": name} for k, name in enumerate(("cat", "dog", "cow"))]
+        classes = enumerate(("cat", "dog", "cow"))
+        categories = [{"id": 2 + k, "name": name, "keypoints": list(PERSON.names)} for k, name in classes]
         annotations = folder / "instances.json"
         annotations.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
         (folder / "names.txt").write_text("cat\ndog\ncow\n")
@@ -128,7 +130,8 @@ TINY_HOURGLASS = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, 
         ("centernet_r18", "ms", released.SMALL["centernet_r18"]),
         ("centernet_r18_dcn_mmdet", "flip", released.SMALL["centernet_r18_dcn_mmdet"]),
         ("cornernet_hg104", "na", TINY_HOURGLASS),
-        ("triplet_hg52", "ms", TINY_HOURGLASS),
+        ("centernet_r18_pose", "ms", released.SMALL["centernet_r18_pose"]),
+        pytest.param("triplet_hg52", "ms", TINY_HOURGLASS, marks=pytest.mark.slow),
     ],
 )
 def test_small(
@@ -148,28 +151,34 @@ def test_small(
 
 
 @pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pathlib.Path]:
-    """tiny_coco's annotations cut down to its smallest images: how many -> the file."""
-    whole = DATA / "tiny_coco" / "annotations" / "instances_val2017.json"
-    if not whole.is_file():
-        pytest.skip(f"no {whole}: set KPJAX_DATA")
-    content, folder = json.loads(whole.read_text()), tmp_path_factory.mktemp("coco")
-    by_area = sorted(content["images"], key=lambda image: (image["height"] * image["width"], -image["width"]))
+def coco(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], pathlib.Path]:
+    """tiny_coco's annotations cut down to its smallest images with objects: (kind, how many) -> the file."""
+    folder = tmp_path_factory.mktemp("coco")
     files = {}
-    for count in (1, 4):
-        images = by_area[:count]
-        ids = {image["id"] for image in images}
-        kept = [a for a in content["annotations"] if a["image_id"] in ids]
-        files[count] = folder / f"instances_{count}.json"
-        files[count].write_text(json.dumps(content | {"images": images, "annotations": kept}))
+    for kind in ("instances", "person_keypoints"):
+        whole = DATA / "tiny_coco" / "annotations" / f"{kind}_val2017.json"
+        if not whole.is_file():
+            pytest.skip(f"no {whole}: set KPJAX_DATA")
+        content = json.loads(whole.read_text())
+        filled = {a["image_id"] for a in content["annotations"]}
+        shown = [image for image in content["images"] if image["id"] in filled]
+        by_area = sorted(shown, key=lambda image: (image["height"] * image["width"], -image["width"]))
+        for count in (1, 4):
+            images = by_area[:count]
+            ids = {image["id"] for image in images}
+            kept = [a for a in content["annotations"] if a["image_id"] in ids]
+            files[kind, count] = folder / f"{kind}_{count}.json"
+            files[kind, count].write_text(json.dumps(content | {"images": images, "annotations": kept}))
     return files
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", kpjax.list_models())
-def test_released_size(model: str, coco: dict[int, pathlib.Path], tmp_path: pathlib.Path) -> None:
+def test_released_size(model: str, coco: dict[tuple[str, int], pathlib.Path], tmp_path: pathlib.Path) -> None:
     """As a user does it, in processes of their own.  Hourglasses see one image: a canvas compiles for minutes."""
-    annotations = coco[1 if "hg" in model else 4]
+    pose = model.endswith("_pose")
+    annotations = coco["person_keypoints" if pose else "instances", 1 if "hg" in model else 4]
+    classes = ("person",) if pose else COCO_NAMES
 
     def program(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment())
@@ -177,12 +186,12 @@ def test_released_size(model: str, coco: dict[int, pathlib.Path], tmp_path: path
         return done.stdout
 
     file, imported = tmp_path / "released.pth", tmp_path / "imported"
-    checkpoint_file(file, model, 80)
+    checkpoint_file(file, model, len(classes))
     said = program("-m", "kpjax", "convert", str(file), "--model", model, "--out", str(imported))
     file.unlink()
-    assert f"classes   80: {', '.join(COCO_NAMES[:5])}" in said
+    assert f"classes   {len(classes)}: {', '.join(classes[:5])}" in said
     info = json.loads((imported / "config.json").read_text())
-    assert info["model"] == model and tuple(info["classes"]) == COCO_NAMES
+    assert info["model"] == model and tuple(info["classes"]) == classes
     for preset in PRESETS:
         out = tmp_path / f"{preset}.json"
         arguments = eval_arguments(tmp_path, model, DATA / "tiny_coco" / "val2017", annotations)

@@ -16,6 +16,8 @@ MODELS = {
     "fwd_resdcn18_ctdet": "centernet_r18_dcn",
     "fwd_resdcn101_ctdet": "centernet_r101_dcn",
     "fwd_dla34_ctdet": "centernet_dla34",
+    "fwd_dla34_multi_pose": "centernet_dla34_pose",
+    "pipe_res18_multi_pose": "centernet_r18_pose",
     "fwd_dlav034_ctdet": "centernet_dla34_nodcn",
     "fwd_hourglass_ctdet": "centernet_hg104",
     "fwd_mmdet_centernet_r18": "centernet_r18_mmdet",

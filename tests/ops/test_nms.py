@@ -54,7 +54,10 @@ def factor(a: np.ndarray, b: np.ndarray, rules: SoftNms) -> tuple[float, bool]:
 
 
 def one_class(rows: np.ndarray, rules: SoftNms, weights: np.ndarray | None, exponent: float) -> int:
-    """In place on rows x1, y1, x2, y2, score, index (float64); returns how many are kept."""
+    """In place on rows x1, y1, x2, y2, score, index, partner (float64); returns how many are kept.
+
+    The last column stands for an object's points: where a row is copied, these are exchanged.
+    """
     end, i = len(rows), 0
     while i < end:
         best = i + int(np.argmax(rows[i:end, 4]))
@@ -71,7 +74,8 @@ def one_class(rows: np.ndarray, rules: SoftNms, weights: np.ndarray | None, expo
                 top, bottom = top + rows[j, :4] * share, bottom + share
             rows[j, 4] *= by
             if (touched or rules.drop_isolated) and rows[j, 4] < rules.threshold:
-                rows[j] = rows[end - 1]
+                rows[j, :6] = rows[end - 1, :6]
+                rows[[j, end - 1], 6] = rows[[end - 1, j], 6]
                 end -= 1
                 continue
             j += 1
@@ -103,7 +107,7 @@ def check(seed: int, count: int, classes: int, rules: SoftNms, stale: bool, expo
     start = 0
     for k in range(classes):
         mine = np.flatnonzero(valid & (labels == k))
-        rows = np.concatenate([boxes[mine], scores[mine, None], mine[:, None]], 1).astype(np.float64)
+        rows = np.concatenate([boxes[mine], scores[mine, None], mine[:, None], mine[:, None]], 1).astype(np.float64)
         end = one_class(rows, rules, None if exponent is None else weights[mine].astype(np.float64), exponent or 0.0)
         part = slice(start, start + len(mine))
         wanted = len(mine) if stale else end
@@ -113,6 +117,7 @@ def check(seed: int, count: int, classes: int, rules: SoftNms, stale: bool, expo
         np.testing.assert_allclose(got[0][part][shown], rows[:wanted, :4], atol=1e-3)
         np.testing.assert_allclose(got[1][part][shown], rows[:wanted, 4], atol=1e-5)
         np.testing.assert_array_equal(got[3][part][shown], rows[:wanted, 5])
+        np.testing.assert_array_equal(np.asarray(found.partner)[part], rows[:, 6])
         assert (got[2][part] == k).all()
         start += len(mine)
     assert not got[4][start:].any(), "a row that is not valid is never kept"
