@@ -25,7 +25,7 @@ from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
 from kpjax.inference.engine import select
 from kpjax.inference.inputs import list_inputs
-from kpjax.inference.outputs import check_output_folder, check_outputs, output_folder
+from kpjax.inference.outputs import check_output_folder, check_outputs, output_folder, rounded_points
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections, PointSet
 
@@ -80,7 +80,10 @@ def detect(args: argparse.Namespace) -> int:
         videos += [row] if row else []
         unreadable += [complain(path, error)] if error else []
     with open(report, "w", encoding="utf-8") as file:
-        content = {"names": list(predictor.names), "images": rows, "videos": videos, "unreadable": unreadable}
+        content: dict[str, Any] = {"names": list(predictor.names)}
+        if shown.points is not None:
+            content["keypoint_names"] = list(shown.points.names)
+        content |= {"images": rows, "videos": videos, "unreadable": unreadable}
         json.dump(content, file, indent=1)
     frames = [frame for row in videos for frame in row["frames"]]
     count = sum(len(row["detections"]) for row in (*rows, *frames))
@@ -109,13 +112,17 @@ class Shown:
         return select(found, keep)
 
     def rows(self, found: Detections) -> list[dict[str, Any]]:
-        """As JSON."""
+        """As JSON; keypoints in the order of the file's "keypoint_names", x, y and score of each."""
         found = self.kept(found)
-        return [
+        rows = [
             {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label)}
             | ({"name": self.names[label]} if self.names else {})
             for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
         ]
+        if found.keypoints is not None:
+            for row, points in zip(rows, rounded_points(found.keypoints).tolist(), strict=True):
+                row["keypoints"] = points
+        return rows
 
     def picture(self, image: np.ndarray, found: Detections) -> np.ndarray:
         """The image with its boxes and points, enlarged where it is small."""

@@ -1,4 +1,4 @@
-"""Evaluate a detector on a split: COCO's 12 numbers, its detections as JSON, pictures.
+"""Evaluate a detector on a split: COCO's 12 numbers (of keypoints 10 more), its detections as JSON, pictures.
 
     python eval.py --workdir runs/coco                                          newest checkpoint
     python eval.py --workdir runs/coco --best                                   best by AP
@@ -6,7 +6,8 @@
 
 The settings are those stored with the weights.  With --config they are the file's, and fields can be set:
 --config configs/coco_r18.py --config.eval.max_side=800 --config.data.val.images=FOLDER --config.model.dtype=bfloat16.
-Options of the model that the file does not set stay those stored.
+Options of the model that the file does not set stay those stored, and so do the keypoints and which of them a mirror
+exchanges; the sigmas that keypoints are measured with are the data's, config.data.sigmas.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def define(values: absl_flags.FlagValues) -> None:
         "show-dir": "folder for pictures of the detections",
         "plots": "folder for precision-recall curves and the confusion matrix, as PNG",
         "oracle": "heads that the ground truth replaces, e.g. heatmap,wh,offset: what each one's errors cost",
-        "max-dets": "most detections an image in COCO's table, e.g. 100,300,1000 as mmdetection (default: 1,10,100)",
+        "max-dets": "most detections an image in COCO's table of boxes, e.g. 100,300,1000 as mmdetection "
+        "(default: 1,10,100)",
         "out": "where detections.json goes (default: in the work directory, or beside the checkpoint)",
     }
     for name, help_text in text.items():
@@ -93,7 +95,7 @@ def main(values: absl_flags.FlagValues) -> int:
     split, show_dir, plots = arguments["split"], arguments["show-dir"], arguments["plots"]
     oracle = tuple(filter(None, arguments["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(arguments["max-dets"])}
-    source = open_source(config.data, split)
+    source = open_source(config.data, split, keypoints=detector.points is not None)
     annotated = len(source.annotations.ids) > 0
     out = arguments["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation
@@ -103,6 +105,7 @@ def main(values: absl_flags.FlagValues) -> int:
     if show_dir:
         check_pictures(show_dir, source)
     ev.check_classes(detector, source, loaded.names)
+    ev.check_points(detector, source)
     for flag in (f for f in ("plots", "oracle") if arguments[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     evaluator = ev.make_evaluator(detector, config, **options)

@@ -59,6 +59,12 @@ class DataConfig:
     # crowd boxes (iscrowd: 1): "ignore": not trained on, as in mmdetection; "train": treated as any other box, as in
     # the authors' programs
     crowds: str = "ignore"
+    # Models of keypoints: the pairs that a mirror exchanges, e.g. "top_left:top_right,bottom_left:bottom_right"; "": by
+    # left and right in their names; "none": none.  A checkpoint keeps those it was trained with
+    mirror_pairs: str = ""
+    # Models of keypoints: the constants of COCO's object keypoint similarity, one for each, which evaluation uses; ():
+    # COCO's where the keypoints are its 17 of a person, else kpjax.metrics.coco.UNIFORM_SIGMA
+    sigmas: tuple = ()
     bad_images: str = "stop"  # "stop" or "skip" (an unreadable image becomes an empty one, and is counted)
     threads: int = 0  # decoding threads; 0: one for each core
     prefetch: int = 2  # batches ready ahead of the device
@@ -239,6 +245,8 @@ class Config:
             raise ConfigError(f"config.steps is {self.steps} and config.epochs is {self.epochs:g}; set exactly one")
         if any(not 0.0 < d < 1.0 for d in self.optim.drops) or list(self.optim.drops) != sorted(self.optim.drops):
             raise ConfigError(f"config.optim.drops is {self.optim.drops}; give ascending fractions between 0 and 1")
+        if not all(0.0 < sigma <= 1.0 for sigma in self.data.sigmas):
+            raise ConfigError(f"config.data.sigmas is {self.data.sigmas}; give numbers above 0 and at most 1")
         if not self.augment.scales or min(self.augment.scales) <= 0:
             raise ConfigError(f"config.augment.scales is {self.augment.scales}; give at least one positive scale")
         if self.batch % self.optim.accumulate:

@@ -3,6 +3,8 @@
 A bright pixel at (x, y) is an object: red 255 for class 0, green 255 for class 1; its blue value b says that
 the box is x - b, y - b, x + b, y + b (b < 128).  Every step of evaluation and prediction can be checked to
 the pixel with it.  Images have to be lossless and must not be resized.
+
+With points, an object also has those of POINTS: a top, two hands and a foot on the sides of its box.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from PIL import Image
 from kpjax.data.source import Annotations, Source, make_source
 from kpjax.detectors.base import Detector
 from kpjax.images.preprocess import Preprocess
-from kpjax.objects import Detections
+from kpjax.objects import Detections, PointSet
 
 STRIDE = 4
 PLAIN_RGB = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CLASSES = ("red", "green")
+POINTS = PointSet(("top", "left_hand", "right_hand", "foot"), edges=((0, 3), (1, 2)))
+PLACES = np.array([[0, -1], [-1, 0], [1, 0], [0, 1]])  # of the points, x y from the centre in halves of the box's side
 
 
 class MarkerNet(nn.Module):
@@ -42,6 +46,15 @@ class MarkerNet(nn.Module):
         return [{"heatmap": heat, "wh": 2 * half * jnp.ones((1, 1, 1, 2)), "offset": offset}]
 
 
+class MarkerPointNet(MarkerNet):
+    """The same with a head "points" (2J): x y of each point from the object's centre, in cells."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
+        (maps,) = super().__call__(images, train)
+        return [maps | {"points": (maps["wh"][..., None, :] / 2 * PLACES).reshape(*maps["wh"].shape[:3], -1)}]
+
+
 def decode(heads: dict[str, jax.Array], placed: object = None, top_k: int = 100) -> Detections:
     heat = jax.nn.sigmoid(heads["heatmap"])
     b, h, w, k = heat.shape
@@ -52,22 +65,33 @@ def decode(heads: dict[str, jax.Array], placed: object = None, top_k: int = 100)
     )
     center = jnp.stack([cell % w, cell // w], axis=-1) + offset
     boxes = jnp.concatenate([center - wh / 2, center + wh / 2], axis=-1) * STRIDE
-    return Detections(boxes=boxes, scores=jnp.where(scores > 0.4, scores, 0.0), labels=flat % k)
+    keypoints = None
+    if "points" in heads:
+        points = jnp.take_along_axis(heads["points"].reshape(b, h * w, -1), cell[..., None], axis=1)
+        xy = (points.reshape(*points.shape[:2], -1, 2) + center[..., None, :]) * STRIDE
+        keypoints = jnp.concatenate([xy, jnp.full((*xy.shape[:3], 1), 0.75)], axis=-1)
+    scores = jnp.where(scores > 0.4, scores, 0.0)
+    return Detections(boxes=boxes, scores=scores, labels=flat % k, keypoints=keypoints)
 
 
 def merge_flip(heads: dict[str, jax.Array]) -> dict[str, jax.Array]:
     n = heads["wh"].shape[0] // 2
     mean = {name: (heads[name][:n] + heads[name][n:, :, ::-1]) / 2 for name in ("heatmap", "wh")}
-    return {**mean, "offset": heads["offset"][:n]}
+    merged = {**mean, "offset": heads["offset"][:n]}
+    if "points" in heads:
+        plain, other = (x.reshape(*x.shape[:3], -1, 2) for x in jnp.split(heads["points"], 2))
+        other = other[:, :, ::-1, np.array(POINTS.mirror)] * jnp.array([-1, 1])
+        merged["points"] = ((plain + other) / 2).reshape(heads["points"][:n].shape)
+    return merged
 
 
-def marker_detector(preprocess: Preprocess = PLAIN_RGB) -> Detector:
+def marker_detector(preprocess: Preprocess = PLAIN_RGB, *, points: bool = False) -> Detector:
     def never(*_: object) -> None:
         raise AssertionError("evaluation and prediction have no use for training functions")
 
     return Detector(
-        name="marker",
-        net=MarkerNet(),
+        name="marker_points" if points else "marker",
+        net=MarkerPointNet() if points else MarkerNet(),
         num_classes=2,
         preprocess=preprocess,
         encode=never,  # type: ignore[arg-type]
@@ -75,6 +99,8 @@ def marker_detector(preprocess: Preprocess = PLAIN_RGB) -> Detector:
         loss=never,  # type: ignore[arg-type]
         decode=decode,
         merge_flip=merge_flip,
+        points=POINTS if points else None,
+        metric="keypoints" if points else "boxes",
     )
 
 
@@ -99,12 +125,19 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def marker_source(items: list[tuple[int, int, Objects]], *, annotated: bool = True) -> Source:
-    """A split held in memory: (height, width, objects) of each image; ids are 100, 110, ..., categories 3 and 8."""
+def marker_source(
+    items: list[tuple[int, int, Objects]], *, annotated: bool = True, points: PointSet | None = None
+) -> Source:
+    """A split held in memory: (height, width, objects) of each image; ids are 100, 110, ..., categories 3 and 8.
+
+    points: POINTS, or the same four under other names; None: boxes alone.
+    """
     files = [png(picture(*item)) for item in items]
     flat = [(i, *o) for i, (_, _, objects) in enumerate(items) for o in objects] if annotated else []
     columns = np.array(flat, np.int64).reshape(-1, 5)
     image, x, y, half, label = columns.T
+    xy = columns[:, None, 1:3] + half[:, None, None] * PLACES
+    keypoints = np.concatenate([xy, np.full((*xy.shape[:2], 1), 2)], axis=-1).astype(np.float64)
     return make_source(
         name="markers",
         classes=CLASSES,
@@ -120,6 +153,8 @@ def marker_source(items: list[tuple[int, int, Objects]], *, annotated: bool = Tr
             area=(4.0 * half * half),
             crowd=np.zeros(len(columns), bool),
             ids=np.arange(1, len(columns) + 1),
+            keypoints=None if points is None else keypoints,
         ),
         read=lambda i: files[i],
+        points=points,
     )

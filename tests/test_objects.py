@@ -29,6 +29,7 @@ from kpjax.errors import ConfigError, DataError
 from kpjax.images.geometry import square_crop, window_crop
 from kpjax.images.preprocess import COCO_BGR
 from kpjax.images.views import fixed_view, keep_view
+from kpjax.inference.program import mirror_in_window
 from kpjax.objects import (
     BOX,
     PER_POINT,
@@ -145,7 +146,12 @@ def test_without_being_asked_for_points_are_not_read(tmp_path: pathlib.Path) -> 
     [
         (lambda d: d["annotations"][0]["keypoints"].pop(), "annotation 1 has keypoints of 11 numbers; give x, y"),
         (lambda d: d["annotations"][1]["keypoints"].__setitem__(2, 3), "visibility 3 at keypoint 1; give 0 unlabelled"),
-        (lambda d: d["annotations"][1]["keypoints"].__setitem__(0, float("nan")), "keypoints of 12 numbers"),
+        (
+            lambda d: d["annotations"][1]["keypoints"].__setitem__(0, float("nan")),
+            "2 has nan at keypoint 1; give numbers",
+        ),
+        (lambda d: d["annotations"][1].update(keypoints="rubbish"), "has the keypoints 'rubbish'; give x, y, visib"),
+        (lambda d: d["categories"][0].update(keypoints=["left_top"] * 4), "names the keypoint 'left_top' twice"),
         (lambda d: d["categories"][0].pop("keypoints"), "no category has 'keypoints'"),
         (lambda d: d["categories"][0]["skeleton"].append([1, 5]), r"joins keypoints which are not there .*from 1 to 4"),
         (
@@ -211,6 +217,50 @@ def test_mirrored_twice_is_the_identity_for_every_field(xs: list[float], c: floa
         again = back.move(moved, PLATE)
         for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(record), strict=True):
             np.testing.assert_allclose(one, other, atol=2e-3)
+
+
+JOINTS = 5  # one number: another would be another program to compile
+
+
+@st.composite
+def mirrored_points(draw: Any) -> PointSet:
+    """Points under names that say nothing, some of which change places in a mirror."""
+    order, mirror = draw(st.permutations(range(JOINTS))), list(range(JOINTS))
+    for pair in range(draw(st.integers(0, JOINTS // 2))):
+        one, other = order[2 * pair : 2 * pair + 2]
+        mirror[one], mirror[other] = other, one
+    return PointSet(tuple(f"point {j}" for j in range(JOINTS)), tuple(mirror))
+
+
+@settings(max_examples=50, deadline=None)
+@given(mirrored_points(), st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(61, 128))
+def test_objects_and_detections_mirrored_twice_are_themselves(
+    points: PointSet, seed: int, left: int, right: int
+) -> None:
+    """In training (`Geometry.move`), on a canvas (`mirror_in_window`); once is another record, bit for bit back."""
+    rng = np.random.default_rng(seed)
+
+    def coordinates(*shape: int) -> np.ndarray:  # whole pixels: sums with these are exact
+        return rng.integers(0, 512, (2, 3, *shape)).astype(np.float32)
+
+    boxes, labels = coordinates(2), rng.integers(0, 9, (2, 3)).astype(np.int32)
+    boxes = np.concatenate([boxes, boxes + 1 + coordinates(2)], axis=-1)
+    seen = rng.integers(0, 3, (2, 3, JOINTS)).astype(np.int32)
+    objects = Objects(boxes, labels, np.ones_like(labels), coordinates(JOINTS, 2), seen)
+    found = Detections(boxes, rng.random((2, 3), np.float32), labels, keypoints=coordinates(JOINTS, 3))
+
+    turn = Geometry(jnp.zeros(2), jnp.array([-1.0, 1.0]), jnp.array([300.0, 0.0]), jnp.bool_(True), jnp.bool_(False))
+    windows = np.array([[0, left, 99, right]] * 2, np.int32)
+    for record in (objects, found):
+        for mirror in (lambda x: turn.move(x, points), lambda x: mirror_in_window(x, windows, points)):
+            once = mirror(record)
+            assert (once.boxes[..., 2] > once.boxes[..., 0]).all()
+            jax.tree.map(np.testing.assert_array_equal, mirror(once), record)
+            for j, partner in enumerate(points.mirror):
+                if isinstance(record, Objects):
+                    np.testing.assert_array_equal(once.seen[..., j], record.seen[..., partner])
+                else:
+                    np.testing.assert_array_equal(once.keypoints[..., j, 1:], record.keypoints[..., partner, 1:])
 
 
 def test_a_mirror_needs_to_know_the_points() -> None:

@@ -9,7 +9,7 @@ import os
 from kpjax.config import Config
 from kpjax.errors import ConfigError
 from kpjax.export.saved_model import save_for_tensorflow
-from kpjax.export.stablehlo import PLATFORMS, export, exportable
+from kpjax.export.stablehlo import PLATFORMS, export, exportable, outputs_of
 
 INFO = "export.json"  # not config.json, which marks work directories and inference checkpoints
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
@@ -21,8 +21,9 @@ program = jax.export.deserialize(bytearray(open(f"{here}/model.stablehlo", "rb")
 stored = np.load(f"{here}/weights.npz")
 weights = [stored[name] for name in stored.files]
 info = json.load(open(f"{here}/export.json"))
-detect = lambda canvases: program.call(weights, canvases)  # (B, H, W, 3) uint8 RGB -> boxes, scores, labels
-print([x.shape for x in detect(np.zeros((2, *info["size"], 3), np.uint8))], info["classes"][:3])
+detect = lambda canvases: program.call(weights, canvases)  # (B, H, W, 3) uint8 RGB -> info["outputs"]
+found = detect(np.zeros((2, *info["size"], 3), np.uint8))
+print({name: x.shape for name, x in zip(info["outputs"], found)}, info["classes"][:3])
 '''
 
 
@@ -83,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
         file.write(exported.serialize())
     np.savez(os.path.join(folder, "weights.npz"), *leaves)
     info = describe(detector, loaded.names, None) | {"size": size, "preset": preset, "top_k": args.top_k}
+    info["outputs"] = outputs_of(detector)
+    if detector.points is not None:
+        info["keypoint_names"] = detector.points.names
     for name, text in ((INFO, json.dumps(info, indent=1)), ("load.py", LOADER)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)

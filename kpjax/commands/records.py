@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default=NAME, help="the set's name: data.tfds_name (default %(default)s)")
     parser.add_argument("--shards", type=int, default=0, help="files a split (default: by size, as TFDS chooses)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default %(default)s")
+    parser.add_argument(
+        "--keypoints",
+        action=argparse.BooleanOptionalAction,
+        help="write the objects' keypoints too (default: where the JSON's categories name any)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     for key, name in SPLITS.items():
         wanted = args.split == key if args.split else bool(getattr(data, key).annotations)
         if wanted:
-            splits[name] = open_source(data, key)
+            splits[name] = open_source(data, key, keypoints=args.keypoints)
     if not splits:
         raise ConfigError("the configuration names no annotations; set config.data.train.annotations")
     begun = time.monotonic()
@@ -53,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     )
     size = sum(os.path.getsize(os.path.join(root, f)) for root, _, names in os.walk(folder) for f in names)
     counts = ", ".join(f"{len(source):,} images as {name}" for name, source in splits.items())
-    print(f"{folder}: {counts}, {size / 2**20:,.1f} MiB in {time.monotonic() - begun:.1f} s")
+    points = next(iter(splits.values())).points
+    with_points = f", with {len(points)} keypoints an object" if points else ""
+    print(f"{folder}: {counts}{with_points}, {size / 2**20:,.1f} MiB in {time.monotonic() - begun:.1f} s")
     print("train with it:" if SPLITS["train"] in splits else "evaluate on it (no training split was written):")
     print(f"  --config.data.source=tfds --config.data.tfds_name={args.name}")
     print(f"  --config.data.tfds_dir={os.path.dirname(folder)}")

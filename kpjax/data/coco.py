@@ -28,7 +28,7 @@ def CocoFolder(
     mistake: Mistake = stop,
     *,
     crowds: str = "ignore",
-    keypoints: bool = False,
+    keypoints: bool | None = False,
 ) -> Source:
     """Open a split (a function: it reads like a constructor and gives a plain Source).
 
@@ -38,7 +38,8 @@ def CocoFolder(
     mistake: what to do about an entry that cannot be used; by default it raises. Where it returns, the entry is
         left out (a missing image is kept), so that all mistakes of a file can be counted.
     crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints; their names and
-        skeleton are those of `categories`, and left and right are exchanged in a mirror by their names.
+        skeleton are those of `categories`, and left and right are exchanged in a mirror by their names.  None: where
+        a category names any.  Without annotations (image-info files of test splits) no category has to name them.
     Raises DataError, one line: a file that is not COCO JSON, ids that repeat or are unknown, sizes and
     boxes that are not numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
@@ -53,7 +54,9 @@ def CocoFolder(
     image_ids, heights, widths, names = _images(data["images"], annotations, mistake)
     index = {image_id: i for i, image_id in enumerate(image_ids)}
     numbers = {category_id: k for k, category_id in enumerate(category_ids)}
-    points = point_set(data["categories"], annotations) if keypoints else None
+    needed = keypoints and data["annotations"]
+    named = keypoints is not False and any(category.get("keypoints") for category in data["categories"])
+    points = point_set(data["categories"], annotations) if needed or named else None
     objects = _annotations(data["annotations"], annotations, index, numbers, mistake, points)
     _require_files(folder, names, annotations, bad_images, mistake)
     paths = [files.join(folder, name) for name in names]
@@ -220,6 +223,9 @@ def point_set(categories: list[dict[str, Any]], path: str) -> PointSet:
             continue
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise DataError(f"{where} has the keypoints {_short(names)}; give a list of names")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{where} names the keypoint {twice[0]!r} twice; names have to differ")
         pairs = [edge if isinstance(edge, list) else [] for edge in edges] if isinstance(edges, list) else [[]]
         if not all(len(e) == 2 and all(type(j) is int and 1 <= j <= len(names) for j in e) for e in pairs):
             raise DataError(
@@ -243,11 +249,12 @@ def _keypoints(value: Any, count: int, where: str) -> np.ndarray | float:
     """(J, 3) x, y, visibility; 0 where there is nothing."""
     if not value:
         return 0.0
-    if not isinstance(value, list) or len(value) != 3 * count or not all(_number(v, LARGEST) for v in value):
-        given = len(value) if isinstance(value, list) else _short(value)
-        raise DataError(
-            f"{where} has keypoints of {given} numbers; give x, y, visibility of each of the {count} points"
-        )
+    if not isinstance(value, list) or len(value) != 3 * count:
+        given = f"keypoints of {len(value)} numbers" if isinstance(value, list) else f"the keypoints {_short(value)}"
+        raise DataError(f"{where} has {given}; give x, y, visibility of each of the {count} points")
+    for n, number in enumerate(value):
+        if not _number(number, LARGEST):
+            raise DataError(f"{where} has {_short(number)} at keypoint {n // 3 + 1}; give numbers of pixels")
     points = np.array(value, np.float64).reshape(count, 3)
     odd = ~np.isin(points[:, 2], (0, 1, 2))
     if odd.any():

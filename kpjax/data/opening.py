@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+
 from kpjax.config import DataConfig
 from kpjax.data.coco import CocoFolder
 from kpjax.data.source import Mistake, Source, stop
 from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
+from kpjax.objects import PointSet
+
+NO_PAIR = "none"  # of config.data.mirror_pairs
 
 
-def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keypoints: bool = False) -> Source:
+def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keypoints: bool | None = False) -> Source:
     """Open the split "train" or "val" that `config` describes.
 
-    mistake: see `kpjax.data.coco.CocoFolder`.  keypoints: read the objects' keypoints too.
-    Raises ConfigError where a setting is missing and DataError where the data cannot be used.
+    mistake: see `kpjax.data.coco.CocoFolder`.  keypoints: read the objects' keypoints too; None: where there are any.
+    `Source.points` then has the settings `config.data.mirror_pairs` and `config.data.sigmas`.
+    Raises ConfigError where a setting is missing or does not fit, and DataError where the data cannot be used.
     """
     if split not in ("train", "val"):
         raise ConfigError(f"split is {split!r}; choose 'train' or 'val'")
@@ -22,13 +29,56 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keyp
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
             if not value:
                 raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
-        return CocoFolder(
+        source = CocoFolder(
             folder.images, folder.annotations, config.bad_images, mistake, crowds=config.crowds, keypoints=keypoints
         )
-    if config.source == "tfds":
+    elif config.source == "tfds":
         name = config.tfds_train if split == "train" else config.tfds_val
-        return Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
-    raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
+        source = Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
+    else:
+        raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
+    if source.points is None:
+        return source
+    return dataclasses.replace(source, points=with_settings(source.points, config, source.name))
+
+
+def with_settings(points: PointSet, config: DataConfig, name: str) -> PointSet:
+    """The points with the mirrored pairs and sigmas that `config` sets.
+
+    name: of the split, for messages.  Raises ConfigError for names that the points lack, and where the number of
+    sigmas is another one.
+    """
+    if config.sigmas and len(config.sigmas) != len(points):
+        raise ConfigError(
+            f"config.data.sigmas has {len(config.sigmas)} numbers and {name} {len(points)} keypoints; give one for each"
+        )
+    mirror = mirror_of_pairs(points.names, config.mirror_pairs, name) if config.mirror_pairs else points.mirror
+    return dataclasses.replace(points, mirror=mirror, sigmas=tuple(map(float, config.sigmas)))
+
+
+def mirror_of_pairs(names: tuple[str, ...], pairs: str, source: str) -> tuple[int, ...]:
+    """`PointSet.mirror` of pairs written as in `config.data.mirror_pairs`.  Raises ConfigError, one line."""
+    mirror = list(range(len(names)))
+    paired: set[str] = set()
+    for pair in [] if pairs == NO_PAIR else pairs.split(","):
+        both = [name.strip() for name in pair.split(":")]
+        if len(both) != 2 or not all(both):
+            raise ConfigError(
+                f"config.data.mirror_pairs has {pair!r}; give pairs of names such as left_eye:right_eye,"
+                "left_ear:right_ear, or none"
+            )
+        for name in both:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                raise ConfigError(
+                    f"config.data.mirror_pairs names {name!r}, which is no keypoint of {source}; did you mean {near!r}?"
+                )
+            if name in paired:
+                raise ConfigError(f"config.data.mirror_pairs names {name!r} twice; a keypoint is in one pair at most")
+            paired.add(name)
+        one, other = (names.index(name) for name in both)
+        mirror[one], mirror[other] = other, one
+    return tuple(mirror)
 
 
 def has_validation(config: DataConfig) -> bool:

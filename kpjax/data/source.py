@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from kpjax.errors import ConfigError, DataError
-from kpjax.objects import IGNORE, OBJECT, Objects, PointSet
+from kpjax.objects import IGNORE, OBJECT, UNLABELLED, Objects, PointSet
 
 CROWD = "crowd"
 OUTSIDE = "outside the image"
@@ -88,8 +88,9 @@ class Source:
 
 
 def fingerprint(source: Source) -> str:
-    """A short text that differs where two splits differ in classes, images or boxes; files and folders may differ."""
-    digest = hashlib.sha256(repr((source.classes, source.category_ids)).encode())
+    """A short text that differs where two splits differ in classes, images or objects; files and folders may differ."""
+    points = () if source.points is None else (source.points.names,)
+    digest = hashlib.sha256(repr((source.classes, source.category_ids, *points)).encode())
     for array in (source.image_ids, source.heights, source.widths, *jax.tree.leaves(source.objects)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"{len(source)} images, {int(object_counts(source).sum())} boxes, {digest.hexdigest()[:12]}"
@@ -104,10 +105,30 @@ def require_boxes(source: Source) -> None:
 def require_same_classes(val: Source, train: Source) -> None:
     """Raise ConfigError where the validation split has other classes than the training split."""
     if val.classes != train.classes:
-        odd = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:3]) or "in another order"
+        odd = difference(val.classes, train.classes)
         raise ConfigError(
             f"{val.name} lists other classes than {train.name} ({odd}); both splits need the same categories"
         )
+
+
+def require_keypoints(source: Source) -> None:
+    """Raise ConfigError where there is no keypoint to learn from."""
+    if source.points is None or not any((of_image.seen > UNLABELLED).any() for of_image in source.objects):
+        raise ConfigError(
+            f"{source.name} has no labelled keypoint to train on; give annotations with keypoints in config.data.train"
+        )
+
+
+def require_same_points(val: Source, train: Source) -> None:
+    """Raise ConfigError where the validation split has other keypoints than the training split."""
+    if val.points is not None and train.points is not None and val.points.names != train.points.names:
+        odd = difference(val.points.names, train.points.names)
+        raise ConfigError(f"{val.name} lists other keypoints than {train.name} ({odd}); both splits need the same")
+
+
+def difference(names: Sequence[str], others: Sequence[str]) -> str:
+    """In what two lists of names differ, in words: the first three names that one lacks."""
+    return ", ".join(sorted(set(names) ^ set(others))[:3]) or "in another order"
 
 
 def count_over(source: Source, max_boxes: int) -> int:

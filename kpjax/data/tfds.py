@@ -39,7 +39,7 @@ COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _NOT_COCO)
 
 
 def Tfds(
-    name: str, split: str, data_dir: str | None = None, *, crowds: str = "ignore", keypoints: bool = False
+    name: str, split: str, data_dir: str | None = None, *, crowds: str = "ignore", keypoints: bool | None = False
 ) -> Source:
     """Open a split of a prepared set (a function: it reads like a constructor and gives a plain Source).
 
@@ -48,7 +48,7 @@ def Tfds(
         what `kpjax.datasets.records` adds).
     split: e.g. "train" or "validation[:10%]".  data_dir: TFDS's folder; None: its default.
     crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints, which the sets of
-        `kpjax.datasets.records` have where they were written with them.
+        `kpjax.datasets.records` have where they were written with them; None: where they have any.
     Areas are the whole numbers that TFDS kept, boxes its fractions times the image's size, unless the set holds the
     exact ones.
     Nothing is ever downloaded. Raises DataError, one line, where the set is not prepared, not of this form, has no
@@ -94,7 +94,9 @@ def Tfds(
     except OSError as error:
         reason = error.strerror or files.in_words(error)
         raise DataError(f"{error.filename or name}: cannot be read ({reason})") from error
-    points = _point_set(builder, name) if keypoints else None
+    points = None if keypoints is False else _point_set(builder)
+    if keypoints and points is None:
+        raise DataError(f"tfds set {name!r} has no keypoints; write it anew with `python -m kpjax records`")
     return _source(builder, name, split, index, read, crowds, points)
 
 
@@ -346,13 +348,13 @@ def _category_ids(builder: Any, classes: int) -> tuple[int, ...]:
     return tuple(range(1, classes + 1))
 
 
-def _point_set(builder: Any, name: str) -> PointSet:
-    """The point set that `kpjax.datasets.records` wrote."""
+def _point_set(builder: Any) -> PointSet | None:
+    """The point set that `kpjax.datasets.records` wrote, if any."""
     path = files.join(str(builder.data_dir), METADATA)
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
         stated = json.loads(files.read_bytes(path))["points"]
         return PointSet(tuple(stated["names"]), edges=tuple((a, b) for a, b in stated["edges"]))
-    raise DataError(f"tfds set {name!r} has no keypoints; write it anew with `python -m kpjax records`")
+    return None
 
 
 def _source(

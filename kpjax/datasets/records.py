@@ -83,6 +83,8 @@ def _check(splits: dict[str, Source], out: str, name: str, shards: int, file_for
     for split, source in splits.items():
         if source.classes != first.classes or source.category_ids != first.category_ids:
             raise DataError(f"{source.name} lists other classes than {first.name}; a set has the same in all splits")
+        if _points_metadata(source) != _points_metadata(first):
+            raise DataError(f"{source.name} has other keypoints than {first.name}; a set has the same in all splits")
         if not len(source):
             raise DataError(f"{source.name}: no images")
         if shards > len(source):
@@ -279,7 +281,7 @@ def _compare(source: Source, written: Source) -> None:
     some = range(0, len(source), -(-len(source) // _READ_BACK))
     same = (
         source.classes == written.classes
-        and source.points == written.points
+        and _points_metadata(source) == _points_metadata(written)  # mirror and sigmas are settings of training
         and source.category_ids == written.category_ids
         and np.array_equal(source.image_ids, written.image_ids)
         and np.array_equal(source.heights, written.heights)

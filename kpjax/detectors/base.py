@@ -63,6 +63,8 @@ class Detector:
     oracle: (batched targets, (H, W)) -> head maps like the network's that hold the targets, for the analysis
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
+    metric: what evaluation measures first, and the best checkpoint is chosen by: "boxes" (COCO's AP by IoU) or
+        "keypoints" (by object keypoint similarity; the boxes' AP beside it).
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
@@ -82,6 +84,7 @@ class Detector:
     protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
     oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
     points: PointSet | None = None
+    metric: str = "boxes"
     heatmaps: tuple[str, ...] = ("heatmap",)
     stride: int = 4
     multiple: int = 1

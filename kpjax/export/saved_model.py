@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from kpjax.export.stablehlo import export
+from kpjax.export.stablehlo import export, outputs_of
 
 # The version of StableHLO that a SavedModel holds: by default JAX 0.11 writes a newer one than TensorFlow 2.21 reads.
 STABLEHLO = "1.9.0"
@@ -16,7 +16,8 @@ def save_for_tensorflow(
 ) -> None:
     """Write the program of `export` as a SavedModel: `model = tf.saved_model.load(folder); model.detect(canvases)`.
 
-    The results are a dictionary of "boxes", "scores" and "labels"; the signature "serving_default" is the same.
+    The results are a dictionary of "boxes", "scores" and "labels", and of "keypoints" where the detector finds points;
+    the signature "serving_default" is the same.
     Weights are variables of the model, so that it holds them once.  Needs TensorFlow 2.20 or newer to run, and XLA
     in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
     """
@@ -44,7 +45,7 @@ def save_for_tensorflow(
     def detect(canvases: Any) -> dict[str, Any]:
         inputs = (*model.weights, canvases)
         found = call([tf.convert_to_tensor(inputs[i]) for i in exported.module_kept_var_idx])
-        return dict(zip(("boxes", "scores", "labels"), found, strict=True))
+        return dict(zip(outputs_of(detector), found, strict=True))
 
     signature = [tf.TensorSpec((None, *size, 3), tf.uint8, name="canvases")]
     model.detect = tf.function(detect, input_signature=signature, autograph=False)

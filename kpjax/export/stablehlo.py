@@ -12,11 +12,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(detector: Detector, tree: Any, leaves: list[Any], size: tuple[int, int], preset: str, top_k: int) -> Any:
-    """The exported program (weights, canvases) -> (boxes, scores, labels).
+    """The exported program (weights, canvases) -> (boxes, scores, labels), or what else `outputs_of` names.
 
     weights: the leaves of the variables, in the tree's order.  canvases: (B, H, W, 3) uint8 RGB, B symbolic; an
     image has to fill its canvas, or lie on it with the border of its model's family.  boxes: (B, N, 4) float32 in the
-    canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.
+    canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.  keypoints (B, N, J, 3) float32
+    x, y in the canvas's pixels and score, of detectors that find points.
     Raises ConfigError for a preset that the detector lacks, or that is not one program; see `exportable`.
     """
     import jax
@@ -43,12 +44,17 @@ def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: st
 
     heads_of, decode = functions_of(detector, preset=preset, top_k=top_k)
 
-    def program(weights: list[Any], canvases: Any) -> tuple[Any, Any, Any]:
+    def program(weights: list[Any], canvases: Any) -> tuple[Any, ...]:
         whole = jnp.broadcast_to(jnp.asarray([0, 0, *size], jnp.int32), (canvases.shape[0], 4))
         found = decode(heads_of(jax.tree.unflatten(tree, weights), canvases, whole), whole, size)
-        return found.boxes, found.scores, found.labels
+        return tuple(getattr(found, name) for name in outputs_of(detector))
 
     return program
+
+
+def outputs_of(detector: Detector) -> tuple[str, ...]:
+    """The names of what the exported program returns, in its order: fields of Detections."""
+    return ("boxes", "scores", "labels", *(("keypoints",) if detector.points is not None else ()))
 
 
 def exportable(detector: Detector) -> list[str]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from kpjax.config import Config
 from kpjax.data.batch import may_skip
-from kpjax.data.source import Source
+from kpjax.data.source import Source, difference
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ from kpjax.images.views import Size, View, make_view, place, share_canvases
 from kpjax.inference.engine import Engine, Job, Result, ViewQueue, make_engine
 from kpjax.inference.outputs import Evaluation, coco_rows
 from kpjax.inference.program import protocol_of
-from kpjax.metrics.coco import MAX_DETS, measure
+from kpjax.metrics.coco import MAX_DETS, measure, measure_keypoints
 from kpjax.objects import Objects, empty_objects, padded
 from kpjax.parallel.sharding import make_mesh
 
@@ -70,10 +70,11 @@ class Evaluator:
         variables: {"params", "batch_stats"}, as NumPy or as arrays on the mesh.  views: what `self.views(source)`
         returned; None: they are computed.  progress: a bar on process 0.
         between: called before each batch, equally often on every process; may raise to end the evaluation there.
-        Raises ConfigError where detector and source differ in their classes, DataError for an unreadable
+        Raises ConfigError where detector and source differ in their classes or keypoints, DataError for an unreadable
         image or one of another size than annotated (with config.data.bad_images "skip": where that is all of them).
         """
         check_classes(self.detector, source)
+        check_points(self.detector, source)
         started = time.perf_counter()
         views = self.views(source) if views is None else views
         count = len(views) // len(self.engine.scales)
@@ -114,7 +115,8 @@ class Evaluator:
         check_coverage(arrivals, source)
         flat = [row for of_image in detections for row in of_image]
         seconds = time.perf_counter() - started
-        result = Evaluation({}, "", {}, flat, images=count, skipped=skipped, seconds=seconds)
+        metric = self.detector.metric
+        result = Evaluation({}, "", {}, flat, images=count, skipped=skipped, seconds=seconds, metric=metric)
         return _measured(result, source, source.image_ids[:count], self.max_dets)
 
     def views(self, source: Source) -> list[View]:
@@ -286,6 +288,24 @@ def check_classes(detector: Detector, source: Source, names: Sequence[str] = ())
             )
 
 
+def check_points(detector: Detector, source: Source) -> None:
+    """Raise ConfigError unless an annotated source has the keypoints that the detector finds, if it finds any."""
+    ours, theirs = detector.points, source.points
+    if ours is None or not len(source.annotations.ids):
+        return
+    if theirs is None:
+        raise ConfigError(
+            f"{detector.name} finds {len(ours)} keypoints and {source.name} was opened without; "
+            "open it with keypoints=True"
+        )
+    if ours.names != theirs.names:
+        odd = difference(theirs.names, ours.names)
+        raise ConfigError(
+            f"the detector has {len(ours)} keypoints and {source.name} lists {len(theirs)}, other ones ({odd}); "
+            "evaluate on annotations with the keypoints it was trained on"
+        )
+
+
 def check_coverage(arrivals: np.ndarray, source: Source) -> None:
     """Raise RuntimeError unless every image arrived exactly once (arrivals: (N,) counts)."""
     wrong = np.flatnonzero(arrivals != 1)
@@ -298,7 +318,15 @@ def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_det
     truth = source.ground_truth()
     if not truth.get("annotations"):  # image-info files of test splits: boxes only, nothing to measure
         return result
-    stats, per_category, text = measure(truth, result.detections, [int(i) for i in image_ids], max_dets)
+    ids = [int(i) for i in image_ids]
+    stats, per_category, text = measure(truth, result.detections, ids, max_dets)
+    if result.metric == "keypoints":
+        assert source.points is not None
+        of_boxes, lines = {f"box_{name}": value for name, value in stats.items()}, text
+        stats, per_category, text = measure_keypoints(truth, result.detections, ids, source.points)
+        # COCO's lines of both begin alike and call both similarities IoU
+        text = f"keypoints, by object keypoint similarity:\n{text}\nboxes, by IoU:\n{lines}"
+        stats |= of_boxes
     pairs = zip(source.classes, source.category_ids, strict=True)
     per_class = {name: per_category.get(category, float("nan")) for name, category in pairs}
     return dataclasses.replace(result, stats=stats, text=text, per_class=per_class)

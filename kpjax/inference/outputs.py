@@ -19,11 +19,14 @@ from kpjax.objects import Detections
 class Evaluation:
     """The results of an evaluation.
 
-    stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.metrics.coco.STATS); empty for a
+    stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.metrics.coco.STATS); of a detector whose metric
+        is "keypoints" the 10 of KEYPOINT_STATS, and after them the boxes' 12 as "box_AP", "box_AP50", ...; empty for a
         split without annotations.  text: the same as pycocotools prints it.
-    per_class: class name -> AP; nan for a class without a box in these images.
+    per_class: class name -> AP (of the keypoints, where they are the metric); nan for a class that these images have
+        no object of.
     detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
-        x y w h in image pixels, score.  AP is that of exactly these rows.
+        x y w h in image pixels, score, and keypoints (x, y, score of each) where the detector finds points.  AP is that
+        of exactly these rows.
     images: how many were evaluated.  skipped: of them, unreadable ones (data.bad_images="skip"); they count
         as images in which nothing was found.  seconds: from the first decoding to the last box, compilation included.
     """
@@ -35,6 +38,7 @@ class Evaluation:
     images: int
     skipped: int
     seconds: float
+    metric: str = "boxes"  # the detector's
 
     @property
     def ap(self) -> float:
@@ -46,16 +50,37 @@ class Evaluation:
         """AP at an IoU of 0.5."""
         return self.stats.get("AP50", -1.0)
 
+    @property
+    def in_short(self) -> str:
+        """The numbers that a training run says, e.g. "AP 0.312, AP50 0.540"."""
+        line = f"AP {self.ap:.3f}, AP50 {self.ap50:.3f}"
+        return (
+            line if self.metric == "boxes" else f"{self.metric} {line}, boxes AP {self.stats.get('box_AP', -1.0):.3f}"
+        )
+
 
 def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections of one image as rows of COCO's result format: boxes to 1e-4 pixel, scores to 1e-6."""
+    """Detections of one image as rows of COCO's result format.
+
+    Boxes are rounded to 1e-4 pixel, scores to 1e-6, points to 1e-2 pixel and their scores to 1e-4: there are many.
+    """
     boxes = np.asarray(found.boxes, np.float64)
     boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
     scores = np.round(np.asarray(found.scores, np.float64), 6).tolist()
-    return [
+    rows: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
         for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True)
     ]
+    if found.keypoints is not None:
+        for row, points in zip(rows, rounded_points(found.keypoints), strict=True):
+            row["keypoints"] = points.reshape(-1).tolist()
+    return rows
+
+
+def rounded_points(keypoints: Any) -> np.ndarray:
+    """Points (..., 3) x, y, score as files hold them: float64, rounded to 1e-2 pixel and 1e-4."""
+    points = np.asarray(keypoints, np.float64)
+    return np.concatenate([np.round(points[..., :2], 2), np.round(points[..., 2:], 4)], axis=-1)
 
 
 def write_detections(path: str, evaluation: Evaluation) -> None:

@@ -1,4 +1,4 @@
-"""From an image to boxes: `Predictor`, which `detect.py` and other programs call.
+"""From an image to boxes and keypoints: `Predictor`, which `detect.py` and other programs call.
 
 Needs neither TensorFlow nor pycocotools.
 """
@@ -51,6 +51,7 @@ class Predictor:
         pred = kpjax.Predictor(det, variables, preset="flip", names=("cat", "dog"))
         found = pred("photo.jpg")          # found.boxes (N, 4), found.scores (N,), found.labels (N,)
 
+    A detector of points also gives found.keypoints (N, J, 3), x, y and score, in the order of `det.points.names`.
     Images are processed as in evaluation: at their own resolution on the padded canvas of the model's
     family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  One program is
     compiled for each size of canvas; an incomplete batch is padded.
@@ -113,8 +114,8 @@ class Predictor:
 
         One image gives Detections.  A list, folder or glob gives a list of them in the order of the inputs (files of a
         folder or glob by name), the path of a video one for each frame.  Boxes are float32 x1 y1 x2 y2 in the
-        image's pixels, best first, not clipped to the image.  Raises DataError with one line for the first
-        unreadable input; `stream` goes on instead.
+        image's pixels, best first, not clipped to the image; keypoints are in its pixels too.  Raises DataError with
+        one line for the first unreadable input; `stream` goes on instead.
         """
         if video.is_video(inputs) and os.path.isfile(inputs):
             clip = video.Video(inputs)

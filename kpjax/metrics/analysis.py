@@ -1,4 +1,4 @@
-"""Where a detector errs, beyond one number: precision against recall, and which class is taken for which."""
+"""Where a detector errs, beyond one number: precision against recall, classes taken for others, keypoints."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.metrics.coco import run_coco
+from kpjax.metrics.coco import oks_sigmas, run_coco
+from kpjax.objects import PointSet
 
 RECALLS = np.linspace(0, 1, 101)  # COCO's
+SAME_OBJECT = 0.1  # least OKS of a detection and the object whose keypoints its own are compared with
+PCK = 0.1  # of the longer side of the object's box: a keypoint no further off is correct
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
     """Precision at the 101 `RECALLS`, by the curve's name; nan where the images hold no object of the kind.
 
-    by_iou: mean over the classes, at IoU 0.5, 0.75 and over all ten.  by_size: the same over all ten IoUs of small,
-    medium and large objects (COCO's limits of 32 and 96 pixels squared).  by_class: of each class at IoU 0.5.
+    by_threshold: mean over the classes, at IoU (of keypoints: OKS) 0.5, 0.75 and over all ten.  by_size: the same over
+    all ten of small, medium and large objects (COCO's limits of 32 and 96 pixels squared; its keypoints have no small
+    ones).  by_class: of each class at 0.5.
     """
 
-    by_iou: dict[str, np.ndarray]
+    by_threshold: dict[str, np.ndarray]
     by_size: dict[str, np.ndarray]
     by_class: dict[str, np.ndarray]
 
@@ -32,9 +36,13 @@ def precision_recall(
     detections: Sequence[dict[str, Any]],
     image_ids: Sequence[int],
     classes: dict[int, str],
+    points: PointSet | None = None,
 ) -> Curves:
-    """COCO's own precisions, 100 detections an image.  classes: category id -> name; the rest: see `coco.measure`."""
-    run = run_coco(ground_truth, detections, image_ids)
+    """COCO's own precisions, of boxes with 100 detections an image, or of keypoints with 20.
+
+    classes: category id -> name.  points: what the keypoints are; None: boxes.  The rest: see `coco.measure`.
+    """
+    run, measure = run_coco(ground_truth, detections, image_ids, points=points), "IoU" if points is None else "OKS"
     precision = np.where(run.eval["precision"] > -1, run.eval["precision"], np.nan)[..., -1]  # (T, R, K, A)
 
     def mean(part: np.ndarray) -> np.ndarray:
@@ -44,14 +52,61 @@ def precision_recall(
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     return Curves(
-        by_iou={
-            "IoU 0.50": mean(precision[:1, :, :, 0]),
-            "IoU 0.75": mean(precision[5:6, :, :, 0]),
-            "IoU 0.50:0.95": mean(precision[:, :, :, 0]),
+        by_threshold={
+            f"{measure} 0.50": mean(precision[:1, :, :, 0]),
+            f"{measure} 0.75": mean(precision[5:6, :, :, 0]),
+            f"{measure} 0.50:0.95": mean(precision[:, :, :, 0]),
         },
-        by_size={name: mean(precision[:, :, :, a]) for a, name in ((1, "small"), (2, "medium"), (3, "large"))},
+        by_size={name: mean(precision[:, :, :, a]) for a, name in enumerate(run.params.areaRngLbl) if a},
         by_class={classes[int(c)]: precision[0, :, k, 0] for k, c in enumerate(run.params.catIds)},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class KeypointErrors:
+    """How far off the keypoints of detections are, of each name of the point set, (J,); nan where none is labelled.
+
+    pck: the share of correct keypoints, PCK: those at most PCK of the box's longer side off.  similarity: the mean of
+    exp(-d^2 / (2 area (2 sigma)^2)), whose mean over an object's keypoints is OKS.  count: (J,) labelled keypoints
+    compared.  objects, missed: how many objects have a labelled keypoint, and of them those that no detection is of.
+    """
+
+    pck: np.ndarray
+    similarity: np.ndarray
+    count: np.ndarray
+    objects: int
+    missed: int
+
+
+def keypoint_errors(
+    ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]], image_ids: Sequence[int], points: PointSet
+) -> KeypointErrors:
+    """Compare the keypoints of objects with those of the detections that COCO pairs them with from an OKS of 0.1.
+
+    Crowds and objects without a labelled keypoint are left out.  The rest: see `coco.measure_keypoints`.
+    """
+    run = run_coco(ground_truth, detections, image_ids, points=points, thresholds=[SAME_OBJECT])
+    close, similarity, count = np.zeros(len(points)), np.zeros(len(points)), np.zeros(len(points), np.int64)
+    objects = missed = 0
+    widest = run.params.areaRng[0]
+    for pairs in (one for one in run.evalImgs if one and one["aRng"] == widest):
+        for truth_id, found_id, ignored in zip(pairs["gtIds"], pairs["gtMatches"][0], pairs["gtIgnore"], strict=True):
+            if ignored:
+                continue
+            objects += 1
+            if not found_id:
+                missed += 1
+                continue
+            truth, found = run.cocoGt.anns[truth_id], run.cocoDt.anns[int(found_id)]
+            wanted, given = (np.reshape(row["keypoints"], (-1, 3)) for row in (truth, found))
+            labelled = wanted[:, 2] > 0
+            squares = ((wanted - given)[:, :2] ** 2).sum(-1)
+            close += labelled & (squares <= (PCK * max(truth["bbox"][2:])) ** 2)
+            spread = 2 * (truth["area"] + np.spacing(1)) * (2 * oks_sigmas(points)) ** 2
+            similarity += np.where(labelled, np.exp(-squares / spread), 0)
+            count += labelled
+    known = np.where(count > 0, np.maximum(count, 1), np.nan)
+    return KeypointErrors(close / known, similarity / known, count, objects, missed)
 
 
 def confusion_matrix(

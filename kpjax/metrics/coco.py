@@ -1,4 +1,4 @@
-"""COCO's box average precision, by pycocotools (imported here only, and lazily)."""
+"""COCO's average precision of boxes and of keypoints, by pycocotools (imported here only, and lazily)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import Any
 
 import numpy as np
 
-# The 12 numbers in pycocotools' order.
+from kpjax.objects import PointSet
+from kpjax.person import PERSON
+
+# pycocotools' 12 numbers of boxes and 10 of keypoints, in its order.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYPOINT_STATS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 MAX_DETS = (1, 10, 100)  # detections an image of COCO's table; mmdetection prints that of (100, 300, 1000)
+# Of keypoints that COCO has no constants for.  Keypoints that are all 0.118 sqrt(area) off have an OKS of 0.5.
+UNIFORM_SIGMA = 0.05
+
+Table = tuple[dict[str, float], dict[int, float], str]  # numbers by name, AP by category id, COCO's own lines
 
 
 def run_coco(
@@ -20,10 +28,14 @@ def run_coco(
     detections: Sequence[dict[str, Any]],
     image_ids: Sequence[int],
     max_dets: tuple[int, int, int] = MAX_DETS,
+    *,
+    points: PointSet | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> Any:
-    """pycocotools' COCOeval of boxes, accumulated: `.eval["precision"]` is (10 IoUs, 101 recalls, K, 4 areas, 3).
+    """pycocotools' COCOeval, accumulated: `.eval["precision"]` is (thresholds, 101 recalls, K, areas, max_dets).
 
-    See `measure` for the arguments.
+    points: evaluate these keypoints, by object keypoint similarity (OKS), 20 detections an image; None: boxes, by IoU.
+    thresholds: of OKS or IoU; None: COCO's ten.  See `measure` for the rest.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -38,12 +50,24 @@ def run_coco(
             results = COCO()
             results.dataset = {**ground_truth, "annotations": []}
             results.createIndex()
-        run = COCOeval(truth, results, "bbox")
+        run = COCOeval(truth, results, "bbox" if points is None else "keypoints")
         run.params.imgIds = sorted(image_ids)
-        run.params.maxDets = list(max_dets)
+        if points is None:
+            run.params.maxDets = list(max_dets)
+        else:
+            run.params.kpt_oks_sigmas = oks_sigmas(points)
+        if thresholds is not None:
+            run.params.iouThrs = np.asarray(thresholds)
         run.evaluate()
         run.accumulate()
     return run
+
+
+def oks_sigmas(points: PointSet) -> np.ndarray:
+    """(J,) the constants of OKS: the point set's own, COCO's of its 17 joints of a person, or UNIFORM_SIGMA."""
+    if points.sigmas:
+        return np.array(points.sigmas)
+    return np.array(PERSON.sigmas if points.names == PERSON.names else [UNIFORM_SIGMA] * len(points))
 
 
 def measure(
@@ -51,7 +75,7 @@ def measure(
     detections: Sequence[dict[str, Any]],
     image_ids: Sequence[int],
     max_dets: tuple[int, int, int] = MAX_DETS,
-) -> tuple[dict[str, float], dict[int, float], str]:
+) -> Table:
     """Evaluate boxes as COCO does -> (the 12 numbers by name, AP by category id, COCO's own lines).
 
     ground_truth: a COCO instances dict.  detections: rows in COCO's result format; they are not changed.
@@ -60,10 +84,25 @@ def measure(
     IoUs and all areas; nan where the images hold none of it.  A number that does not exist is -1, COCO's own mark.
     """
     run = run_coco(ground_truth, detections, image_ids, max_dets)
+    return _table(run, (*STATS[:6], *(f"AR{most}" for most in max_dets), *STATS[9:]))
+
+
+def measure_keypoints(
+    ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]], image_ids: Sequence[int], points: PointSet
+) -> Table:
+    """Evaluate keypoints as COCO does -> (the 10 numbers by name, AP by category id, COCO's own lines).
+
+    points: what the keypoints are; see `oks_sigmas`.  See `measure` for the rest.  Objects without a labelled keypoint
+    are neither missed nor found.  As in the authors' programs rows have boxes too, and a detection that matches nothing
+    counts for medium or large objects by the area of its box.
+    """
+    return _table(run_coco(ground_truth, detections, image_ids, points=points), KEYPOINT_STATS)
+
+
+def _table(run: Any, names: Sequence[str]) -> Table:
     lines = io.StringIO()
     with contextlib.redirect_stdout(lines):
         run.summarize()
-    names = (*STATS[:6], *(f"AR{most}" for most in max_dets), *STATS[9:])
     stats = {name: float(value) for name, value in zip(names, run.stats, strict=True)}
     per_category = {}
     for k, category in enumerate(run.params.catIds):

@@ -43,7 +43,9 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([label_of[row["category_id"]] for row in rows], np.int32)
         scores = np.array([row["score"] for row in rows], np.float32)
-        large, found = enlarge(image, Detections(boxes, scores, labels))
+        points = [row["keypoints"] for row in rows if "keypoints" in row]
+        keypoints = np.array(points, np.float32).reshape(len(rows), -1, 3) if points else None
+        large, found = enlarge(image, Detections(boxes, scores, labels, keypoints=keypoints))
         drawn = draw_objects(large, found, source.classes, score_thr, source.points)
         Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
         written += 1

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kpjax.data.source import Source
 from kpjax.inference.evaluate import Evaluation
-from kpjax.metrics.analysis import RECALLS, confusion_matrix, precision_recall
+from kpjax.metrics.analysis import PCK, RECALLS, Curves, confusion_matrix, keypoint_errors, precision_recall
 from kpjax.show.drawing import class_color
 
 _INK, _GRID, _PAPER, _BLUE = (30, 30, 30), (222, 222, 222), (255, 255, 255), (20, 80, 160)
@@ -21,26 +21,47 @@ _LEGEND = 26  # lines that a legend has room for; of more classes the lowest AP 
 def write_plots(folder: str, evaluation: Evaluation, source: Source, least_score: float) -> list[str]:
     """Write precision_recall.png, precision_recall_classes.png and confusion_matrix.png; returns their paths.
 
+    Where keypoints are the metric these are the boxes', and the keypoints' own stand beside them:
+    keypoints_precision_recall.png, keypoints_precision_recall_classes.png and keypoints_correct.png.
     least_score: of a detection that the confusion matrix counts.
     """
     truth, found = source.ground_truth(), evaluation.detections
     image_ids = [int(i) for i in source.image_ids[: evaluation.images]]
-    curves = precision_recall(truth, found, image_ids, dict(zip(source.category_ids, source.classes, strict=True)))
+    classes = dict(zip(source.category_ids, source.classes, strict=True))
     counts = confusion_matrix(truth, found, image_ids, source.category_ids, least_score=least_score)
-    sizes = {f"{name}, IoU 0.50:0.95": curve for name, curve in curves.by_size.items()}
-    pictures = {
-        "precision_recall.png": draw_curves(curves.by_iou | sizes, "precision against recall, mean over the classes"),
-        "precision_recall_classes.png": draw_curves(curves.by_class, "precision against recall, IoU 0.50"),
-        "confusion_matrix.png": draw_matrix(
-            counts, source.classes, f"objects (rows) as detected (columns), score from {least_score:g}, IoU from 0.5"
-        ),
-    }
+    pictures = _curve_pictures(precision_recall(truth, found, image_ids, classes), "boxes", "IoU")
+    pictures["confusion_matrix.png"] = draw_matrix(
+        counts, source.classes, f"objects (rows) as detected (columns), score from {least_score:g}, IoU from 0.5"
+    )
+    if evaluation.metric == "keypoints":
+        assert source.points is not None
+        curves = precision_recall(truth, found, image_ids, classes, source.points)
+        own = _curve_pictures(curves, "keypoints", "OKS")
+        errors = keypoint_errors(truth, found, image_ids, source.points)
+        own["correct.png"] = draw_bars(
+            [round(100 * share) for share in np.nan_to_num(errors.pck).tolist()],
+            source.points.names,
+            f"keypoints at most {PCK:g} of the box's longer side off (PCK@{PCK:g}), % of those labelled; "
+            f"{errors.objects - errors.missed} of {errors.objects} objects found",
+            "keypoint",
+        )
+        pictures |= {f"keypoints_{name}": picture for name, picture in own.items()}
     os.makedirs(folder, exist_ok=True)
     paths = []
     for name, picture in pictures.items():
         paths.append(os.path.join(folder, name))
         Image.fromarray(picture).save(paths[-1])
     return paths
+
+
+def _curve_pictures(curves: Curves, what: str, measure: str) -> dict[str, np.ndarray]:
+    """what: "boxes" or "keypoints".  measure: what is compared with a threshold, "IoU" or "OKS"."""
+    title = f"precision against recall of {what}"
+    sizes = {f"{name}, {measure} 0.50:0.95": curve for name, curve in curves.by_size.items()}
+    return {
+        "precision_recall.png": draw_curves(curves.by_threshold | sizes, f"{title}, mean over the classes"),
+        "precision_recall_classes.png": draw_curves(curves.by_class, f"{title}, {measure} 0.50"),
+    }
 
 
 def draw_curves(curves: dict[str, np.ndarray], title: str, side: int = 480) -> np.ndarray:

@@ -111,10 +111,7 @@ class Loop:
         self.stats = dict(found.stats)
         self.log.numbers("eval", self.number, self.stats)
         skipped = f", {found.skipped} unreadable" if found.skipped else ""
-        self.log.say(
-            f"step {self.number}: AP {found.ap:.3f}, AP50 {found.ap50:.3f} "
-            f"on {found.images} images{skipped} in {found.seconds:.1f} s"
-        )
+        self.log.say(f"step {self.number}: {found.in_short} on {found.images} images{skipped} in {found.seconds:.1f} s")
         self.checkpoints.score(self.number, self.stats.get("AP"))
 
     def _read_oldest(self) -> None:

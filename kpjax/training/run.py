@@ -22,8 +22,15 @@ from kpjax import config as configs
 from kpjax.checkpoint.weights import describe, is_inference, save_inference
 from kpjax.config import Config
 from kpjax.data.opening import has_validation, open_source
-from kpjax.data.source import Source, fingerprint, require_boxes, require_same_classes
-from kpjax.detectors import from_config
+from kpjax.data.source import (
+    Source,
+    fingerprint,
+    require_boxes,
+    require_keypoints,
+    require_same_classes,
+    require_same_points,
+)
+from kpjax.detectors import from_config, learns_points
 from kpjax.detectors.base import Detector
 from kpjax.inference.evaluate import describe_evaluation, make_evaluator
 from kpjax.parallel import distributed
@@ -97,10 +104,13 @@ def _run(
     # The data, the model and the devices.
     root = epath.Path(workdir)
     check_workdir(root, config)
-    source = train_source or open_source(config.data, "train")
+    keypoints = learns_points(config.model.name)
+    source = train_source or open_source(config.data, "train", keypoints=keypoints)
     require_boxes(source)
-    val = _validation(config, source)
-    detector = from_config(config, len(source.classes))
+    if keypoints:
+        require_keypoints(source)
+    val = _validation(config, source, keypoints)
+    detector = from_config(config, len(source.classes), source.points)
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
     connect_devices(mesh)
@@ -207,11 +217,12 @@ def _pipeline(source: Source, config: Config, start: int) -> Iterator[dict[str, 
     )
 
 
-def _validation(config: Config, source: Source) -> Source | None:
+def _validation(config: Config, source: Source, keypoints: bool) -> Source | None:
     if not has_validation(config.data):
         return None
-    val = open_source(config.data, "val")
+    val = open_source(config.data, "val", keypoints=keypoints)
     require_same_classes(val, source)
+    require_same_points(val, source)
     return val
 
 

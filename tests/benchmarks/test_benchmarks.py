@@ -99,7 +99,7 @@ def test_rows_of_the_batches_that_fit(
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
         return measure(kind, config, *others)
 
-    monkeypatch.setattr(accelerator, "from_config", lambda config, classes: two_layer_detector())
+    monkeypatch.setattr(accelerator, "from_config", lambda config, classes, points=None: two_layer_detector())
     monkeypatch.setattr(accelerator, "measure", up_to_two_images)
     out = tmp_path / "accelerator.json"
     options = ["--models", "centernet_r18", "--tiny", "--batches", "2", "4", "--steps", "2", "--rounds", "3"]
@@ -120,7 +120,7 @@ def test_rows_of_the_batches_that_fit(
 
 
 def test_the_loop_is_train_pys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes: two_layer_detector())
+    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes, points=None: two_layer_detector())
     assert 0 < accelerator.loop_seconds(model_config("centernet_r18", 8, "float32", tiny=True), 3, 2) < 60
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpjax.metrics.analysis import RECALLS, confusion_matrix, precision_recall
+from kpjax.metrics.analysis import RECALLS, confusion_matrix, keypoint_errors, precision_recall
+from kpjax.objects import PointSet
 from kpjax.show.drawing import class_color
 from kpjax.show.plots import draw_curves, draw_matrix
 
@@ -59,7 +60,7 @@ def test_curves() -> None:
     curves = precision_recall(TRUTH, rows, [1, 2], NAMES)
     np.testing.assert_allclose(curves.by_class["green"], 1.0)
     np.testing.assert_allclose(curves.by_class["red"], np.where(RECALLS <= 0.5, 0.5, 0.0))
-    np.testing.assert_allclose(curves.by_iou["IoU 0.50"], np.where(RECALLS <= 0.5, 0.75, 0.5))
+    np.testing.assert_allclose(curves.by_threshold["IoU 0.50"], np.where(RECALLS <= 0.5, 0.75, 0.5))
     # C is large; A is small, and B, of medium size, was not found
     np.testing.assert_allclose(curves.by_size["large"], 1.0)
     np.testing.assert_allclose(curves.by_size["medium"], 0.0)
@@ -89,3 +90,48 @@ def test_pictures_show_what_they_are_given() -> None:
 def test_empty_curves(count: int) -> None:
     curves = {f"class {k}": np.full(101, np.nan) for k in range(count)}
     assert draw_curves(curves, "title").ndim == 3
+
+
+BAR = PointSet(("low", "middle", "high"), sigmas=(0.05, 0.05, 0.05))
+
+
+def bars() -> dict[str, Any]:
+    """Three objects of class 3, 100 pixels a side; the second's `high` is not labelled, nothing of the third is."""
+    instances = truth(*((1, 3, [10.0 + 110 * n, 10.0, 100.0, 100.0], False) for n in range(3)))
+    for n, annotation in enumerate(instances["annotations"]):
+        seen = ((2, 1, 2), (2, 2, 0), (0, 0, 0))[n]
+        x = 60 + 110 * n
+        annotation["keypoints"] = [v for y, s in zip((20, 60, 100), seen, strict=True) for v in (x * (s > 0), y, s)]
+        annotation["num_keypoints"] = sum(s > 0 for s in seen)
+    return instances
+
+
+def bar(n: int, off: tuple[float, float, float], score: float) -> dict[str, Any]:
+    """A detection of object n whose points are so many pixels off, in y."""
+    x = 60.0 + 110 * n
+    keypoints = [v for y, o in zip((20, 60, 100), off, strict=True) for v in (x, y + o, 0.5)]
+    return row(1, 3, [10.0 + 110 * n, 10.0, 100.0, 100.0], score) | {"keypoints": keypoints}
+
+
+def test_keypoint_errors() -> None:
+    """Of the area 100 x 100 and sigma 0.05 a point that is 10 pixels off has a similarity of exp(-1/2)."""
+    found = [bar(0, (0, 10, 10.5), 0.9), bar(1, (0, 0, 99), 0.8), bar(2, (50, 50, 50), 0.7)]
+    errors = keypoint_errors(bars(), found, [1, 2], BAR)
+    assert (errors.objects, errors.missed) == (2, 0) and errors.count.tolist() == [2, 2, 1]
+    np.testing.assert_allclose(errors.pck, [1, 1, 0])  # 10.5 is more than 0.1 of the box's longer side
+    want = [1, (np.exp(-0.5) + 1) / 2, np.exp(-0.5 * 1.05**2)]
+    np.testing.assert_allclose(errors.similarity, want, rtol=1e-6)
+    one = keypoint_errors(bars(), found[1:], [1, 2], BAR)
+    assert (one.objects, one.missed) == (2, 1) and np.isnan(one.pck[2]) and one.pck[:2].tolist() == [1, 1]
+
+
+def test_curves_of_keypoints() -> None:
+    """Of two objects one is found at an OKS of 1, the other at one of exp(-1/2) = 0.61, three of ten thresholds."""
+    found = [bar(0, (0, 0, 0), 0.9), bar(1, (10, 10, 0), 0.8)]
+    curves = precision_recall(bars(), found, [1, 2], NAMES, BAR)
+    assert list(curves.by_threshold) == ["OKS 0.50", "OKS 0.75", "OKS 0.50:0.95"]
+    np.testing.assert_allclose(curves.by_threshold["OKS 0.50"], 1)
+    np.testing.assert_allclose(curves.by_threshold["OKS 0.75"], RECALLS <= 0.5)
+    np.testing.assert_allclose(curves.by_threshold["OKS 0.50:0.95"], np.where(RECALLS <= 0.5, 1, 0.3))
+    assert list(curves.by_size) == ["medium", "large"]
+    np.testing.assert_allclose(curves.by_class["red"], 1)

@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def config(data: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes: _three_classes())
+    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes, points=None: _three_classes())
     config = tiny_config(steps=6)
     config.data.max_boxes, config.data.threads = 8, 1
     config.data.train.images = str(data / "train")

@@ -53,7 +53,7 @@ def config(data: pathlib.Path) -> Config:
 @pytest.fixture(autouse=True)
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process train two layers; programs of their own train CenterNet."""
-    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes: _five_classes())
+    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes, points=None: _five_classes())
 
 
 def _five_classes():
