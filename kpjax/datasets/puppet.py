@@ -146,7 +146,7 @@ def _body(at: dict[str, np.ndarray], stout: float) -> list[Part]:
     head, r = at["head"], 0.045 * stout
     corners = ((left, right), (right, right_hip), (right_hip, left_hip), (left_hip, left))
     torso = (np.stack([left, right, right_hip, left_hip]), *(_capsule(a, b, r, r) for a, b in corners))
-    face = (_capsule(head, (left + right) / 2, 0.035, 0.035), _capsule(head, head, 0.09, 0.09))
+    face = (_capsule(head, (left + right) / 2 - (0.0, 0.03), 0.035, 0.035), _capsule(head, head, 0.09, 0.09))
     eyes = tuple(_capsule(eye, eye, 0.016, 0.016) for eye in (head + np.array([x, -0.015]) for x in (-0.035, 0.035)))
     return [Part(BODY, SHIRT, torso), Part(BODY, SKIN, face), Part(BODY, EYES, eyes)]
 
