@@ -12,7 +12,7 @@ from kpjax.config import Config, ModelConfig
 from kpjax.detectors import center_config, centernet, cornernet, pose, triplet
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
-from kpjax.objects import Detections
+from kpjax.objects import Detections, PointSet
 
 # name -> (num_classes, options) -> Detector
 MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
@@ -103,9 +103,18 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
     return options
 
 
-def from_config(config: Config, classes: int) -> Detector:
+def learns_points(name: str) -> bool:
+    """Whether the model learns points of objects, so that its data are opened with their keypoints.
+
+    Raises ConfigError for a name that does not exist.
+    """
+    return build(name, 1).points is not None
+
+
+def from_config(config: Config, classes: int, points: PointSet | None = None) -> Detector:
     """The detector that `config.model` describes, for data of `classes` classes.
 
+    points: the data's, for models that learn points; None: the model's default, COCO's 17 of a person.
     Raises ConfigError where the two disagree, or where the network cannot take images of the size that
     `config.augment` gives.
     """
@@ -114,7 +123,10 @@ def from_config(config: Config, classes: int) -> Detector:
         raise ConfigError(
             f"config.model.num_classes is {model.num_classes}, but the training annotations list {classes} classes"
         )
-    detector = build(model.name, classes, **options_of(model))
+    options = options_of(model)
+    if points is not None and learns_points(model.name):
+        options["points"] = points
+    detector = build(model.name, classes, **options)
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     return detector
