@@ -1,4 +1,4 @@
-# make demo   draw a data set of shapes, train on it, evaluate, and write pictures of what was found
+# make demo   draw a data set (shapes, or figures for MODEL=pose), train on it, evaluate, write pictures of the result
 # make test   formatting, linting, types, tests
 # Both make .venv and install what they need the first time.  The rest: format, test-full (slow tests too, compiled as
 # users compile), soak, golden-full, clean.
@@ -22,7 +22,9 @@ BIN := .venv/bin
 # loadfile alone would begin with the files of most tests; tests/conftest.py says which take longest
 PYTEST_FILES = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-DATA := $(WORK)/shapes-$(SEED)
+# pose learns joints, which figures have; all other models learn shapes
+KIND := $(if $(filter shapes_pose,$(basename $(notdir $(CONFIG)))),figures,shapes)
+DATA := $(WORK)/$(KIND)-$(SEED)
 RUN := $(WORK)/$(basename $(notdir $(CONFIG)))-$(SEED)
 SPLITS := --config.data.train.images=$(DATA)/train \
   --config.data.train.annotations=$(DATA)/annotations/instances_train.json \
@@ -32,7 +34,7 @@ SPLITS := --config.data.train.images=$(DATA)/train \
 demo: $(BIN)/.demo-installed
 	@test -f $(CONFIG) || { echo "error: no $(CONFIG); MODEL can be one of:" \
 	  $$(ls configs | sed -n 's/^shapes_\(.*\)\.py$$/\1/p') >&2; exit 2; }
-	@$(BIN)/python -m kpjax shapes --out $(DATA) --seed $(SEED)
+	@$(BIN)/python -m kpjax shapes --kind $(KIND) --out $(DATA) --seed $(SEED)
 	@SECONDS=0; \
 	$(BIN)/python train.py --config $(CONFIG) --workdir $(RUN) --config.seed=$(SEED) $(SPLITS); \
 	trained=$$SECONDS; \

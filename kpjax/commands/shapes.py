@@ -1,4 +1,4 @@
-"""`python -m kpjax shapes`: write the data set of drawn shapes."""
+"""`python -m kpjax shapes`: write a drawn data set, of shapes or of articulated figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import argparse
 import os
 import time
 
-from kpjax.datasets import shapes
+from kpjax.datasets import figures, shapes
+
+_KINDS = {"shapes": shapes, "figures": figures}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.description = "Write a data set of drawn shapes: JPEG files and COCO instances JSON."
+    parser.description = "Write a drawn data set: JPEG files and COCO JSON."
     parser.add_argument("--out", required=True, help="folder to write: train/, val/ and annotations/")
+    parser.add_argument(
+        "--kind",
+        choices=_KINDS,
+        default="shapes",
+        help="shapes: five outlines with boxes; figures: puppets with boxes and joints (default %(default)s)",
+    )
     parser.add_argument("--train", type=int, default=1000, help="training images (default %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="held-out images (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of an image in pixels (default %(default)s)")
@@ -22,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the data set and say what was written.  Raises ConfigError on settings that cannot work."""
     start = time.perf_counter()
-    written = shapes.write(args.out, train=args.train, val=args.val, size=args.size, seed=args.seed)
+    kind = _KINDS[args.kind]
+    written = kind.write(args.out, train=args.train, val=args.val, size=args.size, seed=args.seed)
     what = f"{args.train} train and {args.val} val images of {args.size} px, seed {args.seed}"
     how = f"written in {time.perf_counter() - start:.1f} s" if written else "already there"
-    print(f"{os.path.abspath(args.out)}: {what}, classes {', '.join(shapes.CLASSES)}: {how}")
+    joints = f", joints {', '.join(figures.JOINTS)}" if args.kind == "figures" else ""
+    print(f"{os.path.abspath(args.out)}: {what}, classes {', '.join(kind.CLASSES)}{joints}: {how}")
     return 0

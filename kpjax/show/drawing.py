@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from kpjax.objects import Detections, Objects, PointSet, Record, map_coordinates
+from kpjax.objects import HIDDEN, Detections, Objects, PointSet, Record, map_coordinates
+from kpjax.show.skeleton import Color, draw_skeleton
 
-Color = tuple[int, int, int]
 _Rect = tuple[float, float, float, float]
 POINT_SCORE = 0.1  # least score of a found point that is drawn
 _LEGIBLE = 9  # pixels of text height; smaller letters cannot be read
@@ -47,8 +47,9 @@ def draw_objects(
     image: (H, W, 3) uint8 RGB.  found: one image's `Detections`, or `Objects` (only names are written, empty slots and
     ignored regions are left out), NumPy, in the image's pixels; parts outside are cut.  names: class names; a label
     beyond them is written as its number.  Detections scored below `score_thr` are left out, and the best are drawn on
-    top.  points: which points are joined by lines.  Lines and letters scale with the image; in an image too small for
-    letters, boxes alone are drawn.
+    top.  points: what the points are, see `draw_skeleton`; annotated ones that are hidden are drawn as rings.  Lines
+    and letters scale with the image, skeletons with their objects too; in an image too small for letters, there are
+    none.
 
     Returns (H, W, 3) uint8.  Raises ValueError on an image of another kind, or arrays that do not match.
     """
@@ -75,8 +76,10 @@ def draw_objects(
     for i in order:
         _draw_box(canvas, boxes[i], class_color(labels[i]), line, width, height)
         if xy is not None:
-            there = np.ones(len(xy[i]), bool) if shown is None else np.asarray(shown[i]) > point_least
-            _draw_points(canvas, np.asarray(xy[i]), there, points, class_color(labels[i]), line)
+            color, seen = class_color(labels[i]), np.full(len(xy[i]), np.inf) if shown is None else np.asarray(shown[i])
+            hidden = (seen == HIDDEN) & isinstance(found, Objects)
+            of_object = min(line, max(1, round(_side(boxes[i]) / 50)))
+            draw_skeleton(canvas, xy[i], seen > point_least, hidden, points, color, _contrast(color), of_object)
     size = max(_LEGIBLE + 1, round(max(height, width) / 52))
     if size * 2 <= min(height, width):
         font = ImageFont.load_default(size)
@@ -88,18 +91,9 @@ def draw_objects(
     return np.array(picture)
 
 
-def _draw_points(
-    canvas: ImageDraw.ImageDraw, xy: np.ndarray, there: np.ndarray, points: PointSet | None, color: Color, line: int
-) -> None:
-    """An object's points (J, 2), those that are `there` (J,), and the lines between them, with a rim as boxes have."""
-    for a, b in points.edges if points else ():
-        if there[a] and there[b]:
-            ends = [tuple(map(float, xy[a])), tuple(map(float, xy[b]))]
-            canvas.line(ends, fill=_contrast(color), width=line + 2)
-            canvas.line(ends, fill=color, width=line)
-    radius = line + 1
-    for x, y in xy[there & np.isfinite(xy).all(-1)].tolist():
-        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=_contrast(color))
+def _side(box: np.ndarray) -> float:
+    """The side of the square that has a box's area."""
+    return float(np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0)))
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, color: Color, line: int, width: int, height: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kpjax.objects import Detections, Objects, PointSet
+from kpjax.objects import Detections
 from kpjax.show import drawing as draw
 from kpjax.show.batch import show_batch
 from kpjax.show.drawing import class_color, draw_objects, enlarge
@@ -144,26 +144,3 @@ def test_small_images_are_enlarged_with_their_boxes() -> None:
     np.testing.assert_array_equal(found.boxes, [[0, 0, 2, 4]])
     same, _ = enlarge(np.zeros((400, 300, 3), np.uint8), found)
     assert same.shape == (400, 300, 3)
-
-
-def test_points_are_drawn_where_they_are_and_joined() -> None:
-    square = PointSet(("a", "b", "c", "d"), mirror=(1, 0, 3, 2), edges=((0, 1), (2, 3)))
-    image = np.full((240, 320, 3), 128, np.uint8)
-    xy = np.array([[[60.0, 70], [180, 70], [60, 170], [180, 170]]])
-    objects = Objects(
-        boxes=np.array([[50.0, 60, 200, 180]]),
-        labels=np.zeros(1, np.int32),
-        role=np.ones(1, np.int32),
-        points=xy,
-        seen=np.array([[2, 1, 2, 0]]),
-    )
-    drawn = draw_objects(image, objects, NAMES, points=square)
-    color = class_color(0)
-    for (x, y), seen in zip(xy[0].astype(int), (True, True, True, False), strict=True):
-        assert (drawn[y, x] == color).all() == seen
-    np.testing.assert_array_equal(drawn[70, 120], color)  # the edge between two that are there
-    np.testing.assert_array_equal(drawn[170, 120], image[170, 120])  # one end is unlabelled
-    keypoints = np.concatenate([xy, np.array([[[0.9], [0.01], [0.9], [0.9]]])], axis=-1)
-    found = Detections(objects.boxes, np.array([0.9]), objects.labels, keypoints=keypoints)
-    drawn = draw_objects(image, found, NAMES, points=square)
-    assert (drawn[70, 60] == color).all() and not (drawn[70, 180] == color).all()
