@@ -31,12 +31,14 @@ MODELS: dict[str, Callable[[int, dict[str, Any]], Detector]] = {
         "centernet_dla34_nodcn": center_config.DLA34_NODCN,
     }.items()
 }
-_POSE = {
-    "centernet_r18_pose": pose.R18,
-    "centernet_dla34_pose": pose.DLA34,
-    "centernet_hg104_pose": pose.HG104,
+MODELS |= {
+    name: functools.partial(pose.build, name, released)
+    for name, released in {
+        "centernet_r18_pose": pose.R18,
+        "centernet_dla34_pose": pose.DLA34,
+        "centernet_hg104_pose": pose.HG104,
+    }.items()
 }
-MODELS |= {name: functools.partial(pose.build, name, released) for name, released in _POSE.items()}
 MODELS |= {
     name: functools.partial(cornernet.build, name, released)
     for name, released in {
@@ -55,11 +57,6 @@ __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_mod
 def list_models() -> list[str]:
     """The names that `build` accepts."""
     return sorted(MODELS)
-
-
-def learns_points(name: str) -> bool:
-    """Whether the model learns and finds the points of objects, and takes the option `points`."""
-    return name in _POSE
 
 
 def build(name: str, num_classes: int = 80, **options: Any) -> Detector:
@@ -107,7 +104,7 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def learns_points(name: str) -> bool:
-    """Whether the model learns points of objects, so that its data are opened with their keypoints.
+    """Whether the model learns and finds points of objects: it has the option `points`, and needs keypoints as data.
 
     Raises ConfigError for a name that does not exist.
     """
