@@ -59,6 +59,7 @@ class DataConfig:
     # crowd boxes (iscrowd: 1): "ignore": not trained on, as in mmdetection; "train": treated as any other box, as in
     # the authors' programs
     crowds: str = "ignore"
+    empty_images: str = "keep"  # training images without an object to learn from: "keep" or "drop"
     # Models of keypoints: the pairs that a mirror exchanges, e.g. "top_left:top_right,bottom_left:bottom_right"; "": by
     # left and right in their names; "none": none.  A checkpoint keeps those it was trained with
     mirror_pairs: str = ""
@@ -174,6 +175,7 @@ class Config:
             ("model.precision", self.model.precision, ("default", "high", "highest")),
             ("data.source", self.data.source, ("coco", "tfds")),
             ("data.crowds", self.data.crowds, ("ignore", "train")),
+            ("data.empty_images", self.data.empty_images, ("keep", "drop")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
             ("optim.name", self.optim.name, ("adam", "sgd")),

@@ -7,7 +7,7 @@ import difflib
 
 from kpjax.config import DataConfig
 from kpjax.data.coco import CocoFolder
-from kpjax.data.source import Mistake, Source, stop
+from kpjax.data.source import Mistake, Source, stop, without_empty_images
 from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
 from kpjax.objects import PointSet
@@ -37,9 +37,11 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keyp
         source = Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
     else:
         raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
-    if source.points is None:
-        return source
-    return dataclasses.replace(source, points=with_settings(source.points, config, source.name))
+    if source.points is not None:
+        source = dataclasses.replace(source, points=with_settings(source.points, config, source.name))
+    if split == "train" and config.empty_images == "drop":
+        source = without_empty_images(source)
+    return source
 
 
 def with_settings(points: PointSet, config: DataConfig, name: str) -> PointSet:

@@ -87,6 +87,39 @@ class Source:
         return len(self.image_ids)
 
 
+def without_empty_images(source: Source) -> Source:
+    """The source less the images that have no object to learn from."""
+    kept = np.flatnonzero(object_counts(source))
+    if len(kept) == len(source):
+        return source
+    place = np.full(len(source), -1, np.int64)
+    place[kept] = np.arange(len(kept))
+    there = place[source.annotations.image] >= 0
+    rows = {f.name: getattr(source.annotations, f.name) for f in dataclasses.fields(Annotations)}
+    annotations = Annotations(**{name: rows[name] if rows[name] is None else rows[name][there] for name in rows})
+    ids = set(source.image_ids[kept].tolist())
+
+    def ground_truth() -> dict[str, Any]:
+        whole = source.ground_truth()
+        images = [image for image in whole["images"] if image["id"] in ids]
+        return whole | {
+            "images": images,
+            "annotations": [row for row in whole["annotations"] if row["image_id"] in ids],
+        }
+
+    return dataclasses.replace(
+        source,
+        image_ids=source.image_ids[kept],
+        heights=source.heights[kept],
+        widths=source.widths[kept],
+        files=tuple(source.files[i] for i in kept),
+        objects=tuple(source.objects[i] for i in kept),
+        read=lambda i: source.read(int(kept[i])),
+        ground_truth=ground_truth,
+        annotations=dataclasses.replace(annotations, image=place[annotations.image]),
+    )
+
+
 def fingerprint(source: Source) -> str:
     """A short text that differs where two splits differ in classes, images or objects; files and folders may differ."""
     points = () if source.points is None else (source.points.names,)
