@@ -1,4 +1,4 @@
-"""Overfit a CenterNet-ResNet-18 for pose on 50 real COCO images: a check that joints, masks and mirrored pairs are right.
+"""Overfit a CenterNet-ResNet-18 for pose on 50 real COCO images: a check of joints, masks and mirrored pairs.
 
     python train.py --config configs/tiny_coco_pose.py --workdir runs/tiny_pose \\
         --config.data.train.images=DATA/tiny_coco/train2017 \\

@@ -275,11 +275,15 @@ def recipe(name: str) -> Config:
     return runpy.run_path(str(path))["get_config"]()
 
 
-def coco2017(config: Config, root: str = "data/coco") -> None:
-    """Set the data of `config` to COCO 2017 as it is distributed: train2017, val2017 and annotations in `root`."""
+def coco2017(config: Config, root: str = "data/coco", *, keypoints: bool = False) -> None:
+    """Set the data of `config` to COCO 2017 as it is distributed: train2017, val2017 and annotations in `root`.
+
+    keypoints: the annotations of persons with their joints, instead of all instances.
+    """
+    kind = "person_keypoints" if keypoints else "instances"
     for split, name in ((config.data.train, "train2017"), (config.data.val, "val2017")):
         split.images = f"{root}/{name}"
-        split.annotations = f"{root}/annotations/instances_{name}.json"
+        split.annotations = f"{root}/annotations/{kind}_{name}.json"
 
 
 # Keys that a config.json of an older version may hold -> what they are called now, both by their full names, e.g.

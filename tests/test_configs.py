@@ -23,6 +23,7 @@ from tests.convert import released
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 COCO_IMAGES = 118287  # train2017
+PEOPLE_IMAGES = 64115  # of them with people
 
 
 def load(path: pathlib.Path) -> ModuleType:
@@ -49,7 +50,7 @@ def test_config(path: pathlib.Path) -> None:
     images = jax.ShapeDtypeStruct((config.batch, *size, 3), jnp.float32)
     outputs, _ = jax.eval_shape(lambda x: detector.net.init_with_output(jax.random.key(0), x, train=True), images)
     cells = (config.batch, -(-size[0] // detector.stride), -(-size[1] // detector.stride))
-    heatmaps = [x for name, x in outputs[-1].items() if name.endswith(("heat", "heatmap"))]
+    heatmaps = [x for name, x in outputs[-1].items() if name.endswith("heat") or name == "heatmap"]
     assert heatmaps and all(x.shape == (*cells, classes) and x.dtype == jnp.float32 for x in heatmaps)
 
 
@@ -66,6 +67,8 @@ def test_coco_is_named_once() -> None:
     ("base", "name", "keys"),
     [
         ("coco_dla34_1x", "coco_dla34_2x", {"epochs", "optim.drops"}),
+        ("coco_pose_dla34_1x", "coco_pose_dla34_3x", {"epochs", "optim.drops"}),
+        ("coco_pose_hg104_1x", "coco_pose_hg104_3x", {"epochs", "optim.drops"}),
         ("coco_r18", "coco_r18_dcn", {"model.name"}),
         ("coco_r101", "coco_r101_dcn", {"model.name"}),
         ("coco_r18_mmdet", "coco_r18_dcn_mmdet", {"model.name"}),
@@ -258,3 +261,25 @@ def test_published_schedule_of_twice_the_length() -> None:
     rates = learning_rate(config.optim, steps)
     for epoch, expected in ((179.9, 5e-4), (180.1, 5e-5), (209.9, 5e-5), (210.1, 5e-6)):
         assert float(rates(jnp.int32(epoch * COCO_IMAGES / 128))) == pytest.approx(expected, rel=1e-5), epoch
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "epochs", "drops"),
+    [
+        ("coco_pose_dla34_1x", 128, 5e-4, 140, (90, 120)),
+        ("coco_pose_dla34_3x", 128, 5e-4, 320, (270, 300)),
+        ("coco_pose_hg104_1x", 24, 2.5e-4, 50, (40,)),
+        ("coco_pose_hg104_3x", 24, 2.5e-4, 150, (130,)),
+    ],
+)
+def test_published_schedules_of_pose(name: str, batch: int, rate: float, epochs: int, drops: tuple[int, ...]) -> None:
+    """xingyizhou's scripts: images with people alone, at most 32 of them, flip at test time."""
+    config = load(REPOSITORY / "configs" / f"{name}.py").get_config()
+    assert (config.batch, config.epochs, config.data.max_boxes, config.eval.preset) == (batch, epochs, 32, "flip")
+    assert config.data.empty_images == "drop" and "person_keypoints_train2017" in config.data.train.annotations
+    steps = round(epochs * PEOPLE_IMAGES / batch)
+    rates = learning_rate(config.optim, steps)
+    for number, epoch in enumerate(drops):
+        for shift, drop in ((-0.1, number), (0.1, number + 1)):
+            found = float(rates(jnp.int32((epoch + shift) * PEOPLE_IMAGES / batch)))
+            assert found == pytest.approx(rate / 10**drop, rel=1e-5)

@@ -268,6 +268,7 @@ def build(name: str, released: PoseConfig, num_classes: int, options: dict[str, 
         metric="keypoints",
         stride=STRIDE,
         multiple=multiple(config),
+        boxes_model=name.removesuffix("_pose"),
         import_rules=config.import_rules,
         options=options,
     )

@@ -10,6 +10,7 @@ import jax
 from kpjax import detectors
 from kpjax.checkpoint.weights import load_inference
 from kpjax.detectors.base import Detector
+from kpjax.detectors.center_config import CenterNetConfig
 from kpjax.errors import ConfigError
 from kpjax.training.log import say
 from kpjax.training.step import TrainState
@@ -52,17 +53,31 @@ def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) 
 
 
 def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, list[str]]:
-    """The trunk of an ImageNet classifier, or all but the class heads of a released detector of this model."""
+    """The trunk of an ImageNet classifier, or all but the class heads of a released detector.
+
+    That is one of this model, or of the boxes on the same network: then this model's further heads start anew too.
+    """
     from kpjax import convert
 
     def build(classes: int) -> Detector:
         return detectors.build(detector.name, classes, **detector.options)
 
+    def build_boxes(classes: int) -> Detector:
+        known = {field.name for field in dataclasses.fields(CenterNetConfig)}
+        options = {key: value for key, value in detector.options.items() if key in known}
+        return detectors.build(detector.boxes_model, classes, **options)
+
     try:
         state_dict = convert.read_torch_file(path)
         classes = convert.count_classes(build, state_dict)
         if classes:
-            return _matching(variables, convert.import_torch(build(classes), state_dict))
+            try:
+                imported = convert.import_torch(build(classes), state_dict)
+            except convert.ImportMismatch:
+                if not detector.boxes_model:
+                    raise
+                imported = convert.import_torch(build_boxes(classes), state_dict)
+            return _matching(variables, imported)
         backbone = convert.load_backbone(detector, variables, state_dict)
     except convert.TorchFileError as error:
         raise ConfigError(f"config.init_from: {error}") from error

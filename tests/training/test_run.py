@@ -356,3 +356,23 @@ def test_fine_tuning_starts_the_class_heads_anew(tmp_path: pathlib.Path, capsys:
             variables["params"]["heads"][head]["kernel"], released["params"]["heads"][head]["kernel"]
         )
     assert (variables["params"]["heads"]["heatmap_out"]["bias"] == -np.ones(5)).all()
+
+
+def test_pose_starts_from_the_boxes_of_the_same_network(tmp_path: pathlib.Path) -> None:
+    """As the released recipes do: the heads that boxes lack, and those of other classes, start anew."""
+    import kpjax
+    from kpjax.training.initial_weights import _from_torch
+    from tests.convert import released, torch_bytes
+
+    small = released.SMALL["centernet_dla34"]
+    torch_bytes.save(tmp_path / "ctdet.pth", released.arrays("centernet_dla34", 3, **small), wrapper="state_dict")
+    points = {"names": ["left", "right"]}
+    pose = kpjax.build("centernet_dla34_pose", 1, points=points, keypoint_weight=2.0, **small)
+    shapes = jax.eval_shape(lambda: pose.net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    new = jax.tree.map(lambda s: np.full(s.shape, -1, s.dtype), shapes)
+    variables, lines = _from_torch(str(tmp_path / "ctdet.pth"), pose, new)
+    anew = {line.split("['heads']['")[1].split("'")[0] for line in lines}
+    heads = ("keypoint_offset", "joint_heatmap", "joint_offset")
+    assert anew == {"heatmap_out", *(f"{head}_{layer}" for head in heads for layer in ("conv", "out"))}
+    for leaf in jax.tree.leaves({**variables["params"]["backbone"], "wh": variables["params"]["heads"]["wh_out"]}):
+        assert not (np.asarray(leaf) == -1).all()
