@@ -46,13 +46,14 @@ class TwoLayers(nn.Module):
     bn_groups: int = 1
     classes: int = CLASSES
     width: int = 4
+    more: tuple[tuple[str, int], ...] = ()  # further heads and their channels
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
         x = Conv(self.width, kernel=4, stride=4, padding=0, name="stem")(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, name="bn")(x, train))
         x = x * (4 / self.width)  # heads of as many inputs would begin with huge outputs
-        channels = {"heatmap": self.classes, "wh": 2, "offset": 2}
+        channels = {"heatmap": self.classes, "wh": 2, "offset": 2, **dict(self.more)}
         return [{head: Conv(c, bias=True, name=head)(x) for head, c in channels.items()}]
 
 
