@@ -22,6 +22,7 @@ from kpjax.data.pipeline import train_batches
 from kpjax.datasets import check
 from kpjax.datasets.check import Collisions, check_split, count_collisions
 from kpjax.errors import DataError
+from kpjax.objects import PointSet
 from kpjax.show.plots import draw_bars
 from tests.folders import picture
 
@@ -32,7 +33,7 @@ def settings(data: DataConfig, side: int = 64) -> Config:
     return config
 
 
-def detector_of(classes: int) -> kpjax.Detector:
+def detector_of(classes: int, points: PointSet | None = None) -> kpjax.Detector:
     return kpjax.build("centernet_r18", classes)
 
 
