@@ -22,7 +22,16 @@ from kpjax.config import Config
 from kpjax.data import files
 from kpjax.data.batch import decode_checked
 from kpjax.data.opening import open_source
-from kpjax.data.source import CROWD, NO_AREA, OUTSIDE, Source, all_objects, left_out, object_counts
+from kpjax.data.source import (
+    CROWD,
+    NO_AREA,
+    OUTSIDE,
+    Source,
+    all_objects,
+    left_out,
+    object_counts,
+    without_empty_images,
+)
 from kpjax.datasets.check_points import NO_POINTS, OUTSIDE_BOX, OUTSIDE_IMAGE, PointsReport, look_at_points
 from kpjax.detectors.base import Detector
 from kpjax.errors import (
@@ -152,7 +161,12 @@ def check_split(
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
     mistakes: list[DataError] = []
-    source = open_source(config.data, split, mistakes.append, keypoints=keypoints)
+    everything = open_source(
+        dataclasses.replace(config.data, empty_images="keep"), split, mistakes.append, keypoints=keypoints
+    )
+    empty = [everything.files[i] for i in np.flatnonzero(object_counts(everything) == 0)]
+    drops = split == "train" and config.data.empty_images == "drop" and len(empty) < len(everything)
+    source = without_empty_images(everything) if drops else everything
     which = 0 if split == "train" else 1
     skip = config.data.bad_images == "skip"
     cases: dict[str, list[str]] = {}
@@ -167,7 +181,9 @@ def check_split(
         cases.setdefault(kind, []).extend(found)
     points, odd_points = look_at_points(source, config.data.crowds)
     cases |= odd_points
-    unlisted = _unlisted(source, getattr(config.data, split).images if config.data.source == "coco" else "")
+    if empty:
+        cases[NO_BOXES] = empty
+    unlisted = _unlisted(everything, getattr(config.data, split).images if config.data.source == "coco" else "")
     if unlisted:
         cases[UNLISTED] = unlisted
 
@@ -176,6 +192,7 @@ def check_split(
         if kind in cases and kind not in {o.kind for o in oddities}:
             stops = kind in (*_REFUSED, PASSING) or (kind in _BAD_IMAGES and not skip)
             action = ACTIONS[kind][which] if kind in ACTIONS else _SKIPPED[which] if skip else "stops the run"
+            action = "left out, as config.data.empty_images says" if kind == NO_BOXES and drops else action
             oddities.append(Oddity(kind, action, cases[kind], stops))
     report = SplitReport(
         split=split,
@@ -275,7 +292,6 @@ def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tupl
     counts = object_counts(source).tolist()
     over = [f"{source.files[i]}: {c} boxes, {c - max_boxes} beyond it" for i, c in enumerate(counts) if c > max_boxes]
     yield from _some(OVER, over)
-    yield from _some(NO_BOXES, [source.files[i] for i, c in enumerate(counts) if not c])
 
 
 def _some(kind: str, found: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -61,6 +61,19 @@ def test_a_clean_set_has_its_images_without_boxes_only(folder: Callable[..., Dat
     assert report.class_counts.tolist() == [3, 6, 0] and report.classes == ("three", "seven", "none")
 
 
+def test_empty_images_that_training_drops_are_left_out_not_unlisted(folder: Callable[..., DataConfig]) -> None:
+    data = folder(empty_images="drop")
+    report, _ = check_split(settings(data), "train", detector_of, progress=False)
+    (oddity,) = report.oddities
+    assert (oddity.kind, len(oddity.cases)) == (check.NO_BOXES, 2) and "empty_images" in oddity.action
+    assert report.images == len(open_source(data, "train")) == 5 and report.objects.tolist() == [1, 2, 3, 1, 2]
+    report, _ = check_split(settings(data), "val", detector_of, progress=False)
+    assert report.images == 7 and report.oddities[0].action == "used"
+    nothing = folder(lambda d: d["annotations"].clear(), empty_images="drop")
+    report, _ = check_split(settings(nothing), "train", detector_of, progress=False)
+    assert len(report.oddities[0].cases) == 7 and report.objects.sum() == 0
+
+
 def test_the_home_folder_may_be_a_tilde(
     folder: Callable[..., DataConfig], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
