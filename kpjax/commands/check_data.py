@@ -16,7 +16,7 @@ import numpy as np
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.data.opening import has_validation
-from kpjax.data.source import Source, require_boxes, require_same_classes
+from kpjax.data.source import Source, require_boxes, require_same_classes, require_same_points
 from kpjax.datasets.check import SplitReport, check_split
 from kpjax.errors import DataError, UserError
 
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
                 require_boxes(source)
             else:
                 require_same_classes(source, sources.get("train", source))
+                require_same_points(source, sources.get("train", source))
         except UserError as error:
             if split not in sources:
                 stops.append(str(error))

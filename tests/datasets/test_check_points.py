@@ -161,3 +161,8 @@ def test_the_command_reports_joints(recipe: str, tmp_path: pathlib.Path, capsys:
     assert train["keypoints"]["hidden"] == hidden and list(val["keypoints"]["by_name"]) == list(JOINTS)
     assert main(["check-data", "--config", recipe, "--out", str(out), "--config.model.name=centernet_r18"]) == 0
     assert "keypoints" not in capsys.readouterr().out.replace("_keypoints", "")
+    content["categories"][0]["keypoints"][0] = "nose"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    assert main(["check-data", "--config", recipe, "--out", str(out), f"--config.data.train.annotations={other}"]) == 2
+    assert "other keypoints" in capsys.readouterr().err
