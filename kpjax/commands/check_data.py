@@ -16,7 +16,7 @@ import numpy as np
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.data.opening import has_validation
-from kpjax.data.source import Source, require_boxes, require_same_classes
+from kpjax.data.source import Source, require_boxes, require_same_classes, require_same_points
 from kpjax.datasets.check import SplitReport, check_split
 from kpjax.errors import DataError, UserError
 
@@ -36,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print and write the report.  Raises UserError with the line that would end training."""
-    from kpjax.detectors import from_config
+    from kpjax.detectors import from_config, learns_points
 
     config = config_of(args.config, args.settings)
+    keypoints, detector_of = learns_points(config.model.name), functools.partial(from_config, config)
     os.makedirs(args.out, exist_ok=True)
     splits = ["train"]
     if has_validation(config.data):
@@ -49,12 +50,13 @@ def run(args: argparse.Namespace) -> int:
     for split in splits:
         begun = time.monotonic()
         try:
-            report, source = check_split(config, split, functools.partial(from_config, config), decode=args.decode)
+            report, source = check_split(config, split, detector_of, keypoints=keypoints, decode=args.decode)
             sources[split] = source
             if split == "train":
                 require_boxes(source)
             else:
                 require_same_classes(source, sources.get("train", source))
+                require_same_points(source, sources.get("train", source))
         except UserError as error:
             if split not in sources:
                 stops.append(str(error))
@@ -93,6 +95,8 @@ def say(report: SplitReport, config: Config, seconds: float) -> None:
             print(f"  classes without a box: {', '.join(few[:10])}{' ...' if len(few) > 10 else ''}")
         middle, many, most = np.percentile(report.objects, (50, 90, 100))
         print(f"  boxes an image: median {middle:.0f}, 90% have at most {many:.0f}, most {most:.0f}")
+    for line in report.points.lines() if report.points else ():
+        print(f"  {line}")
     lost = int(np.maximum(report.objects - max_boxes, 0).sum())
     print(f"  max_boxes that loses none: {report.max_boxes} (config.data.max_boxes is {max_boxes}, which loses {lost})")
     if report.collisions:
@@ -100,15 +104,16 @@ def say(report: SplitReport, config: Config, seconds: float) -> None:
         print(f"  cells of {report.stride} pixels, whole images on the input of {size}:")
     for name, c in report.collisions.items():
         share = f"{100 * (c.same_class + c.other_class) / max(c.objects, 1):.2f}%"
+        what, kind = ("labelled keypoints", "name") if name == "joint" else ("objects", "class")
         print(
-            f"    {f'{name}: ' if name else ''}of {c.objects:,} objects {c.same_class:,} share one with another of "
-            f"their class, {c.other_class:,} with one of another class ({share})"
+            f"    {f'{name}: ' if name else ''}of {c.objects:,} {what} {c.same_class:,} share one with another of "
+            f"their {kind}, {c.other_class:,} with one of another {kind} ({share})"
         )
     sys.stdout.flush()
 
 
 def draw(report: SplitReport, folder: str) -> None:
-    """Write SPLIT_objects.png, SPLIT_sizes.png and SPLIT_classes.png."""
+    """Write SPLIT_objects.png, SPLIT_sizes.png, SPLIT_classes.png, and SPLIT_keypoints.png where there are any."""
     from PIL import Image
 
     from kpjax.show.plots import draw_bars
@@ -126,6 +131,13 @@ def draw(report: SplitReport, folder: str) -> None:
         f"{report.split}: boxes by class" + (", the 40 most frequent" if len(report.classes) > 40 else ""),
         "class",
     )
+    if report.points:
+        pictures["keypoints"] = draw_bars(
+            report.points.labelled.tolist(),
+            report.points.names,
+            f"{report.split}: labelled keypoints by name, of {len(report.points.of_object):,} objects",
+            "keypoint",
+        )
     for name, picture in pictures.items():
         Image.fromarray(picture).save(os.path.join(folder, f"{report.split}_{name}.png"))
 
@@ -159,6 +171,7 @@ def as_json(report: SplitReport) -> dict[str, Any]:
         "boxes_by_class": dict(zip(report.classes, report.class_counts.tolist(), strict=True)),
         "max_boxes_that_loses_none": report.max_boxes,
         "collisions": {name: dataclasses.asdict(c) for name, c in report.collisions.items()},
+        **({"keypoints": report.points.as_json()} if report.points else {}),
         "oddities": [dataclasses.asdict(o) | {"count": len(o.cases)} for o in report.oddities],
         "stop": report.stop,
     }

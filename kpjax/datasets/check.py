@@ -22,7 +22,17 @@ from kpjax.config import Config
 from kpjax.data import files
 from kpjax.data.batch import decode_checked
 from kpjax.data.opening import open_source
-from kpjax.data.source import CROWD, NO_AREA, OUTSIDE, Source, all_objects, left_out, object_counts
+from kpjax.data.source import (
+    CROWD,
+    NO_AREA,
+    OUTSIDE,
+    Source,
+    all_objects,
+    left_out,
+    object_counts,
+    without_empty_images,
+)
+from kpjax.datasets.check_points import NO_POINTS, OUTSIDE_BOX, OUTSIDE_IMAGE, PointsReport, look_at_points
 from kpjax.detectors.base import Detector
 from kpjax.errors import (
     DUPLICATE,
@@ -39,7 +49,7 @@ from kpjax.errors import (
 )
 from kpjax.images.decode import SUFFIXES, fitted_size, read_header
 from kpjax.images.geometry import square_crop
-from kpjax.objects import Objects, Placed, map_coordinates
+from kpjax.objects import Objects, Placed, PointSet, map_coordinates
 
 TURNED = "image with an EXIF rotation"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
@@ -65,6 +75,12 @@ ACTIONS = {
     PARTLY: ("used, cut where the model's recipe cuts", "as annotated"),
     OVER: ("its last boxes are left out", "as annotated"),
     NO_BOXES: ("used as background", "used"),
+    OUTSIDE_BOX: ("used", "used"),
+    OUTSIDE_IMAGE: ("left out", "used"),
+    NO_POINTS: (
+        "its centre alone is learnt, unless config.model.options has box_without_points",
+        "in the boxes' AP alone; for that of keypoints, detections on it count neither way",
+    ),
     TURNED: ("used as stored, not turned", "used as stored, not turned"),
     GREY: ("made RGB", "made RGB"),
     CMYK: ("made RGB", "made RGB"),
@@ -94,7 +110,8 @@ class Collisions:
     """Objects of one image that fall into one cell of a keypoint's map, the whole image placed on the input.
 
     objects: that have a cell.  same_class: that share it with an earlier one of their class: one peak for both.
-    other_class: further classes in cells of several: one size or offset for both.
+    other_class: further classes in cells of several: one size or offset for both.  For "joint", the named points of
+    objects, an object is a point, and its class its name.
     """
 
     objects: int
@@ -108,7 +125,8 @@ class SplitReport:
 
     objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes' areas in pixels of the network's
     input, the whole image placed on it.  max_boxes: the setting that leaves no box out.  collisions: by keypoint.
-    stride: pixels a cell.  stop: the line with which a run would end, or "".
+    stride: pixels a cell.  points: of objects' keypoints, where the model learns any.  stop: the line with which a run
+    would end, or "".
     """
 
     split: str
@@ -122,20 +140,33 @@ class SplitReport:
     oddities: list[Oddity]
     collisions: dict[str, Collisions] = dataclasses.field(default_factory=dict)
     stride: int = 0
+    points: PointsReport | None = None
     stop: str = ""
 
 
 def check_split(
-    config: Config, split: str, detector_of: Callable[[int], Detector], *, decode: bool = False, progress: bool = True
+    config: Config,
+    split: str,
+    detector_of: Callable[[int, PointSet | None], Detector],
+    *,
+    keypoints: bool = False,
+    decode: bool = False,
+    progress: bool = True,
 ) -> tuple[SplitReport, Source]:
     """Look at the split "train" or "val" of a configuration.
 
-    detector_of: number of classes -> the detector whose keypoints are counted.  decode: decode every image, not the
-    suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
+    detector_of: number of classes, and the data's points or None -> the detector whose keypoints are counted.
+    keypoints: look at the objects' keypoints too, because the detector learns them.  decode: decode every image, not
+    the suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
     mistakes: list[DataError] = []
-    source = open_source(config.data, split, mistakes.append)
+    everything = open_source(
+        dataclasses.replace(config.data, empty_images="keep"), split, mistakes.append, keypoints=keypoints
+    )
+    empty = [everything.files[i] for i in np.flatnonzero(object_counts(everything) == 0)]
+    drops = split == "train" and config.data.empty_images == "drop" and len(empty) < len(everything)
+    source = without_empty_images(everything) if drops else everything
     which = 0 if split == "train" else 1
     skip = config.data.bad_images == "skip"
     cases: dict[str, list[str]] = {}
@@ -148,7 +179,11 @@ def check_split(
         first_bad = first_bad or bad
     for kind, found in _look_at_boxes(source, config.data.max_boxes, config.data.crowds):
         cases.setdefault(kind, []).extend(found)
-    unlisted = _unlisted(source, getattr(config.data, split).images if config.data.source == "coco" else "")
+    points, odd_points = look_at_points(source, config.data.crowds)
+    cases |= odd_points
+    if empty:
+        cases[NO_BOXES] = empty
+    unlisted = _unlisted(everything, getattr(config.data, split).images if config.data.source == "coco" else "")
     if unlisted:
         cases[UNLISTED] = unlisted
 
@@ -157,6 +192,7 @@ def check_split(
         if kind in cases and kind not in {o.kind for o in oddities}:
             stops = kind in (*_REFUSED, PASSING) or (kind in _BAD_IMAGES and not skip)
             action = ACTIONS[kind][which] if kind in ACTIONS else _SKIPPED[which] if skip else "stops the run"
+            action = "left out, as config.data.empty_images says" if kind == NO_BOXES and drops else action
             oddities.append(Oddity(kind, action, cases[kind], stops))
     report = SplitReport(
         split=split,
@@ -168,13 +204,14 @@ def check_split(
         sizes=np.sqrt(np.prod(np.maximum(_on_input(source, config)[:, 2:], 0), axis=1)),
         max_boxes=max(1, int(object_counts(source).max(initial=0))),
         oddities=oddities,
+        points=points,
     )
     if mistakes:
         report.stop = str(mistakes[0])
     elif first_bad is not None and not skip:
         report.stop = f"{first_bad}; or set config.data.bad_images='skip'"
     try:
-        detector = detector_of(len(source.classes))
+        detector = detector_of(len(source.classes), source.points)
         report.stride, report.collisions = detector.stride, count_collisions(source, config, detector)
     except ConfigError as error:
         report.stop = report.stop or str(error)
@@ -255,7 +292,6 @@ def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tupl
     counts = object_counts(source).tolist()
     over = [f"{source.files[i]}: {c} boxes, {c - max_boxes} beyond it" for i, c in enumerate(counts) if c > max_boxes]
     yield from _some(OVER, over)
-    yield from _some(NO_BOXES, [source.files[i] for i, c in enumerate(counts) if not c])
 
 
 def _some(kind: str, found: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -309,13 +345,17 @@ def count_collisions(source: Source, config: Config, detector: Detector) -> dict
         targets = detector.encode(jax.tree.map(lambda x: x[None], one), placed)
         # The heatmaps are never computed: the compiler removes what is not returned.
         names = [key[: -len("index")] for key in targets if key.endswith("index")]
-        return {n: jnp.where(targets[f"{n}mask"], targets[f"{n}index"], -1)[0] for n in names}
+        masks = {name: targets["keypoint_mask" if name == "joint_" else f"{name}mask"] for name in names}
+        return {name: jnp.where(masks[name], targets[f"{name}index"], -1)[0] for name in names}
 
     found = _in_chunks(jax.jit(jax.vmap(cells)), objects)
     return {name.rstrip("_"): _collisions(image, cell, objects.labels) for name, cell in found.items()}
 
 
 def _collisions(image: np.ndarray, cell: np.ndarray, labels: np.ndarray) -> Collisions:
+    if cell.ndim == 2:  # (n, J): a cell for each point of an object
+        objects, points = cell.shape
+        image, cell, labels = np.repeat(image, points), cell.ravel(), np.tile(np.arange(points), objects)
     has = cell >= 0
     places = np.stack([image[has], cell[has], labels[has]], axis=1)
     with_class = len(np.unique(places, axis=0))

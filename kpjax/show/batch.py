@@ -18,13 +18,15 @@ from kpjax.detectors import from_config, learns_points
 from kpjax.detectors.base import Detector, Targets
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import Preprocess
-from kpjax.objects import NONE, Objects, Placed, PointSet, map_coordinates
+from kpjax.objects import NONE, UNLABELLED, Objects, Placed, PointSet, map_coordinates
 from kpjax.parallel import distributed
 from kpjax.show.drawing import class_color, draw_objects
+from kpjax.show.skeleton import Color, point_colors
 
 _TILE = 256  # smaller images are enlarged to about this side, so that a person sees the pixels
 _GAP = 4
 _MOST = 16  # images in a picture
+_OF_POINTS = "joint_heatmap"  # the heatmap, of those that a detector names, with a channel for each point of an object
 
 
 def show(config: Config, path: str, *, train_source: Source | None = None) -> None:
@@ -55,17 +57,28 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     corner = np.array([width, height], np.float32)
     inside = (np.minimum(objects.boxes[..., 2:], corner) > np.maximum(objects.boxes[..., :2], 0)).all(-1)
     shown = dataclasses.replace(objects, role=np.where(inside, objects.role, NONE))
-    # A detector of several keypoints has a heatmap each.
-    heatmaps = np.maximum.reduce([targets[name] for name in detector.heatmaps])
+    # A detector of several keypoints has a heatmap each, all of the classes; that of the objects' points stands apart.
+    heatmaps = np.maximum.reduce([targets[name] for name in detector.heatmaps if name != _OF_POINTS])
+    of_points = targets[_OF_POINTS] if _OF_POINTS in detector.heatmaps else None
     try:
-        show_batch(path, seen, shown, heatmaps, source.classes, _MOST, detector.points)
+        show_batch(path, seen, shown, heatmaps, source.classes, _MOST, detector.points, of_points)
     except OSError as error:
         raise ConfigError(f"--show-batch {path} cannot be written: {error.strerror or error}") from error
-    gone = int((objects.valid & ~inside).sum())
-    print(
-        f"{path}: the first {len(seen)} training images of {config.augment.width} x {config.augment.height} pixels, "
-        f"left with their {int(shown.valid.sum())} boxes ({gone} more are outside the crops), "
-        f"right with the heatmaps of {detector.num_classes} classes"
+    print(f"{path}: {_said(shown, int((objects.valid & ~inside).sum()), seen, detector)}")
+
+
+def _said(shown: Objects, gone: int, images: np.ndarray, detector: Detector) -> str:
+    """What the picture shows, in words.  shown: the objects in the images (B, H, W, 3).  gone: how many are not."""
+    height, width = images.shape[1:3]
+    boxes, right = f"{int(shown.valid.sum())} boxes ({gone} more are outside the crops)", "right"
+    if detector.points is not None:
+        inside = ((shown.points >= 0) & (shown.points < (width, height))).all(-1) & shown.valid[..., None]
+        labelled = int((inside & (shown.seen != UNLABELLED)).sum())
+        boxes, right = f"{boxes} and {labelled} labelled keypoints", "in the middle"
+    return (
+        f"the first {len(images)} training images of {width} x {height} pixels, left with their {boxes}, {right} with "
+        f"the heatmaps of {detector.num_classes} classes"
+        + ("" if detector.points is None else f", right with those of {len(detector.points)} keypoints")
     )
 
 
@@ -94,13 +107,15 @@ def show_batch(
     names: Sequence[str],
     limit: int = _MOST,
     points: PointSet | None = None,
+    point_heatmaps: np.ndarray | None = None,
 ) -> None:
-    """Write a PNG grid: each training image with its boxes, and beside it with its heatmaps.
+    """Write a PNG grid: each training image with its objects, and beside it with its heatmaps.
 
     images: (B, H, W, 3) uint8 RGB, as augmented, before normalisation.  objects: (B, M, ...) in pixels of these
     images.  heatmaps: (B, h, w, K) floats in 0..1, the targets; each class has the colour of its boxes.  At most
-    `limit` images are shown.  points: what the objects' points are.  Raises ValueError where the shapes do not belong
-    together.
+    `limit` images are shown.  points: what the objects' points are.  point_heatmaps: (B, h, w, J) floats in 0..1, shown
+    beside those of the classes in the colours of the skeletons' sides.  Raises ValueError where the shapes do not
+    belong together.
     """
     images, heatmaps = np.asarray(images), np.asarray(heatmaps, np.float32)
     if images.ndim != 4 or images.dtype != np.uint8 or heatmaps.ndim != 4 or len(heatmaps) != len(images):
@@ -108,6 +123,12 @@ def show_batch(
             "show_batch needs (B, H, W, 3) uint8 images and (B, h, w, K) heatmaps, "
             f"not {images.shape} {images.dtype} and {heatmaps.shape}"
         )
+    panels = [(heatmaps, [class_color(k) for k in range(heatmaps.shape[-1])])]
+    if point_heatmaps is not None:
+        point_heatmaps = np.asarray(point_heatmaps, np.float32)
+        if points is None or point_heatmaps.shape[::3] != (len(images), len(points)) or point_heatmaps.ndim != 4:
+            raise ValueError(f"show_batch needs (B, h, w, J) point_heatmaps of its points, not {point_heatmaps.shape}")
+        panels.append((point_heatmaps, point_colors(points, class_color(0))))
     height, width = images.shape[1:3]
     scale = max(1, _TILE // max(height, width))
     tiles = []
@@ -116,10 +137,10 @@ def show_batch(
         of_image = map_coordinates(of_image, lambda xy: xy * scale)
         image = images[b].repeat(scale, 0).repeat(scale, 1)
         drawn = draw_objects(image, of_image, names, points=points)
-        tiles.append(np.concatenate([drawn, _overlay(image, heatmaps[b])], axis=1))
+        tiles.append(np.concatenate([drawn, *(_overlay(image, maps[b], colors) for maps, colors in panels)], axis=1))
     columns = 1 if len(tiles) < 3 else 2 if len(tiles) < 12 else 3
     rows = -(-len(tiles) // columns)
-    h, w = height * scale + _GAP, 2 * width * scale + _GAP
+    h, w = height * scale + _GAP, (1 + len(panels)) * width * scale + _GAP
     grid = np.full((rows * h + _GAP, columns * w + _GAP, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         y, x = i // columns * h + _GAP, i % columns * w + _GAP
@@ -128,13 +149,12 @@ def show_batch(
     Image.fromarray(grid).save(path, format="PNG")
 
 
-def _overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Heatmaps (h, w, K) in their classes' colours over the darkened grey image (H, W, 3) -> uint8."""
+def _overlay(image: np.ndarray, heatmap: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+    """Heatmaps (h, w, K), each in its colour, over the darkened grey image (H, W, 3) -> uint8."""
     height, width = image.shape[:2]
-    colors = np.asarray([class_color(k) for k in range(heatmap.shape[-1])], np.float32)
     heat = np.clip(heatmap, 0, 1)
     strength = heat.max(-1, initial=0.0)
-    mixed = (heat @ colors) / np.maximum(heat.sum(-1, keepdims=True), 1e-6)
+    mixed = (heat @ np.asarray(colors, np.float32)) / np.maximum(heat.sum(-1, keepdims=True), 1e-6)
     # nearest: one output cell is seen as one square
     rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), heat.shape[:2], strict=True))
     alpha = 0.9 * strength[rows][:, columns, None]

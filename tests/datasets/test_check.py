@@ -22,6 +22,7 @@ from kpjax.data.pipeline import train_batches
 from kpjax.datasets import check
 from kpjax.datasets.check import Collisions, check_split, count_collisions
 from kpjax.errors import DataError
+from kpjax.objects import PointSet
 from kpjax.show.plots import draw_bars
 from tests.folders import picture
 
@@ -32,7 +33,7 @@ def settings(data: DataConfig, side: int = 64) -> Config:
     return config
 
 
-def detector_of(classes: int) -> kpjax.Detector:
+def detector_of(classes: int, points: PointSet | None = None) -> kpjax.Detector:
     return kpjax.build("centernet_r18", classes)
 
 
@@ -58,6 +59,19 @@ def test_a_clean_set_has_its_images_without_boxes_only(folder: Callable[..., Dat
     assert cases[check.NO_BOXES][0].endswith("images/0.jpg") and cases[check.NO_BOXES][1].endswith("images/4.jpg")
     assert report.objects.tolist() == [0, 1, 2, 3, 0, 1, 2] and report.max_boxes == 3 and report.stop == ""
     assert report.class_counts.tolist() == [3, 6, 0] and report.classes == ("three", "seven", "none")
+
+
+def test_empty_images_that_training_drops_are_left_out_not_unlisted(folder: Callable[..., DataConfig]) -> None:
+    data = folder(empty_images="drop")
+    report, _ = check_split(settings(data), "train", detector_of, progress=False)
+    (oddity,) = report.oddities
+    assert (oddity.kind, len(oddity.cases)) == (check.NO_BOXES, 2) and "empty_images" in oddity.action
+    assert report.images == len(open_source(data, "train")) == 5 and report.objects.tolist() == [1, 2, 3, 1, 2]
+    report, _ = check_split(settings(data), "val", detector_of, progress=False)
+    assert report.images == 7 and report.oddities[0].action == "used"
+    nothing = folder(lambda d: d["annotations"].clear(), empty_images="drop")
+    report, _ = check_split(settings(nothing), "train", detector_of, progress=False)
+    assert len(report.oddities[0].cases) == 7 and report.objects.sum() == 0
 
 
 def test_the_home_folder_may_be_a_tilde(

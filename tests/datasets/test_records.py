@@ -193,7 +193,7 @@ def test_a_set_without_validation_trains(
     settings = DataConfig(source="tfds", tfds_name="kpjax_records", tfds_dir=str(out), tfds_val="")
     assert not has_validation(settings) and has_validation(dataclasses.replace(settings, tfds_val="validation"))
     source = open_source(settings, "train")
-    assert train._validation(Config(steps=1, data=settings), source) is None
+    assert train._validation(Config(steps=1, data=settings), source, False) is None
 
 
 @pytest.mark.parametrize(

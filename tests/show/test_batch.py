@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from PIL import Image
 
 from kpjax.config import Config
+from kpjax.data.source import Source, make_source
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB
+from kpjax.objects import PointSet
 from kpjax.show.batch import show, to_pixels
 from kpjax.show.drawing import class_color
+from kpjax.show.skeleton import LEFT, MIDDLE, RIGHT, SIDE_COLORS
 from tests.fakes import marker_source
 
 
@@ -74,3 +78,54 @@ def test_corners_are_shown_in_one_heatmap(tmp_path: pathlib.Path) -> None:
     for x, y in ((10, 20), (30, 40)):
         assert peaks[round(y * scale), round(x * scale)], (x, y)
     assert not peaks[round(30 * scale), round(20 * scale)] and peaks.mean() < 0.02
+
+
+def points_source(points: PointSet) -> Source:
+    """One image of 64 x 64 pixels with one object, its points at the corners of a square, one of them unlabelled."""
+    plain = marker_source([(64, 64, [(32, 32, 24, 0)])])
+    keypoints = np.array([[[16.0, 16, 2], [48, 16, 1], [48, 48, 2], [16, 48, 0]]])
+    return make_source(
+        name=plain.name,
+        classes=plain.classes,
+        category_ids=plain.category_ids,
+        image_ids=plain.image_ids,
+        heights=plain.heights,
+        widths=plain.widths,
+        files=plain.files,
+        annotations=dataclasses.replace(plain.annotations, keypoints=keypoints),
+        read=plain.read,
+        points=points,
+    )
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_joints_are_shown_with_a_heatmap_of_their_own(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], mirrored: bool
+) -> None:
+    pytest.importorskip("tensorflow")
+    points = PointSet(("top_right", "top_left", "bottom_left", "tail"), edges=((0, 1), (1, 2)))
+    config = Config(batch=1, steps=1)
+    config.model.name = "centernet_r18_pose"
+    config.model.options = {"width": 4, "deconv": (4, 4, 4), "head_channels": 4}
+    config.data.canvas = config.augment.height = config.augment.width = 64
+    config.data.max_boxes = 4
+    config.augment.kind, config.augment.color, config.augment.lighting = "none", 0.0, 0.0
+    config.augment.flip = float(mirrored)
+    show(config, str(tmp_path / "batch.png"), train_source=points_source(points))
+    said = capsys.readouterr().out
+    assert "1 boxes (0 more are outside the crops) and 3 labelled keypoints" in said and "those of 4 keypoints" in said
+    picture = np.asarray(Image.open(tmp_path / "batch.png").convert("RGB"))
+    assert picture.shape == (4 + 256 + 4, 4 + 3 * 256 + 4, 3)  # the image, the classes' heatmaps, the points'
+    image, centers, joints = (picture[4:260, 4 + 256 * k :][:, :256].astype(int) for k in range(3))
+
+    def hot(panel: np.ndarray, x: float, y: float, color: tuple[int, int, int]) -> bool:
+        """Whether the cell of a pixel of the 64 x 64 image is a peak of a colour."""
+        return bool(np.abs(panel[int(4 * y), int(4 * x)] - np.rint(np.multiply(color, 0.9))).max() <= 1)
+
+    # In a mirror the point that was called "top_right" is "top_left"; "bottom_left" has no partner.
+    left, right, middle = (SIDE_COLORS[side] for side in (LEFT, RIGHT, MIDDLE))
+    (x1, first), (x2, second) = ((48, left), (16, right)) if mirrored else ((16, right), (48, left))
+    assert hot(joints, x1, 16, first) and hot(joints, x2, 16, second) and hot(joints, x2, 48, middle)
+    assert not any(hot(joints, x1, 48, color) for color in SIDE_COLORS)  # unlabelled
+    assert hot(centers, 34, 34, class_color(0)) and not hot(centers, x1, 16, class_color(0))
+    assert tuple(image[4 * 16, 4 * 32]) == middle  # the line between the sides

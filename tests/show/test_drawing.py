@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kpjax.objects import Detections
+from kpjax.objects import Detections, PointSet
 from kpjax.show import drawing as draw
 from kpjax.show.batch import show_batch
 from kpjax.show.drawing import class_color, draw_objects, enlarge
@@ -135,6 +135,16 @@ def test_show_batch(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(heat[0, 0], [90, 90, 90])  # grey, darkened
     with pytest.raises(ValueError, match="heatmaps"):
         show_batch(str(path), images, objects_of(boxes, labels, valid), heatmaps[:2], NAMES)
+    with pytest.raises(ValueError, match="point_heatmaps"):
+        show_batch(
+            str(path),
+            images,
+            objects_of(boxes, labels, valid),
+            heatmaps,
+            NAMES,
+            points=PointSet(("a", "b", "c")),
+            point_heatmaps=heatmaps,
+        )
 
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:
