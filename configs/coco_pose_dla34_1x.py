@@ -5,7 +5,8 @@
 
 data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them): here the
 person_keypoints_*.json.  ctdet_coco_dla_2x.pth is the detector of boxes that the original starts from
-(`python -m kpjax download --list`); its author later advised to start from ImageNet's dla34.pth instead.
+(`python -m kpjax download --list`).  Its author later advised to train without it (xingyizhou#589), e.g. from
+ucbdrive's dla34.pth.
 
 Batch 128 on 8 GPUs, Adam 5e-4 dropped by 10 after epochs 90 and 120 of 140, on the 64,115 training images with
 people; 30 hours for its authors.  Each GPU had BatchNorm statistics of its own, of 9 images on the first and 17

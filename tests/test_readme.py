@@ -29,6 +29,8 @@ from kpjax.checkpoint.weights import save_inference
 from kpjax.commands import flags
 from kpjax.commands.released import RELEASED
 from kpjax.config import Config, flat
+from kpjax.data.memory import memory_batches
+from kpjax.data.opening import open_source
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.golden import cases
@@ -243,6 +245,24 @@ def test_checkpoints_are_read_without_kpjax(
     assert given["mean"] == [0.40789654, 0.44719302, 0.47026115] and given["std"][0] == 0.28863828
     assert given["normalisation"].startswith("(pixel / 255 - mean) / std") and given["border"] == "black"
     assert given["canvas"].startswith("(side | 31) + 1 pixels") and given["centred"] is True
+
+
+def test_points_of_ones_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/data.md's plates: what its script writes can be trained on as it is."""
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
+    (script,) = [block for block in blocks(page, "python") if "plates.json" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "plates.py", "exec"), {})
+    data = Config().data
+    data.train.images, data.train.annotations = "plates", "plates/plates.json"
+    source = open_source(data, "train", keypoints=True)
+    assert source.points is not None and source.points.mirror == (1, 0, 3, 2)
+    assert len(source) == 200 and not source.dropped
+    for objects in source.objects:  # the corners touch all four sides of their box
+        low, high = objects.points[0].min(0), objects.points[0].max(0)
+        assert abs(objects.boxes[0] - [*low, *high]).max() < 1e-3
+    batch = next(memory_batches(source, data, batch=2, seed=0))
+    assert batch["objects"].points.shape == (2, data.max_boxes, 4, 2)
 
 
 def test_models_are_listed() -> None:
