@@ -119,6 +119,8 @@ def parse(command: str, complete: bool, monkeypatch: pytest.MonkeyPatch) -> None
     if argv[0] == "detect.py":
         loaded("detect").arguments(argv[1:])
         return
+    if argv == ["plates.py"]:  # docs/data.md's own script, which test_points_of_ones_own runs
+        return
     assert argv[:2] == ["-m", "kpjax"], command
     parser = argparse.ArgumentParser() if complete else InSentence()
     importlib.import_module(COMMANDS[argv[2]][0]).add_arguments(parser)
