@@ -253,7 +253,7 @@ def test_an_evaluation_made_up_on_resuming_counts_for_the_best(
         return Evaluation({"AP": ap, "AP50": ap}, "", {}, [], images=4, skipped=0, seconds=1.0)
 
     monkeypatch.setattr(kpjax.training.run, "make_evaluator", lambda *_: evaluate)
-    monkeypatch.setattr(kpjax.training.run, "_validation", lambda config, source, keypoints: source)
+    monkeypatch.setattr(kpjax.training.run, "_validation", lambda config, source: source)
     config.eval.every, config.checkpoint.keep = 2, 1
     first = train(config, tmp_path)
     assert not first.finished and first.step == 2
