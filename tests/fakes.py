@@ -9,7 +9,9 @@ With points, an object also has those of POINTS: a top, two hands and a foot on 
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +23,7 @@ from kpjax.data.source import Annotations, Source, make_source
 from kpjax.detectors.base import Detector
 from kpjax.images.preprocess import Preprocess
 from kpjax.objects import Detections, PointSet
+from kpjax.ops.largest import largest
 
 STRIDE = 4
 PLAIN_RGB = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -58,7 +61,7 @@ class MarkerPointNet(MarkerNet):
 def decode(heads: dict[str, jax.Array], placed: object = None, top_k: int = 100) -> Detections:
     heat = jax.nn.sigmoid(heads["heatmap"])
     b, h, w, k = heat.shape
-    scores, flat = jax.lax.top_k(heat.reshape(b, -1), min(top_k, h * w * k))
+    scores, flat = largest(heat.reshape(b, -1), min(top_k, h * w * k))
     cell = flat // k
     wh, offset = (
         jnp.take_along_axis(heads[name].reshape(b, h * w, 2), cell[..., None], axis=1) for name in ("wh", "offset")
@@ -102,6 +105,17 @@ def marker_detector(preprocess: Preprocess = PLAIN_RGB, *, points: bool = False)
         points=POINTS if points else None,
         metric="keypoints" if points else "boxes",
     )
+
+
+def build_points(num_classes: int, options: dict[str, Any]) -> Detector:
+    """An entry of `kpjax.detectors.MODELS`, under the name "marker_points"."""
+    detector = marker_detector(points=True)
+    points = options.get("points", POINTS)
+    if isinstance(points, dict):  # of a checkpoint, read from JSON
+        edges = tuple((a, b) for a, b in points["edges"])
+        points = PointSet(tuple(points["names"]), tuple(points["mirror"]), edges, tuple(points["sigmas"]))
+    options = options | {"points": dataclasses.asdict(points)}
+    return dataclasses.replace(detector, num_classes=num_classes, points=points, options=options)
 
 
 def variables() -> dict:

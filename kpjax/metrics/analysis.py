@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.metrics.coco import oks_sigmas, run_coco
+from kpjax.metrics.coco import run_coco
 from kpjax.objects import PointSet
 
 RECALLS = np.linspace(0, 1, 101)  # COCO's
@@ -64,15 +64,14 @@ def precision_recall(
 
 @dataclasses.dataclass(frozen=True)
 class KeypointErrors:
-    """How far off the keypoints of detections are, of each name of the point set, (J,); nan where none is labelled.
+    """How many keypoints of the detections are where they should be.
 
-    pck: the share of correct keypoints, PCK: those at most PCK of the box's longer side off.  similarity: the mean of
-    exp(-d^2 / (2 area (2 sigma)^2)), whose mean over an object's keypoints is OKS.  count: (J,) labelled keypoints
-    compared.  objects, missed: how many objects have a labelled keypoint, and of them those that no detection is of.
+    pck: (J,) the share of correct ones: those at most PCK of the longer side of the object's box off; nan where none is
+    labelled.  count: (J,) labelled ones that were compared.  objects, missed: how many objects have a labelled
+    keypoint, and of them those that no detection is of.
     """
 
     pck: np.ndarray
-    similarity: np.ndarray
     count: np.ndarray
     objects: int
     missed: int
@@ -81,12 +80,12 @@ class KeypointErrors:
 def keypoint_errors(
     ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]], image_ids: Sequence[int], points: PointSet
 ) -> KeypointErrors:
-    """Compare the keypoints of objects with those of the detections that COCO pairs them with from an OKS of 0.1.
+    """Compare objects' keypoints with those of the detections that COCO pairs them with at an OKS of SAME_OBJECT.
 
     Crowds and objects without a labelled keypoint are left out.  The rest: see `coco.measure_keypoints`.
     """
     run = run_coco(ground_truth, detections, image_ids, points=points, thresholds=[SAME_OBJECT])
-    close, similarity, count = np.zeros(len(points)), np.zeros(len(points)), np.zeros(len(points), np.int64)
+    close, count = (np.zeros(len(points), np.int64) for _ in range(2))
     objects = missed = 0
     widest = run.params.areaRng[0]
     for pairs in (one for one in run.evalImgs if one and one["aRng"] == widest):
@@ -102,11 +101,8 @@ def keypoint_errors(
             labelled = wanted[:, 2] > 0
             squares = ((wanted - given)[:, :2] ** 2).sum(-1)
             close += labelled & (squares <= (PCK * max(truth["bbox"][2:])) ** 2)
-            spread = 2 * (truth["area"] + np.spacing(1)) * (2 * oks_sigmas(points)) ** 2
-            similarity += np.where(labelled, np.exp(-squares / spread), 0)
             count += labelled
-    known = np.where(count > 0, np.maximum(count, 1), np.nan)
-    return KeypointErrors(close / known, similarity / known, count, objects, missed)
+    return KeypointErrors(close / np.where(count > 0, count, np.nan), count, objects, missed)
 
 
 def confusion_matrix(

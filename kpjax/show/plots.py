@@ -40,7 +40,7 @@ def write_plots(folder: str, evaluation: Evaluation, source: Source, least_score
         errors = keypoint_errors(truth, found, image_ids, source.points)
         own["correct.png"] = draw_bars(
             [round(100 * share) for share in np.nan_to_num(errors.pck).tolist()],
-            source.points.names,
+            [n if c else f"{n}: none" for n, c in zip(source.points.names, errors.count.tolist(), strict=True)],
             f"keypoints at most {PCK:g} of the box's longer side off (PCK@{PCK:g}), % of those labelled; "
             f"{errors.objects - errors.missed} of {errors.objects} objects found",
             "keypoint",

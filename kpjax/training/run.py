@@ -109,7 +109,7 @@ def _run(
     require_boxes(source)
     if keypoints:
         require_keypoints(source)
-    val = _validation(config, source, keypoints)
+    val = _validation(config, source)
     detector = from_config(config, len(source.classes), source.points)
     steps = total_steps(config, len(source))
     mesh = make_mesh(config.sharding.fsdp)
@@ -217,10 +217,10 @@ def _pipeline(source: Source, config: Config, start: int) -> Iterator[dict[str, 
     )
 
 
-def _validation(config: Config, source: Source, keypoints: bool) -> Source | None:
+def _validation(config: Config, source: Source) -> Source | None:
     if not has_validation(config.data):
         return None
-    val = open_source(config.data, "val", keypoints=keypoints)
+    val = open_source(config.data, "val", keypoints=learns_points(config.model.name))
     require_same_classes(val, source)
     require_same_points(val, source)
     return val

@@ -16,11 +16,13 @@ import pytest
 from etils import epath
 
 import kpjax
+from kpjax import detectors
 from kpjax.__main__ import main
 from kpjax.checkpoint.weights import Loaded, is_inference, save_inference
 from kpjax.commands.export import run
 from kpjax.config import AugmentConfig, Config, EvalConfig
 from kpjax.errors import UserError
+from tests import fakes
 
 TINY: dict[str, Any] = {"width": 4, "deconv": (4,), "head_channels": 4}
 TINY_CORNER: dict[str, Any] = {
@@ -95,6 +97,58 @@ def compare(det: Any, variables: Any, preset: str, images: np.ndarray, folder: p
         np.testing.assert_allclose(scores[i][real], wanted.scores, atol=1e-5)
         np.testing.assert_allclose(np.sort(boxes[i][real], 0), np.sort(wanted.boxes, 0), rtol=1e-3, atol=1e-2)
         np.testing.assert_array_equal(np.sort(labels[i][real]), np.sort(wanted.labels))
+
+
+@pytest.fixture
+def marked(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pathlib.Path, np.ndarray]:
+    """A checkpoint of a detector that reads keypoints from the pixels, and two images of two objects for it."""
+    monkeypatch.setitem(detectors.MODELS, "marker_points", fakes.build_points)
+    detector = kpjax.build("marker_points", 2)
+    save_inference(str(tmp_path / "model"), detector, fakes.variables() | {"batch_stats": {}}, fakes.CLASSES)
+    objects = [[(20, 21, 12, 0), (70, 40, 9, 1)], [(31, 30, 7, 1), (50, 20, 16, 0)]]
+    return tmp_path / "model", np.stack([fakes.picture(64, 96, of_image) for of_image in objects])
+
+
+def check_marked(images: np.ndarray, scores: np.ndarray, labels: np.ndarray, keypoints: np.ndarray) -> None:
+    predictor = kpjax.Predictor(fakes.marker_detector(points=True), fakes.variables(), "flip", top_k=20)
+    for i, image in enumerate(images):
+        wanted = predictor(image)
+        assert isinstance(wanted, kpjax.Detections) and len(wanted) == 2
+        real = scores[i] > 0
+        by_label = np.argsort(labels[i][real]), np.argsort(wanted.labels)
+        np.testing.assert_allclose(keypoints[i][real][by_label[0]], wanted.keypoints[by_label[1]], atol=1e-4)
+
+
+def test_keypoints_are_an_output(
+    marked: tuple[pathlib.Path, np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path, images = marked
+    folder = tmp_path / "out"
+    arguments = ["--checkpoint", str(path), "--out", str(folder), "--size", "64", "96", "--preset", "flip"]
+    assert main(["export", *arguments, "--top-k", "20"]) == 0
+    info = json.loads((folder / "export.json").read_text())
+    assert info["outputs"] == ["boxes", "scores", "labels", "keypoints"]
+    assert info["keypoint_names"] == ["top", "left_hand", "right_hand", "foot"]
+    loaded: dict[str, Any] = {"__file__": str(folder / "load.py")}
+    exec((folder / "load.py").read_text(), loaded)
+    assert "'keypoints': (2, 20, 4, 3)" in capsys.readouterr().out
+    _, scores, labels, keypoints = map(np.asarray, loaded["detect"](images))
+    check_marked(images, scores, labels, keypoints)
+
+
+@pytest.mark.slow
+def test_saved_model_with_keypoints(marked: tuple[pathlib.Path, np.ndarray], tmp_path: pathlib.Path) -> None:
+    path, images = marked
+    folder = tmp_path / "out"
+    arguments = ["--checkpoint", str(path), "--out", str(folder), "--size", "64", "96", "--preset", "flip"]
+    assert main(["export", *arguments, "--top-k", "20", "--saved-model"]) == 0
+    np.save(folder / "images.npy", images)
+    program = IN_TENSORFLOW.replace('"labels")', '"labels", "keypoints")')
+    command = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = np.load(folder / "found.npz")
+    check_marked(images, *(found[f"arr_{n}"] for n in (1, 2, 3)))
 
 
 IN_TENSORFLOW = """

@@ -32,6 +32,7 @@ from kpjax.datasets import records
 from kpjax.datasets.records import write_records
 from kpjax.errors import DataError
 from kpjax.training import run as train
+from tests import fakes
 from tests.folders import picture
 
 pytest.importorskip("tensorflow_datasets")
@@ -179,6 +180,34 @@ def test_the_command_writes_both_splits_and_says_how_to_train(
     assert len(errors) == 2 and "already there" in errors[0] and "max_boxes" in errors[1]
 
 
+def test_keypoints_are_written_where_there_are_any(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the file has them: pairs and sigmas are settings of whoever reads the records."""
+    source = fakes.marker_source([(20, 30, [(9, 9, 6, 0)])], points=fakes.POINTS)
+    truth = source.ground_truth()
+    (tmp_path / truth["images"][0]["file_name"]).write_bytes(source.read(0))
+    (tmp_path / "train.json").write_text(json.dumps(truth))
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from kpjax.config import Config, DataConfig, SplitConfig\n"
+        f"def get_config():\n    split = SplitConfig({str(tmp_path)!r}, {str(tmp_path / 'train.json')!r})\n"
+        "    return Config(steps=1, data=DataConfig(train=split, mirror_pairs='none', sigmas=(0.1,) * 4))\n"
+    )
+    command = ["records", "--config", str(recipe), "--split", "train", "--format", "tfrecord"]
+    for more, points in (([], fakes.POINTS), (["--no-keypoints"], None)):
+        out = tmp_path / f"out{len(more)}"
+        assert main([*command, *more, "--out", str(out)]) == 0
+        assert (", with 4 keypoints an object" in capsys.readouterr().out) == (points is not None)
+        settings = DataConfig(source="tfds", tfds_name="kpjax_records", tfds_dir=str(out))
+        found = open_source(settings, "train", keypoints=None)
+        assert found.points == points and found.ground_truth()["annotations"][0].get("keypoints") == (
+            truth["annotations"][0]["keypoints"] if points else None
+        )
+    with pytest.raises(DataError, match="has no keypoints; write it anew"):
+        open_source(settings, "train", keypoints=True)
+    with pytest.raises(DataError, match=r"markers has other keypoints than markers"):
+        write_records({"train": source, "validation": fakes.marker_source([(20, 30, [])])}, str(tmp_path / "both"))
+
+
 def test_a_set_without_validation_trains(
     folder: Callable[..., DataConfig], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +222,7 @@ def test_a_set_without_validation_trains(
     settings = DataConfig(source="tfds", tfds_name="kpjax_records", tfds_dir=str(out), tfds_val="")
     assert not has_validation(settings) and has_validation(dataclasses.replace(settings, tfds_val="validation"))
     source = open_source(settings, "train")
-    assert train._validation(Config(steps=1, data=settings), source, False) is None
+    assert train._validation(Config(steps=1, data=settings), source) is None
 
 
 @pytest.mark.parametrize(
