@@ -26,6 +26,7 @@ from kpjax.parallel import distributed
 
 LOCK = "run.lock"
 BEAT = 20.0  # seconds between two signs of life
+SETTLE = 2.0  # seconds after which the last of several writers is certain, where a file system cannot lock
 STALE = 70.0  # seconds without one after which a holder on another host counts as gone
 
 # File systems that cannot make hard links say one of these.
@@ -168,7 +169,7 @@ class WorkdirLock:
             if self._file.exists():
                 return False
             self._file.write_text(_text(me))
-            time.sleep(2)
+            time.sleep(SETTLE)
             holder = self._read()
             return holder is not None and holder.token == me.token
         part = self._file.parent / f"{LOCK}.{me.token}"
@@ -247,7 +248,7 @@ class WorkdirLock:
             self._file.unlink(missing_ok=True)
             taken = self._put(me)
         if taken and not alone:  # the last of several stays, and the others see it
-            time.sleep(2)
+            time.sleep(SETTLE)
             now = self._read()
             taken = now is not None and now.token == me.token
         return taken

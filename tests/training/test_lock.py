@@ -177,7 +177,7 @@ def test_without_hard_links(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("tries, flock", [(40, True), (2, False)])
+@pytest.mark.parametrize("tries, flock", [(40, True), (1, False)])
 def test_of_many_that_start_at_once_one_gets_it(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tries: int, flock: bool
 ) -> None:
@@ -188,6 +188,7 @@ def test_of_many_that_start_at_once_one_gets_it(
             raise OSError(errno.EBADF, "NFS")
 
         monkeypatch.setattr("fcntl.flock", none)
+        monkeypatch.setattr("kpjax.training.lock.SETTLE", 6.0)  # a thread of a busy machine can be held up for seconds
     for _ in range(tries):
         process = this_process()
         (tmp_path / LOCK).write_text(json.dumps(dataclasses.asdict(process) | {"started": "1"}))
