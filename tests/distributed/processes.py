@@ -21,6 +21,33 @@ LIMIT = 600.0  # seconds within which everything has to happen, on a busy machin
 SILENCE = 60  # seconds without a sign of life after which a process counts as gone (gloo notices at once)
 
 
+_CONFIG = """
+from kpjax.config import Config
+
+def get_config():
+    config = Config(batch={batch}, steps={steps}, log_every=1)
+    config.model.name = "two_layers"
+    config.data.canvas = 64
+    config.data.max_boxes = 8
+    config.data.threads = 1
+    config.data.train.images = {folder!r} + "/train"
+    config.data.train.annotations = {folder!r} + "/annotations/instances_train.json"
+    config.augment.kind = "none"
+    config.augment.color = config.augment.lighting = 0.0
+    config.augment.height = config.augment.width = 64
+{more}    return config
+"""
+
+
+def write_config(folder: pathlib.Path, batch: int, steps: int, *more: str) -> None:
+    """FOLDER/config.py: `tests.distributed.program`'s two layers on the training images of FOLDER.
+
+    more: further lines, e.g. "config.checkpoint.every = 4".
+    """
+    lines = "".join(f"    {line}\n" for line in more)
+    (folder / "config.py").write_text(_CONFIG.format(folder=str(folder), batch=batch, steps=steps, more=lines))
+
+
 @dataclasses.dataclass(frozen=True)
 class Ended:
     """code: as `subprocess` gives it, minus the signal's number where one ended it.  seconds: since `wait` began."""

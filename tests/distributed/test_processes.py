@@ -19,36 +19,22 @@ from kpjax.checkpoint.scores import read_metrics
 from kpjax.checkpoint.weights import load_inference
 from kpjax.datasets import shapes
 from kpjax.detectors import MODELS
-from tests.distributed.processes import LIMIT, SILENCE, Ended, Processes, free_port, run
+from tests.distributed.processes import LIMIT, SILENCE, Ended, Processes, free_port, run, write_config
 from tests.distributed.program import two_layers
 from tests.programs import same_arrays, stored
 
 STEPS, SAVED = 24, 6
 
-CONFIG = """
-from kpjax.config import Config
-
-def get_config():
-    config = Config(batch=8, steps={steps}, log_every=1)
-    config.model.name = "two_layers"
-    config.data.canvas = 64
-    config.data.max_boxes = 8
-    config.data.threads = 1
-    config.data.train.images = {folder!r} + "/train"
-    config.data.train.annotations = {folder!r} + "/annotations/instances_train.json"
-    config.augment.kind = "none"
-    config.augment.color = config.augment.lighting = 0.0
-    config.augment.height = config.augment.width = 64
-    config.optim.name = "sgd"
-    config.optim.lr = 1e-3
-    config.optim.momentum = 0.9
-    config.optim.ema = 0.9
-    config.checkpoint.every = {saved}
-    config.checkpoint.keep = 100
-    config.eval.batch = 4
-    config.eval.images = 1
-    return config
-"""
+SETTINGS = (
+    'config.optim.name = "sgd"',
+    "config.optim.lr = 1e-3",
+    "config.optim.momentum = 0.9",
+    "config.optim.ema = 0.9",
+    f"config.checkpoint.every = {SAVED}",
+    "config.checkpoint.keep = 100",
+    "config.eval.batch = 4",
+    "config.eval.images = 1",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("processes")
     shapes.write(str(folder), train=21, val=1, size=64)
     shapes.write(str(folder / "wide"), train=1, val=7, size=96)
-    (folder / "config.py").write_text(CONFIG.format(folder=str(folder), steps=STEPS, saved=SAVED))
+    write_config(folder, 8, STEPS, *SETTINGS)
     return folder
 
 
@@ -171,7 +157,11 @@ def begun(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     "count, devices, fsdp, written_by",
-    [(1, 2, 2, "two"), pytest.param(2, 1, 2, "one", marks=pytest.mark.slow), (4, 1, 2, "two")],
+    [
+        (1, 2, 2, "two"),
+        pytest.param(2, 1, 2, "one", marks=pytest.mark.slow),
+        pytest.param(4, 1, 2, "two", marks=pytest.mark.slow),
+    ],
     ids=["2to1", "1to2", "2to4"],
 )
 def test_restored_on_other_processes_and_meshes(

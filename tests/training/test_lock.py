@@ -19,27 +19,10 @@ from kpjax.checkpoint.scores import read_metrics
 from kpjax.errors import ConfigError
 from kpjax.training import lock
 from kpjax.training.lock import LOCK, WorkdirInUse, WorkdirLock, this_process
-from tests.distributed.processes import Ended, Processes
+from tests.distributed.processes import Ended, Processes, write_config
 from tests.programs import environment, same_arrays, shapes_set, stored
 
 STEPS = 24
-
-CONFIG = """
-from kpjax.config import Config
-
-def get_config():
-    config = Config(batch=4, steps={steps}, log_every=1)
-    config.model.name = "two_layers"
-    config.data.canvas = 64
-    config.data.max_boxes = 8
-    config.data.threads = 1
-    config.data.train.images = {folder!r} + "/train"
-    config.data.train.annotations = {folder!r} + "/annotations/instances_train.json"
-    config.augment.kind = "none"
-    config.augment.height = config.augment.width = 64
-    config.checkpoint.every = 4
-    return config
-"""
 
 HOLD = """
 import signal, sys, time
@@ -226,7 +209,7 @@ def test_a_mistake_leaves_no_folder(tmp_path: pathlib.Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = shapes_set(tmp_path_factory.mktemp("lock"), train=12, val=1)
-    (folder / "config.py").write_text(CONFIG.format(folder=str(folder), steps=STEPS))
+    write_config(folder, 4, STEPS, "config.checkpoint.every = 4")
     return folder
 
 
