@@ -235,7 +235,8 @@ def settings(given: Config | None, loaded: Any, path: str) -> tuple[Any, Config]
             "give the configuration it was trained with"
         )
     stored = {k: v for k, v in loaded.detector.options.items() if k not in COMPUTATION}
-    detector = build(given.model.name, loaded.detector.num_classes, **{**stored, **options_of(given.model)})
+    wanted = {k: v for k, v in options_of(given.model).items() if k != "points"}  # they are the checkpoint's
+    detector = build(given.model.name, loaded.detector.num_classes, **{**stored, **wanted})
     check_shapes(detector, loaded.variables, path)
     return detector, given
 

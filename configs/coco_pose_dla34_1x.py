@@ -23,6 +23,7 @@ from kpjax.config import Config, coco2017
 def get_config() -> Config:
     config = Config(batch=128, epochs=140.0)
     config.model.name = "centernet_dla34_pose"
+    config.model.num_classes = 1
     config.model.bn_groups = 8
     coco2017(config, keypoints=True)
     config.data.max_boxes = 32

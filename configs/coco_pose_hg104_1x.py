@@ -22,6 +22,7 @@ from kpjax.config import Config, coco2017
 def get_config() -> Config:
     config = Config(batch=24, epochs=50.0)
     config.model.name = "centernet_hg104_pose"
+    config.model.num_classes = 1
     config.model.bn_groups = 4
     coco2017(config, keypoints=True)
     config.data.max_boxes = 32

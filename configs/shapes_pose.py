@@ -20,8 +20,6 @@ def get_config() -> Config:
     config.model.options = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
     config.data.canvas = 128
     config.data.max_boxes = 6
-    # Head, shoulders, elbows, hands, hips, feet: COCO's constants of a person's like joints, CrowdPose's of the head.
-    config.data.sigmas = (0.079, *(2 * (0.079,)), *(2 * (0.072,)), *(2 * (0.062,)), *(2 * (0.107,)), *(2 * (0.089,)))
     config.augment.kind = "shift"
     config.augment.shift = 0.05
     config.augment.scale = 0.1

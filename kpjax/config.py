@@ -126,7 +126,7 @@ class EvalConfig:
     preset: str = "na"  # the published test protocols: "na", "flip", "ms"
     nms: str = ""  # soft-NMS: "": the model's own; "hard", "linear", "gaussian" or "none"
     every: int = 0  # evaluate each so many training steps; 0: only at the end
-    top_k: int = 100
+    top_k: int = 100  # most detections of a view, and peaks of each point; see `kpjax.Predictor`
     images: int = 0  # only the first so many images; 0: all
     max_canvases: int = 0  # most canvas sizes a scale: fewer programs, slightly different detections; 0: no limit
 

@@ -17,6 +17,7 @@ x1 y1 x2 y2 and points x y, both in pixels.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -55,6 +56,9 @@ class PointSet:
 
     def __post_init__(self) -> None:
         count = len(self.names)
+        if len(set(self.names)) < count:
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ConfigError(f"the point {twice!r} is named twice; names have to differ")
         if not self.mirror:
             object.__setattr__(self, "mirror", mirror_by_names(self.names))
         if sorted(self.mirror) != list(range(count)) or any(self.mirror[k] != j for j, k in enumerate(self.mirror)):
@@ -64,27 +68,34 @@ class PointSet:
                 raise ConfigError(f"the edge {edge} joins points that do not exist; there are {count}, from 0")
         if self.sigmas and len(self.sigmas) != count:
             raise ConfigError(f"{len(self.sigmas)} sigmas were given for {count} points; give one each")
+        if not all(0 < sigma <= 1 for sigma in self.sigmas):
+            raise ConfigError(f"the sigmas are {self.sigmas}; give numbers above 0 and at most 1")
 
     def __len__(self) -> int:
         return len(self.names)
 
 
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_SIDE_WORDS = re.compile(r"(?<![a-z])(?:left|right)(?![a-z])|^[lr](?=_)|(?<=_)[lr]$")
+_SIDES = re.compile(r"left|right|^[lr](?=_)|(?<=_)[lr]$")  # parts of words too: "LeftEye"
+
+
 def mirror_by_names(names: Sequence[str]) -> tuple[int, ...]:
-    """The partner of each point in a mirror image, by "left" and "right" (or l and r) in their names; else itself."""
+    """The partner of each point in a mirror image, by "left" and "right" (or l and r) in their names; else itself.
+
+    All sides in a name change at once: the left corner of the left eye becomes the right corner of the right one.
+    """
     place = {name.casefold(): j for j, name in enumerate(names)}
-    swaps = (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_"), ("_l", "_r"), ("_r", "_l"))
 
     def partner(j: int, name: str) -> int:
-        name = name.casefold()
-        for one, other in swaps:
-            fits = name.startswith(one) if one.endswith("_") else name.endswith(one) if one[0] == "_" else one in name
-            if fits:
-                swapped = name.removesuffix(one) + other if one[0] == "_" else name.replace(one, other, 1)
-                if swapped in place:
-                    return place[swapped]
+        for sides in (_SIDE_WORDS, _SIDES):
+            swapped = sides.sub(lambda match: _OTHER_SIDE[match[0]], name)
+            if swapped != name and swapped in place:
+                return place[swapped]
         return j
 
-    return tuple(partner(j, name) for j, name in enumerate(names))
+    found = [partner(j, name.casefold()) for j, name in enumerate(names)]
+    return tuple(k if found[k] == j else j for j, k in enumerate(found))
 
 
 @flax.struct.dataclass

@@ -17,6 +17,7 @@ from kpjax.commands import flags
 from kpjax.config import Config, coco2017, differences, from_json, recipe, to_json
 from kpjax.detectors import from_config
 from kpjax.errors import ConfigError
+from kpjax.objects import PointSet
 from kpjax.training.optimizer import learning_rate, scaled
 from tests.convert import released
 
@@ -52,6 +53,9 @@ def test_config(path: pathlib.Path) -> None:
     cells = (config.batch, -(-size[0] // detector.stride), -(-size[1] // detector.stride))
     heatmaps = [x for name, x in outputs[-1].items() if name.endswith("heat") or name == "heatmap"]
     assert heatmaps and all(x.shape == (*cells, classes) and x.dtype == jnp.float32 for x in heatmaps)
+    assert ("joint_heatmap" in outputs[-1]) == (detector.points is not None)
+    if detector.points:
+        assert outputs[-1]["joint_heatmap"].shape == (*cells, len(detector.points))
 
 
 def test_coco_is_named_once() -> None:
@@ -143,6 +147,13 @@ def test_rematerialisation_reaches_the_network(name: str) -> None:
     assert not re.search(r"(remat2|checkpoint)\[", program())
     config.model.remat = True
     assert re.search(r"(remat2|checkpoint)\[", program())
+
+
+def test_points_are_those_of_the_data() -> None:
+    config = Config(steps=1)
+    config.model.name, config.model.options = "centernet_r18_pose", {"points": {"names": ["a"]}}
+    with pytest.raises(ConfigError, match=r"config\.model\.options has points, which are those of the data"):
+        from_config(config, 1, PointSet(("b", "c")))
 
 
 def test_classes_have_to_agree() -> None:

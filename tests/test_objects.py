@@ -275,6 +275,13 @@ def test_partners_by_name() -> None:
     assert mirror_by_names(["nose", "left_eye", "right_eye"]) == (0, 2, 1)
     assert mirror_by_names(["L_hand", "R_hand", "tail", "foot_l", "foot_r"]) == (1, 0, 2, 4, 3)
     assert mirror_by_names(["leftmost", "centre"]) == (0, 1)  # it has no partner
+    assert mirror_by_names(["LeftEye", "RightEye"]) == (1, 0)
+    # Both sides of a name change; "right" within another word is none, and what has no way back stays.
+    eyes = [f"{side}_eye_{end}_corner" for side in ("left", "right") for end in ("left", "right")]
+    assert mirror_by_names(eyes) == (3, 2, 1, 0)
+    assert mirror_by_names(["l_ear_left", "l_ear_right", "r_ear_left", "r_ear_right"]) == (3, 2, 1, 0)
+    assert mirror_by_names(["bright_left", "bright_right"]) == (1, 0)
+    PointSet(("left_front_left", "left_front_right", "right_front_left", "left_back"))
     for wrong in ({"mirror": (1, 2, 0)}, {"edges": ((0, 3),)}, {"sigmas": (0.1,)}):
         with pytest.raises(ConfigError):
             PointSet(("a", "b", "c"), **wrong)  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ from kpjax.commands.released import RELEASED
 from kpjax.config import Config, flat
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
+from kpjax.detectors import from_config
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.golden import cases
@@ -253,11 +254,16 @@ def test_points_of_ones_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     """docs/data.md's plates: what its script writes can be trained on as it is."""
     page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
     (script,) = [block for block in blocks(page, "python") if "plates.json" in block]
+    (command,) = [c for c in fenced_commands(page) if "plates.json" in c]
+    module = loaded("train")
+    monkeypatch.setattr(sys, "argv", (argv := shlex.split(command)[1:]))  # where ml_collections looks for --config.key
+    monkeypatch.chdir(REPOSITORY)
+    config = flags.read_config(flags.parse(argv, module.define))
     monkeypatch.chdir(tmp_path)
     exec(compile(script, "plates.py", "exec"), {})
-    data = Config().data
-    data.train.images, data.train.annotations = "plates", "plates/plates.json"
+    data = config.data
     source = open_source(data, "train", keypoints=True)
+    assert from_config(config, len(source.classes), source.points).points == source.points
     assert source.points is not None and source.points.mirror == (1, 0, 3, 2)
     assert len(source) == 200 and not source.dropped
     for objects in source.objects:  # the corners touch all four sides of their box

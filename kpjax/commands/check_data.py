@@ -16,7 +16,7 @@ import numpy as np
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.data.opening import has_validation
-from kpjax.data.source import Source, require_boxes, require_same_classes, require_same_points
+from kpjax.data.source import Source, require_boxes, require_keypoints, require_same_classes, require_same_points
 from kpjax.datasets.check import SplitReport, check_split
 from kpjax.errors import DataError, UserError
 
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             report, source = check_split(config, split, detector_of, keypoints=keypoints, decode=args.decode)
             sources[split] = source
+            if keypoints and len(source.annotations.ids):
+                require_keypoints(source, split)
             if split == "train":
                 require_boxes(source)
             else:

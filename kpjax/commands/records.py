@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import time
 
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, and print the settings to train with.  Raises ConfigError or DataError."""
-    data = _data(args)
+    # The records hold what the file says; these settings are for who reads them.
+    data = dataclasses.replace(_data(args), mirror_pairs="", sigmas=())
     splits: dict[str, Source] = {}
     for key, name in SPLITS.items():
         wanted = args.split == key if args.split else bool(getattr(data, key).annotations)

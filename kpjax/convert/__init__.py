@@ -33,6 +33,7 @@ __all__ = [
     "TorchFileError",
     "class_axes",
     "count_classes",
+    "count_points",
     "destination",
     "import_torch",
     "load_backbone",
@@ -154,6 +155,15 @@ def count_classes(build: Callable[[int], Detector], state_dict: Mapping[str, Any
             side = value.shape[at] if at < len(value.shape) else 0  # of another rank: import_torch reports it
             if side and side % each == 0:
                 return side // each
+    return 0
+
+
+def count_points(det: Detector, state_dict: Mapping[str, Any]) -> int:
+    """The number of points an object that a released checkpoint finds; 0 where it finds boxes alone."""
+    for key, value in state_dict.items():
+        path = destination(RULES.get(det.import_rules, ()), key) or ""
+        if path.endswith("/joint_heatmap_out/bias"):
+            return int(value.shape[0])
     return 0
 
 

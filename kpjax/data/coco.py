@@ -213,6 +213,8 @@ def _annotations(
 def point_set(categories: list[dict[str, Any]], path: str) -> PointSet:
     """The points that the categories of a COCO JSON name ("keypoints", "skeleton"), the same in all that have any.
 
+    "sigmas", which COCO's own files lack, are the points' constants of the object keypoint similarity.
+
     Raises DataError, one line, where none has any, where they differ, or where a skeleton joins what is not there.
     """
     found: PointSet | None = None
@@ -232,7 +234,13 @@ def point_set(categories: list[dict[str, Any]], path: str) -> PointSet:
                 f"{where} has a skeleton that joins keypoints which are not there ({_short(edges)}); "
                 f"give pairs of numbers from 1 to {len(names)}"
             )
-        points = PointSet(tuple(names), edges=tuple((a - 1, b - 1) for a, b in pairs))
+        sigmas = category.get("sigmas") or []
+        if not isinstance(sigmas, list) or not all(_number(v, 1) and v > 0 for v in sigmas):
+            raise DataError(f"{where} has the sigmas {_short(sigmas)}; give a list of numbers above 0 and at most 1")
+        if sigmas and len(sigmas) != len(names):
+            raise DataError(f"{where} has {len(sigmas)} sigmas and {len(names)} keypoints; give one for each")
+        edges_from_0 = tuple((a - 1, b - 1) for a, b in pairs)
+        points = PointSet(tuple(names), edges=edges_from_0, sigmas=tuple(map(float, sigmas)))
         if found is not None and points.names != found.names:
             raise DataError(
                 f"{where} has {len(points)} keypoints and {first} {len(found)}, or others; all classes need the same"

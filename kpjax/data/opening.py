@@ -37,11 +37,14 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keyp
         source = Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
     else:
         raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
-    if source.points is not None:
-        source = dataclasses.replace(source, points=with_settings(source.points, config, source.name))
-    if split == "train" and config.empty_images == "drop":
-        source = without_empty_images(source)
-    return source
+    if source.points is None:
+        return source
+    return dataclasses.replace(source, points=with_settings(source.points, config, source.name))
+
+
+def training_images(source: Source, config: DataConfig) -> Source:
+    """The images of a training split that a run learns from: all of them, or as `config.empty_images` says."""
+    return without_empty_images(source) if config.empty_images == "drop" else source
 
 
 def with_settings(points: PointSet, config: DataConfig, name: str) -> PointSet:
@@ -55,7 +58,7 @@ def with_settings(points: PointSet, config: DataConfig, name: str) -> PointSet:
             f"config.data.sigmas has {len(config.sigmas)} numbers and {name} {len(points)} keypoints; give one for each"
         )
     mirror = mirror_of_pairs(points.names, config.mirror_pairs, name) if config.mirror_pairs else points.mirror
-    return dataclasses.replace(points, mirror=mirror, sigmas=tuple(map(float, config.sigmas)))
+    return dataclasses.replace(points, mirror=mirror, sigmas=tuple(map(float, config.sigmas)) or points.sigmas)
 
 
 def mirror_of_pairs(names: tuple[str, ...], pairs: str, source: str) -> tuple[int, ...]:

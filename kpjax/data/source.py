@@ -144,11 +144,14 @@ def require_same_classes(val: Source, train: Source) -> None:
         )
 
 
-def require_keypoints(source: Source) -> None:
-    """Raise ConfigError where there is no keypoint to learn from."""
-    if source.points is None or not any((of_image.seen > UNLABELLED).any() for of_image in source.objects):
+def require_keypoints(source: Source, split: str = "train") -> None:
+    """Raise ConfigError where there is no keypoint to learn from, or to measure with.  split: "train" or "val"."""
+    if source.points is None:
+        raise ConfigError(f"{source.name} was opened without its keypoints; open it with keypoints=True")
+    if not any((of_image.seen[of_image.valid] > UNLABELLED).any() for of_image in source.objects):
+        what = "to train on" if split == "train" else "to measure with"
         raise ConfigError(
-            f"{source.name} has no labelled keypoint to train on; give annotations with keypoints in config.data.train"
+            f"{source.name} has no labelled keypoint {what}; give annotations with keypoints in config.data.{split}"
         )
 
 
@@ -312,4 +315,8 @@ def _coco_keypoints(keypoints: np.ndarray) -> dict[str, Any]:
 
 
 def _coco_points(points: PointSet) -> dict[str, Any]:
-    return {"keypoints": list(points.names), "skeleton": [[a + 1, b + 1] for a, b in points.edges]}
+    return {
+        "keypoints": list(points.names),
+        "skeleton": [[a + 1, b + 1] for a, b in points.edges],
+        **({"sigmas": list(points.sigmas)} if points.sigmas else {}),
+    }

@@ -353,7 +353,8 @@ def _point_set(builder: Any) -> PointSet | None:
     path = files.join(str(builder.data_dir), METADATA)
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
         stated = json.loads(files.read_bytes(path))["points"]
-        return PointSet(tuple(stated["names"]), edges=tuple((a, b) for a, b in stated["edges"]))
+        edges, sigmas = tuple((a, b) for a, b in stated["edges"]), tuple(stated.get("sigmas", ()))
+        return PointSet(tuple(stated["names"]), edges=edges, sigmas=sigmas)
     return None
 
 

@@ -76,7 +76,7 @@ ACTIONS = {
     OVER: ("its last boxes are left out", "as annotated"),
     NO_BOXES: ("used as background", "used"),
     OUTSIDE_BOX: ("used", "used"),
-    OUTSIDE_IMAGE: ("left out", "used"),
+    OUTSIDE_IMAGE: ("used where a crop shows the border there, else left out", "used"),
     NO_POINTS: (
         "its centre alone is learnt, unless config.model.options has box_without_points",
         "in the boxes' AP alone; for that of keypoints, detections on it count neither way",
@@ -161,9 +161,7 @@ def check_split(
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
     mistakes: list[DataError] = []
-    everything = open_source(
-        dataclasses.replace(config.data, empty_images="keep"), split, mistakes.append, keypoints=keypoints
-    )
+    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints)
     empty = [everything.files[i] for i in np.flatnonzero(object_counts(everything) == 0)]
     drops = split == "train" and config.data.empty_images == "drop" and len(empty) < len(everything)
     source = without_empty_images(everything) if drops else everything

@@ -20,11 +20,13 @@ _ROUNDING = 0.5  # pixels; the rounding of annotation tools is no oddity
 class PointsReport:
     """The keypoints of the objects that training uses.
 
-    names: J names.  labelled, hidden, outside_box: (J,) int64 counts; hidden ones are labelled too.
+    names: J names.  pairs: those that a mirror exchanges.
+    labelled, hidden, outside_box: (J,) int64 counts; hidden ones are labelled too.
     of_object: (n,) int64 labelled keypoints an object.
     """
 
     names: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
     labelled: np.ndarray
     hidden: np.ndarray
     outside_box: np.ndarray
@@ -49,6 +51,8 @@ class PointsReport:
                 f"keypoints an object: least {least:.0f}, 10% have at most {few:.0f}, median {middle:.0f}, "
                 f"most {most:.0f}; {self.without:,} objects have none"
             )
+        pairs = ", ".join(f"{a}:{b}" for a, b in self.pairs) or "none"
+        said.append(f"keypoints that a mirror exchanges: {pairs}")
         never = [name for name, count in zip(self.names, self.labelled, strict=True) if not count]
         if never and objects:
             said.append(
@@ -100,6 +104,7 @@ def look_at_points(source: Source, crowds: str) -> tuple[PointsReport | None, di
     }
     report = PointsReport(
         names=names,
+        pairs=tuple((names[j], names[k]) for j, k in enumerate(source.points.mirror) if j < k),
         labelled=labelled.sum(0),
         hidden=(seen == HIDDEN).sum(0),
         outside_box=outside_box.sum(0),

@@ -55,7 +55,9 @@ OCCLUDED = 0.35  # share of the images with figures that have an object in front
 _MOST_CUT = 0.25  # of a figure's width or height that lies outside then
 _TRIES = 30
 _LIMBS = 5  # owners of pixels that a figure has: BODY and the four limbs
-_VERSION = 1  # of the drawing: raise it whenever an image of a given seed changes
+# COCO's constants of a person's like joints; of the head CrowdPose's
+_SIGMAS = {"head": 0.079, "shoulder": 0.079, "elbow": 0.072, "hand": 0.062, "hip": 0.107, "foot": 0.089}
+_VERSION = 2  # of the drawing: raise it whenever an image of a given seed changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,7 @@ def write(out_dir: str, train: int = 1000, val: int = 200, size: int = 128, seed
     """Write both splits; see `write_set` for the files, for what is returned, and for what is raised."""
     skeleton = [[JOINTS.index(a) + 1, JOINTS.index(b) + 1] for a, b in EDGES]
     category = {"id": 1, "name": CLASSES[0], "supercategory": "figure", "keypoints": list(JOINTS), "skeleton": skeleton}
+    category["sigmas"] = [_SIGMAS[joint.removeprefix("left_").removeprefix("right_")] for joint in JOINTS]
     generator = {"generator": "kpjax shapes --kind figures", "version": _VERSION}
     return write_set(out_dir, "figures", generator, _draw, [category], train=train, val=val, size=size, seed=seed)
 

@@ -273,7 +273,14 @@ def _object(annotation: dict[str, Any], image: dict[str, Any], labels: dict[int,
 def _points_metadata(source: Source) -> dict[str, Any]:
     if source.points is None:
         return {}
-    return {"points": {"names": list(source.points.names), "edges": [list(edge) for edge in source.points.edges]}}
+    points = source.points
+    return {
+        "points": {
+            "names": list(points.names),
+            "edges": [list(edge) for edge in points.edges],
+            "sigmas": list(points.sigmas),
+        }
+    }
 
 
 def _compare(source: Source, written: Source) -> None:
@@ -281,7 +288,7 @@ def _compare(source: Source, written: Source) -> None:
     some = range(0, len(source), -(-len(source) // _READ_BACK))
     same = (
         source.classes == written.classes
-        and _points_metadata(source) == _points_metadata(written)  # mirror and sigmas are settings of training
+        and _points_metadata(source) == _points_metadata(written)  # the mirror is a setting of training
         and source.category_ids == written.category_ids
         and np.array_equal(source.image_ids, written.image_ids)
         and np.array_equal(source.heights, written.heights)

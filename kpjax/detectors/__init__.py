@@ -125,6 +125,11 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
         )
     options = options_of(model)
     if points is not None and learns_points(model.name):
+        if "points" in options:
+            raise ConfigError(
+                "config.model.options has points, which are those of the data; leave them out "
+                "(config.data.mirror_pairs and config.data.sigmas set what the data do not say)"
+            )
         options["points"] = points
     detector = build(model.name, classes, **options)
     size = (config.augment.height, config.augment.width)

@@ -68,7 +68,8 @@ class Detector:
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
-    boxes_model: the model of boxes on the same network, whose checkpoints can start a training of this one; "": none.
+    boxes_model: the model of boxes on the same network, whose checkpoints can start a training of this one too; "":
+        none.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
     options: what `build` was given beside the name, so that a checkpoint can build it again.
     """

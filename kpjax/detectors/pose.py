@@ -279,7 +279,8 @@ def point_set(name: str, value: Any) -> PointSet:
     if isinstance(value, PointSet):
         return value
     fields = {field.name for field in dataclasses.fields(PointSet)}
-    if not isinstance(value, Mapping) or not set(value) <= fields or not value.get("names"):
+    named = isinstance(value, Mapping) and isinstance(value.get("names"), (list, tuple)) and value["names"]
+    if not named or not set(value) <= fields:
         raise ConfigError(f"model {name}: points is {value!r}; give names, and perhaps mirror, edges and sigmas")
     try:
         return PointSet(
@@ -288,5 +289,7 @@ def point_set(name: str, value: Any) -> PointSet:
             edges=tuple((int(a), int(b)) for a, b in value.get("edges", ())),
             sigmas=tuple(float(s) for s in value.get("sigmas", ())),
         )
+    except ConfigError as error:
+        raise ConfigError(f"model {name}: points: {error}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model {name}: points has values of another kind ({error})") from error

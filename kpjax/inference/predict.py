@@ -78,8 +78,9 @@ class Predictor:
         preset: test protocol, "na" (plain), "flip" (with the mirror image) or "ms" (several scales too), as
             published for the model: `detector.protocols`; None: "na".
         names: class names, as many as the detector has classes, or none.
-        batch: images of one canvas that run together.  top_k: most detections of a view, and of an image; those of a pose
-            model's several scales are merged uncut, as published.
+        batch: images of one canvas that run together.
+        top_k: most detections of a view, and of an image; those of a pose model's several scales are merged uncut, as
+            published.  It also limits the peaks of each channel that a pose model's points can move to.
         size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
         max_side: for "keep": larger images are shrunk to this side first; 0: never.
         nms: soft-NMS: "hard", "linear", "gaussian" or "none"; "": the model's own, as published.

@@ -13,7 +13,7 @@ from kpjax.objects import HIDDEN, Detections, Objects, PointSet, Record, map_coo
 from kpjax.show.skeleton import Color, draw_skeleton
 
 _Rect = tuple[float, float, float, float]
-POINT_SCORE = 0.1  # least score of a found point that is drawn
+POINT_SCORE = 0.1  # a found point has to score more to be drawn
 _LEGIBLE = 9  # pixels of text height; smaller letters cannot be read
 
 

@@ -239,16 +239,30 @@ class _KeepBest:
         return [best is not None and c.step == best[0] for c in checkpoints]
 
 
+def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that differ, but for those that say how the network computes and what pictures and AP look like."""
+
+    def learnt(options: dict[str, Any]) -> dict[str, Any]:
+        points = options.get("points", {})
+        of_points = {f"points.{key}": points[key] for key in ("names", "mirror") if key in points}
+        return {k: v for k, v in options.items() if k not in COMPUTATION | {"points"}} | of_points
+
+    ours, theirs = learnt(wanted), learnt(stored)
+    odd = [key for key in (theirs | ours) if theirs.get(key) != ours.get(key)]
+    return {k: theirs[k] for k in odd if k in theirs}, {k: ours[k] for k in odd if k in ours}
+
+
 def check_same_model(info: dict[str, Any], detector: Detector, path: str) -> None:
     """Raise CheckpointError where what was stored beside a checkpoint (`info`) is not this detector's.
 
-    Options that say how the network computes (`COMPUTATION`) may differ.
+    Options that say how the network computes (`COMPUTATION`) may differ, and so may the skeleton and the sigmas of
+    points.
     """
     ours = describe(detector, (), None)
     for key in ("model", "num_classes", "options"):
         stored, wanted = info.get(key), json.loads(json.dumps(ours[key]))
         if key == "options" and isinstance(stored, dict):
-            stored, wanted = ({k: v for k, v in o.items() if k not in COMPUTATION} for o in (stored, wanted))
+            stored, wanted = _differing(stored, wanted)
         if stored != wanted:
             raise CheckpointError(
                 f"{path} is a checkpoint of another model: its {key} is {stored!r}, this run's {wanted!r}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,6 +32,13 @@ def _matching(new: Any, old: Any) -> tuple[Any, list[str]]:
     return jax.tree_util.tree_map_with_path(one, new), lines
 
 
+def _in_words(detector: Detector) -> str:
+    """Name and options, points by their number."""
+    options = {key: value for key, value in detector.options.items() if key != "points"}
+    points = f"{len(detector.points)} points " if detector.points else ""
+    return f"{detector.name} {points}{options or ''}".rstrip()
+
+
 def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if path.endswith((".pth", ".pt", ".tar", ".pkl")):
@@ -41,9 +49,8 @@ def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) 
         left = sum(line.startswith("  initialised anew") for line in lines)
         if 2 * left > len(jax.tree.leaves(variables)):
             raise ConfigError(
-                f"config.init_from: {path} is a checkpoint of another model ({loaded.detector.name} "
-                f"{loaded.detector.options or ''}): {left} of {len(jax.tree.leaves(variables))} arrays of "
-                f"{detector.name} {detector.options or ''} are not in it"
+                f"config.init_from: {path} is a checkpoint of another model ({_in_words(loaded.detector)}): "
+                f"{left} of {len(jax.tree.leaves(variables))} arrays of {_in_words(detector)} are not in it"
             )
     say("\n".join([f"starting from {path}", *lines]))
     placed = jax.device_put(variables, {"params": shardings.params, "batch_stats": shardings.batch_stats})
@@ -55,12 +62,16 @@ def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) 
 def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, list[str]]:
     """The trunk of an ImageNet classifier, or all but the class heads of a released detector.
 
-    That is one of this model, or of the boxes on the same network: then this model's further heads start anew too.
+    That is one of this model, for any points, or of the boxes on the same network: then this model's further heads
+    start anew too.
     """
     from kpjax import convert
 
-    def build(classes: int) -> Detector:
-        return detectors.build(detector.name, classes, **detector.options)
+    def build(classes: int, points: int = 0) -> Detector:
+        options = dict(detector.options)
+        if points:
+            options["points"] = {"names": [str(j) for j in range(points)]}
+        return detectors.build(detector.name, classes, **options)
 
     def build_boxes(classes: int) -> Detector:
         known = {field.name for field in dataclasses.fields(CenterNetConfig)}
@@ -71,13 +82,9 @@ def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, lis
         state_dict = convert.read_torch_file(path)
         classes = convert.count_classes(build, state_dict)
         if classes:
-            try:
-                imported = convert.import_torch(build(classes), state_dict)
-            except convert.ImportMismatch:
-                if not detector.boxes_model:
-                    raise
-                imported = convert.import_torch(build_boxes(classes), state_dict)
-            return _matching(variables, imported)
+            count = convert.count_points(detector, state_dict)
+            released = build_boxes if detector.boxes_model and not count else functools.partial(build, points=count)
+            return _matching(variables, convert.import_torch(released(classes), state_dict))
         backbone = convert.load_backbone(detector, variables, state_dict)
     except convert.TorchFileError as error:
         raise ConfigError(f"config.init_from: {error}") from error

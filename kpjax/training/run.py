@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from kpjax import config as configs
 from kpjax.checkpoint.weights import describe, is_inference, save_inference
 from kpjax.config import Config
-from kpjax.data.opening import has_validation, open_source
+from kpjax.data.opening import has_validation, open_source, training_images
 from kpjax.data.source import (
     Source,
     fingerprint,
@@ -105,7 +105,7 @@ def _run(
     root = epath.Path(workdir)
     check_workdir(root, config)
     keypoints = learns_points(config.model.name)
-    source = train_source or open_source(config.data, "train", keypoints=keypoints)
+    source = training_images(train_source or open_source(config.data, "train", keypoints=keypoints), config.data)
     require_boxes(source)
     if keypoints:
         require_keypoints(source)
@@ -220,9 +220,12 @@ def _pipeline(source: Source, config: Config, start: int) -> Iterator[dict[str, 
 def _validation(config: Config, source: Source) -> Source | None:
     if not has_validation(config.data):
         return None
-    val = open_source(config.data, "val", keypoints=learns_points(config.model.name))
+    keypoints = learns_points(config.model.name)
+    val = open_source(config.data, "val", keypoints=keypoints)
     require_same_classes(val, source)
     require_same_points(val, source)
+    if keypoints and len(val.annotations.ids):
+        require_keypoints(val, "val")
     return val
 
 

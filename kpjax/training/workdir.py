@@ -21,6 +21,7 @@ _FREE = (
     "config.data.threads",
     "config.data.prefetch",
     "config.data.bad_images",
+    "config.data.sigmas",
 )
 
 

@@ -65,9 +65,13 @@ def test_splits_have_the_same_keypoints() -> None:
         require_same_points(fakes.marker_source([item], points=turned), train)
     assert fingerprint(fakes.marker_source([item], points=other)) != fingerprint(train)
     require_keypoints(train)
-    for useless in (fakes.marker_source([item]), fakes.marker_source([(20, 30, [])], points=fakes.POINTS)):
-        with pytest.raises(ConfigError, match="markers has no labelled keypoint to train on; give annotations"):
-            require_keypoints(useless)
+    with pytest.raises(ConfigError, match="markers was opened without its keypoints; open it with keypoints=True"):
+        require_keypoints(fakes.marker_source([item]))
+    empty = fakes.marker_source([(20, 30, [])], points=fakes.POINTS)
+    with pytest.raises(ConfigError, match=r"no labelled keypoint to train on; give .* in config\.data\.train"):
+        require_keypoints(empty)
+    with pytest.raises(ConfigError, match=r"no labelled keypoint to measure with; give .* in config\.data\.val"):
+        require_keypoints(empty, "val")
 
 
 def write(folder: pathlib.Path, *, named: bool, annotated: bool) -> DataConfig:

@@ -17,7 +17,7 @@ import kpjax
 from kpjax.__main__ import main
 from kpjax.commands.check_data import count_bins, size_bins
 from kpjax.config import Config, DataConfig
-from kpjax.data.opening import open_source
+from kpjax.data.opening import open_source, training_images
 from kpjax.data.pipeline import train_batches
 from kpjax.datasets import check
 from kpjax.datasets.check import Collisions, check_split, count_collisions
@@ -66,7 +66,13 @@ def test_empty_images_that_training_drops_are_left_out_not_unlisted(folder: Call
     report, _ = check_split(settings(data), "train", detector_of, progress=False)
     (oddity,) = report.oddities
     assert (oddity.kind, len(oddity.cases)) == (check.NO_BOXES, 2) and "empty_images" in oddity.action
-    assert report.images == len(open_source(data, "train")) == 5 and report.objects.tolist() == [1, 2, 3, 1, 2]
+    assert report.images == len(training_images(open_source(data, "train"), data)) == 5 and report.objects.tolist() == [
+        1,
+        2,
+        3,
+        1,
+        2,
+    ]
     report, _ = check_split(settings(data), "val", detector_of, progress=False)
     assert report.images == 7 and report.oddities[0].action == "used"
     nothing = folder(lambda d: d["annotations"].clear(), empty_images="drop")

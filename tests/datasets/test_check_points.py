@@ -166,3 +166,9 @@ def test_the_command_reports_joints(recipe: str, tmp_path: pathlib.Path, capsys:
     other.write_text(json.dumps(content))
     assert main(["check-data", "--config", recipe, "--out", str(out), f"--config.data.train.annotations={other}"]) == 2
     assert "other keypoints" in capsys.readouterr().err
+    for annotation in content["annotations"]:
+        annotation["keypoints"][2::3] = [0] * len(JOINTS)
+    content["categories"][0]["keypoints"][0] = JOINTS[0]
+    other.write_text(json.dumps(content))
+    assert main(["check-data", "--config", recipe, "--out", str(out), f"--config.data.train.annotations={other}"]) == 2
+    assert "no labelled keypoint to train on" in capsys.readouterr().err

@@ -231,7 +231,10 @@ def test_options_build_the_same_detector_again() -> None:
         ({"points": {"names": ["a"], "joints": 1}}, "points is .*; give names"),
         ({"points": {"names": ["a", "b"], "edges": [[0, 2]]}}, "joins points that do not exist; there are 2"),
         ({"points": {"names": ["a", "b"], "edges": [1]}}, "values of another kind"),
-        ({"points": {"names": ["a", "b"], "sigmas": [0.1]}}, "1 sigmas were given for 2 points"),
+        ({"points": {"names": ["a", "b"], "sigmas": [0.1]}}, "pose: points: 1 sigmas were given for 2 points"),
+        ({"points": {"names": ["a"], "sigmas": [0.0]}}, "numbers above 0 and at most 1"),
+        ({"points": {"names": ["a", "a"]}}, "the point 'a' is named twice"),
+        ({"points": {"names": "abc"}}, "points is .*; give names"),
         ({"class_specific_wh": True}, "no option 'class_specific_wh'"),
     ],
 )

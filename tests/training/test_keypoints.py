@@ -94,6 +94,7 @@ def label_nothing(instances: dict[str, Any]) -> None:
         ("val", drop_joints, "val.json: no category has 'keypoints'; give a COCO keypoints JSON"),
         ("train", drop_joints, "train.json: no category has 'keypoints'; give a COCO keypoints JSON"),
         ("train", label_nothing, "train.json has no labelled keypoint to train on"),
+        ("val", label_nothing, "val.json has no labelled keypoint to measure with"),
     ],
 )
 def test_data_that_do_not_fit_are_one_line(

@@ -376,3 +376,11 @@ def test_pose_starts_from_the_boxes_of_the_same_network(tmp_path: pathlib.Path) 
     assert anew == {"heatmap_out", *(f"{head}_{layer}" for head in heads for layer in ("conv", "out"))}
     for leaf in jax.tree.leaves({**variables["params"]["backbone"], "wh": variables["params"]["heads"]["wh_out"]}):
         assert not (np.asarray(leaf) == -1).all()
+    # From released pose to other points: the heads' last layers alone have other shapes.
+    arrays = released.arrays("centernet_dla34_pose", 1, **small)
+    torch_bytes.save(tmp_path / "multi_pose.pth", arrays, wrapper="state_dict")
+    _, lines = _from_torch(str(tmp_path / "multi_pose.pth"), pose, new)
+    assert {line.split("['heads']['")[1].split("'")[0] for line in lines} == {
+        "keypoint_offset_out",
+        "joint_heatmap_out",
+    }
