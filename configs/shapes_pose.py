@@ -15,7 +15,7 @@ from kpjax.config import Config
 
 
 def get_config() -> Config:
-    config = Config(batch=8, steps=1800)
+    config = Config(batch=8, steps=2400)
     config.model.name = "centernet_r18_pose"
     config.model.options = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
     config.data.canvas = 128

@@ -4,7 +4,7 @@ A figure is an articulated puppet (`kpjax.datasets.puppet`) with eleven named jo
 size and place are random.  As in `kpjax.datasets.shapes`, image `index` of a split is a pure function of
 (seed, split, index, size).
 
-An image holds one to four figures, or none (every tenth image).  Later figures cover earlier ones, and some images
+An image holds one to three figures, or none (every tenth image).  Later figures cover earlier ones, and some images
 have an object without joints in front of a figure; at least `MIN_VISIBLE` of every figure can be seen.  Few figures
 are cut by the border.  A box is the tight extent of the figure within the image, and an area its pixels there, both
 with hidden parts.  A joint is hidden (1) where something else is drawn over it, an arm or a leg of the same figure
@@ -47,11 +47,11 @@ from kpjax.datasets.surfaces import (
 from kpjax.objects import HIDDEN, UNLABELLED, VISIBLE
 
 CLASSES = ("figure",)
-MAX_FIGURES = 4
+MAX_FIGURES = 3
 MIN_VISIBLE = 0.7
-HEIGHTS = (0.38, 0.8)  # of a standing figure, as a share of the image's side
+HEIGHTS = (0.5, 0.9)  # of a standing figure, as a share of the image's side
 CUT = 0.1  # share of the figures that may be cut by the border
-OCCLUDED = 0.35  # share of the images with figures that have an object in front of one
+OCCLUDED = 0.25  # share of the images with figures that have an object in front of one
 _MOST_CUT = 0.25  # of a figure's width or height that lies outside then
 _TRIES = 30
 _LIMBS = 5  # owners of pixels that a figure has: BODY and the four limbs
