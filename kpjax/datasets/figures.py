@@ -49,7 +49,7 @@ from kpjax.objects import HIDDEN, UNLABELLED, VISIBLE
 CLASSES = ("figure",)
 MAX_FIGURES = 3
 MIN_VISIBLE = 0.7
-HEIGHTS = (0.5, 0.9)  # of a standing figure, as a share of the image's side
+HEIGHTS = (0.55, 0.95)  # of a standing figure, as a share of the image's side
 CUT = 0.1  # share of the figures that may be cut by the border
 OCCLUDED = 0.25  # share of the images with figures that have an object in front of one
 _MOST_CUT = 0.25  # of a figure's width or height that lies outside then
