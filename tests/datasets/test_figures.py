@@ -30,7 +30,7 @@ def scenes() -> list[figures.Scene]:
 def test_counts_sides_and_joints(scenes: list[figures.Scene]) -> None:
     counts = [len(scene.boxes) for scene in scenes]
     assert [k for k, n in enumerate(counts) if n == 0] == list(range(9, 120, 10))  # one image of ten is empty
-    assert set(counts) == set(range(5))
+    assert set(counts) == set(range(figures.MAX_FIGURES + 1))
     for scene in scenes:
         n = len(scene.boxes)
         assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
