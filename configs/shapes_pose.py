@@ -15,7 +15,7 @@ from kpjax.config import Config
 
 
 def get_config() -> Config:
-    config = Config(batch=8, steps=2400)
+    config = Config(batch=8, steps=3400)
     config.model.name = "centernet_r18_pose"
     config.model.options = {"width": 32, "deconv": (64, 48), "head_channels": 48, "wh_weight": 0.2}
     config.model.options["joint_heatmap_weight"] = 3.0  # arms are thin: finding hands and elbows is what takes long
