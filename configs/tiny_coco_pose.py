@@ -27,7 +27,7 @@ def get_config() -> Config:
     config.augment.height = config.augment.width = 256
     config.optim.lr = 1e-3
     config.optim.lr_batch = 4
-    config.optim.drops = (0.7, 0.9)
+    config.optim.drops = (0.85,)
     config.optim.warmup_steps = 50
     config.optim.ema = 0.995
     config.eval.resolution = "fixed"
