@@ -16,6 +16,9 @@ from kpjax.nn.layers import ConvParams, conv2d
 Array = jax.Array
 
 
+TOGETHER = 3  # heads whose first convolutions run as one: of more, what lies between outgrows a CPU's caches
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """One head of a network.
@@ -40,8 +43,8 @@ def heatmap_head(channels: int) -> Head:
 class Heads(nn.Module):
     """For each head a 3x3 convolution, ReLU and a 1x1 convolution.  (B, h, w, C) -> {name: (B, h, w, .) float32}.
 
-    features: channels between the two.  The 3x3 convolutions read the same map, so they run as one wider convolution,
-    in `dtype` and `precision`; the 1x1 ones decide accuracy and are float32 whatever these are.
+    features: channels between the two.  The 3x3 convolutions read the same map, so they run as wider convolutions, of
+    `TOGETHER` heads each, in `dtype` and `precision`; the 1x1 ones decide accuracy and are float32 whatever these are.
     """
 
     heads: dict[str, Head]
@@ -51,12 +54,21 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> dict[str, Array]:
-        first = {name: ConvParams(self.features, name=f"{name}_conv")(x.shape[-1]) for name in self.heads}
+        x, names = x.astype(self.dtype), list(self.heads)
+        outputs: dict[str, Array] = {}
+        for start in range(0, len(names), TOGETHER):
+            outputs |= self._some(x, names[start : start + TOGETHER])
+        return outputs
+
+    def _some(self, x: Array, names: list[str]) -> dict[str, Array]:
+        """The maps of some heads, whose first convolutions run as one."""
+        first = {name: ConvParams(self.features, name=f"{name}_conv")(x.shape[-1]) for name in names}
         kernel = jnp.concatenate([kernel for kernel, _ in first.values()], axis=-1).astype(self.dtype)
         bias = jnp.concatenate([bias for _, bias in first.values() if bias is not None]).astype(self.dtype)
-        hidden = nn.relu(conv2d(x.astype(self.dtype), kernel, 1, ((1, 1), (1, 1)), self.precision) + bias)
+        hidden = nn.relu(conv2d(x, kernel, 1, ((1, 1), (1, 1)), self.precision) + bias)
         outputs = {}
-        for i, (name, head) in enumerate(self.heads.items()):
+        for i, name in enumerate(names):
+            head = self.heads[name]
             out_kernel, out_bias = ConvParams(
                 head.channels,
                 kernel=(1, 1),
