@@ -110,7 +110,7 @@ def test_targets(case: Any) -> None:
         np.testing.assert_array_equal(mask.reshape(-1), case[f"{name}/hp_mask"] > 0, err_msg=name)
         np.testing.assert_array_equal(targets["joint_index"].reshape(-1), case[f"{name}/hp_ind"], err_msg=name)
         offset = targets["joint_offset"].reshape(-1, 2)
-        np.testing.assert_allclose(offset, case[f"{name}/hp_offset"], atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(offset, case[f"{name}/hp_offset"], atol=1e-5, err_msg=name)
         heat = np.moveaxis(targets["joint_heatmap"], -1, 0)
         np.testing.assert_allclose(heat, case[f"{name}/hm_hp"], atol=1e-5, err_msg=name)
         np.testing.assert_array_equal(heat == 1, case[f"{name}/hm_hp"] == 1, err_msg=name)
@@ -120,13 +120,13 @@ def test_targets(case: Any) -> None:
         np.testing.assert_array_equal(targets["mask"], trained, err_msg=name)
         for ours, theirs in (("index", "ind"), ("wh", "wh"), ("offset", "reg")):
             expected = case[f"{name}/{theirs}"]
-            np.testing.assert_allclose(targets[ours][trained], expected[trained], atol=2e-5, err_msg=f"{name} {ours}")
+            np.testing.assert_allclose(targets[ours][trained], expected[trained], atol=1e-5, err_msg=f"{name} {ours}")
         heat = np.moveaxis(targets["heatmap"], -1, 0)
         np.testing.assert_allclose(heat, case[f"{name}/hm"], atol=1e-5, err_msg=name)
         np.testing.assert_array_equal(heat == 1, case[f"{name}/hm"] == 1, err_msg=name)
         if f"{name}/hps" in case.arrays:
             points = targets["keypoint_offset"].reshape(SLOTS, -1)
-            np.testing.assert_allclose(points, case[f"{name}/hps"], atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(points, case[f"{name}/hps"], atol=1e-5, err_msg=name)
             pairs = np.repeat(mask, 2, axis=1)
             np.testing.assert_array_equal(pairs, case[f"{name}/hps_mask"] > 0, err_msg=name)
 
