@@ -33,6 +33,7 @@ Record = TypeVar("Record")
 
 NONE, OBJECT, IGNORE = 0, 1, 2  # roles: an empty slot; an object; a region that training ignores (crowd, DontCare)
 UNLABELLED, HIDDEN, VISIBLE = 0, 1, 2  # COCO's visibility of a point
+ALL_CLASSES = -1  # the label of a region to ignore that may hold objects of any class (KITTI's DontCare)
 
 # The metadata of a field of coordinates, for `flax.struct.field`.
 BOX = {"coordinates": "box"}  # (..., 4) x1 y1 x2 y2: two points; a mirror exchanges left and right
@@ -108,12 +109,20 @@ class Solid:
     size: Any
     orientation: Any
 
+    def mirrored(self, where: Any) -> Solid:
+        """Of the mirror image where `where` (bool, of the leading axes) is true: an object is seen at pi - alpha."""
+        turned = np.pi - self.orientation
+        turned = jnp.where(turned > np.pi, turned - 2 * np.pi, turned)
+        where = jnp.reshape(where, jnp.shape(where) + (1,) * (self.orientation.ndim - jnp.ndim(where)))
+        return dataclasses.replace(self, orientation=jnp.where(where, turned, self.orientation))
+
 
 @flax.struct.dataclass
 class Objects:
     """Annotated objects of an image, or of a batch; slots without an object have the role NONE.
 
-    boxes: (..., M, 4) float32.  labels: (..., M) int32.  role: (..., M) int32, see NONE, OBJECT, IGNORE.
+    boxes: (..., M, 4) float32.  labels: (..., M) int32, 0-based; ALL_CLASSES of some regions to ignore.  role:
+    (..., M) int32, see NONE, OBJECT, IGNORE.
     points: (..., M, J, 2) float32 joints or other named points.  seen: (..., M, J) int32, see UNLABELLED, HIDDEN,
     VISIBLE.  solid: what is known in 3D.
     """
@@ -145,6 +154,11 @@ class Detections:
     boxes: (..., N, 4) float32.  scores: (..., N) float32.  labels: (..., N) int32, 0-based.  names: the class names
     that labels index; empty on the device.  keypoints: (..., N, J, 3) float32 x, y and score, of detectors that find
     points; else None.
+
+    Of detectors of 3D boxes, else None: boxes3d (..., N, 7) float32 x, y, z, h, w, l, yaw, in metres and radians, in
+    KITTI's frame: x right, y down, z forward; x, y, z is the middle of the box's bottom; yaw turns around y and is 0
+    where the length lies along x, pi / 2 where it points to the camera (towards -z), in [-pi, pi].  alpha (..., N)
+    float32 radians, the angle at which the object is seen, yaw - atan2(x, z) but for multiples of 2 pi.
     """
 
     boxes: Any = flax.struct.field(metadata=BOX)
@@ -152,6 +166,8 @@ class Detections:
     labels: Any = flax.struct.field()
     names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     keypoints: Any = flax.struct.field(default=None, metadata=POINT)
+    boxes3d: Any = None
+    alpha: Any = None
 
     def __len__(self) -> int:
         return self.scores.shape[-1]
@@ -164,11 +180,17 @@ class Placed:
     size: (H, W) of the input, static.  window: (..., 4) top, left, bottom, right of the image in the input, in
     pixels; None: all of it.  changed: (...) bool, in training: whether the crop scaled or moved the image, so that
     sizes in metres no longer follow from it; None: it did not.
+
+    For 3D: camera (..., 3, 4) float32, which projects metres to the image's own pixels.  zoom (...) float32 and shift
+    (..., 2) float32 x y: a pixel p of the image lies at zoom * p + shift of the input.  None: not known.
     """
 
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
     window: Any = None
     changed: Any = None
+    camera: Any = None
+    zoom: Any = None
+    shift: Any = None
 
 
 @flax.struct.dataclass
@@ -218,7 +240,8 @@ def _moved(points: Any, move: Callable[[Any], Any]) -> Any:
 def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = None) -> Record:
     """Restore the order of coordinates after a mirror, where `mirrored` (() bool, or one a leading axis) is true.
 
-    The left and right sides of boxes are exchanged, and the points of each object permuted by `points.mirror`.  Raises
+    The left and right sides of boxes are exchanged, the points of each object permuted by `points.mirror`, and the
+    angles turned at which objects are seen.  Raises
     ValueError where the record has another number of points, or has points and `points` is None.
     """
     changes: dict[str, Any] = {}
@@ -242,11 +265,14 @@ def in_mirror_order(record: Record, mirrored: Any, points: PointSet | None = Non
             else jnp.reshape(mirrored, jnp.shape(mirrored) + (1,) * (value.ndim - jnp.ndim(mirrored)))
         )
         changes[field.name] = jnp.where(where, swapped, value)
+    solid = getattr(record, "solid", None)
+    if solid is not None:
+        changes["solid"] = solid.mirrored(mirrored)
     return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 
 
-def object_shapes(shape: tuple[int, ...], points: PointSet | None = None) -> Objects:
-    """Shapes and dtypes of `Objects` with the leading axes `shape`, (..., M)."""
+def object_shapes(shape: tuple[int, ...], points: PointSet | None = None, solid: bool = False) -> Objects:
+    """Shapes and dtypes of `Objects` with the leading axes `shape`, (..., M).  points, solid: what they have."""
     joints = None if points is None else (*shape, len(points))
     return Objects(
         boxes=jax.ShapeDtypeStruct((*shape, 4), np.float32),
@@ -254,6 +280,13 @@ def object_shapes(shape: tuple[int, ...], points: PointSet | None = None) -> Obj
         role=jax.ShapeDtypeStruct(shape, np.int32),
         points=None if joints is None else jax.ShapeDtypeStruct((*joints, 2), np.float32),
         seen=None if joints is None else jax.ShapeDtypeStruct(joints, np.int32),
+        solid=None
+        if not solid
+        else Solid(
+            depth=jax.ShapeDtypeStruct(shape, np.float32),
+            size=jax.ShapeDtypeStruct((*shape, 3), np.float32),
+            orientation=jax.ShapeDtypeStruct(shape, np.float32),
+        ),
     )
 
 

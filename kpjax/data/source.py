@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from kpjax.data.kitti_files import KittiObjects
 from kpjax.errors import ConfigError, DataError
-from kpjax.objects import IGNORE, OBJECT, UNLABELLED, Objects, PointSet
+from kpjax.objects import IGNORE, OBJECT, UNLABELLED, Objects, PointSet, Solid
 
 CROWD = "crowd"
 OUTSIDE = "outside the image"
@@ -38,7 +39,8 @@ class Annotations:
     image: (A,) int64 record index.  label: (A,) int32 class index.  bbox: (A, 4) float64 x, y, width,
     height in image pixels.  area: (A,) float64 square pixels (COCO: of the mask).  crowd: (A,) bool.
     ids: (A,) int64, unique.  keypoints: (A, J, 3) float64 x, y in image pixels and COCO's visibility, where the split
-    was opened with its keypoints.
+    was opened with its keypoints.  solid: (A, 5) float64 depth, height, width and length in metres, and alpha in
+    radians, where the objects are known in 3D.
     """
 
     image: np.ndarray
@@ -48,6 +50,7 @@ class Annotations:
     crowd: np.ndarray
     ids: np.ndarray
     keypoints: np.ndarray | None = None
+    solid: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Source:
     ground_truth: () -> a COCO instances dictionary of all annotations for pycocotools.
     annotations: all annotated objects.
     points: what the objects' points are; None: they have none.
+    cameras: (N, 3, 4) float64, which projects metres to each image's pixels; None: they are not known.
+    labels3d: N `KittiObjects`, all lines of the label files, which the benchmark of 3D boxes reads; None: there are
+        none.  `objects` then have `solid`.
     """
 
     name: str
@@ -82,6 +88,8 @@ class Source:
     annotations: Annotations
     on_disk: bool = False
     points: PointSet | None = None
+    cameras: np.ndarray | None = None
+    labels3d: tuple[KittiObjects, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -114,6 +122,8 @@ def without_empty_images(source: Source) -> Source:
         widths=source.widths[kept],
         files=tuple(source.files[i] for i in kept),
         objects=tuple(source.objects[i] for i in kept),
+        cameras=None if source.cameras is None else source.cameras[kept],
+        labels3d=None if source.labels3d is None else tuple(source.labels3d[i] for i in kept),
         read=lambda i: source.read(int(kept[i])),
         ground_truth=ground_truth,
         annotations=dataclasses.replace(annotations, image=place[annotations.image]),
@@ -242,12 +252,14 @@ def _objects(annotations: Annotations, order: np.ndarray, ignored: np.ndarray) -
     """The annotations `order` as flat `Objects` (n, ...) in image pixels."""
     x, y, w, h = annotations.bbox[order].T
     keypoints = None if annotations.keypoints is None else annotations.keypoints[order]
+    solid = None if annotations.solid is None else annotations.solid[order].astype(np.float32)
     return Objects(
         boxes=np.stack([x, y, x + w, y + h], axis=1).astype(np.float32),
         labels=annotations.label[order].astype(np.int32),
         role=np.where(ignored[order], IGNORE, OBJECT).astype(np.int32),
         points=None if keypoints is None else keypoints[..., :2].astype(np.float32),
         seen=None if keypoints is None else keypoints[..., 2].astype(np.int32),
+        solid=None if solid is None else Solid(depth=solid[:, 0], size=solid[:, 1:4], orientation=solid[:, 4]),
     )
 
 
