@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kpjax.objects import OBJECT, Objects
+from kpjax.objects import OBJECT, Objects, Placed
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -124,7 +124,7 @@ class Case:
         heads_of, rows_of = make_parts(detector, mesh, preset=preset)
         options = compiler_options(mesh)
         self.network = jax.jit(heads_of, compiler_options=options)
-        self.decode = jax.jit(rows_of, static_argnums=2, out_shardings=self.everywhere, compiler_options=options)
+        self.decode = jax.jit(rows_of, out_shardings=self.everywhere, compiler_options=options)
         self.merge = make_merge(detector, preset, 100)
         self.made: list[list[Any]] = []  # of each view, the head maps that are not the network's
         self.seconds: dict[str, list[float]] = collections.defaultdict(list)
@@ -161,7 +161,7 @@ class Case:
             inputs = timed("place", functools.partial(self.place, view))
             heads = timed("network", functools.partial(self.network, self.variables, *inputs))
             for kind, maps in zip(HEADS, (heads, *made), strict=True):
-                run = functools.partial(self.decode, maps, inputs[1], view.canvas)
+                run = functools.partial(self.decode, maps, Placed(view.canvas, inputs[1]))
                 found = timed(f"{kind} decode", run)
                 run_host = functools.partial(self.in_image, found, view)
                 for slot, row in enumerate(timed(f"{kind} host", run_host)):

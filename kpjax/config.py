@@ -82,7 +82,9 @@ class AugmentConfig:
     width: int = 512
     scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     border: int = 128  # crop and window: the centre stays this many image pixels from the edge (halved until it fits)
-    shift: float = 0.1  # shift: standard deviation of the centre's move, in units of the longer side
+    shift: float = 0.1  # shift: standard deviation of the centre's move, in units of `shift_unit`
+    shift_unit: str = "longer"  # shift: of the image's "longer" side, or along each axis of its own "side"
+    shift_probability: float = 1.0  # shift: how often an image is moved and scaled; else it is seen whole
     scale: float = 0.4  # shift: standard deviation of the scale
     clip_boxes: bool = False  # cut boxes to the crop and drop those whose centre is outside, as mmdetection does
     flip: float = 0.5
@@ -128,6 +130,8 @@ class EvalConfig:
     every: int = 0  # evaluate each so many training steps; 0: only at the end
     top_k: int = 100  # most detections of a view, and peaks of each point; see `kpjax.Predictor`
     images: int = 0  # only the first so many images; 0: all
+    # Results with this score or less are left out, as some published programs do (ddd's peak_thresh)
+    score_threshold: float = 0.0
     max_canvases: int = 0  # most canvas sizes a scale: fewer programs, slightly different detections; 0: no limit
 
 
@@ -178,6 +182,7 @@ class Config:
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
+            ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
             ("optim.name", self.optim.name, ("adam", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
             ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
@@ -222,6 +227,8 @@ class Config:
             ("augment.color", self.augment.color, 0.0, 1.0),
             ("augment.lighting", self.augment.lighting, 0.0, 10.0),
             ("augment.shift", self.augment.shift, 0.0, 10.0),
+            ("augment.shift_probability", self.augment.shift_probability, 0.0, 1.0),
+            ("eval.score_threshold", self.eval.score_threshold, 0.0, 1.0),
             ("optim.lr", self.optim.lr, 0.0, 1e3),
             ("optim.momentum", self.optim.momentum, 0.0, 1.0),
             ("optim.offset_lr", self.optim.offset_lr, 0.0, 1.0),

@@ -51,6 +51,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "xingyizhou_resnet_pose": resnet.XINGYIZHOU_RESNET_POSE,
     "xingyizhou_dla_pose": dla.XINGYIZHOU_DLA_POSE,
     "xingyizhou_hourglass_pose": hourglass.XINGYIZHOU_HOURGLASS_POSE,
+    "xingyizhou_resnet_3d": resnet.XINGYIZHOU_RESNET_3D,
+    "xingyizhou_dla_3d": dla.XINGYIZHOU_DLA_3D,
     "mmdet_resnet": resnet.MMDET_RESNET,
     "cornernet": hourglass.CORNERNET,
     "cornernet_mmdet": hourglass.MMDET_CORNERNET,

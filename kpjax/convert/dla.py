@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kpjax.convert.resnet import TRUNK, XINGYIZHOU_HEADS, XINGYIZHOU_POSE_HEADS, deform_conv
+from kpjax.convert.resnet import TRUNK, XINGYIZHOU_HEADS, XINGYIZHOU_HEADS_3D, XINGYIZHOU_POSE_HEADS, deform_conv
 from kpjax.convert.rules import Rule, batch_norm, conv_kernel
 
 _NECK = "backbone/neck"
@@ -55,6 +55,7 @@ XINGYIZHOU_DLA = (
 )
 
 XINGYIZHOU_DLA_POSE = (*XINGYIZHOU_DLA, *XINGYIZHOU_POSE_HEADS)
+XINGYIZHOU_DLA_3D = (*XINGYIZHOU_DLA, *XINGYIZHOU_HEADS_3D)
 
 # Without deformable convolution: Sequentials of convolution, BatchNorm, ReLU.
 XINGYIZHOU_DLAV0 = (

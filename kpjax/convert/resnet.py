@@ -65,6 +65,9 @@ XINGYIZHOU_HEADS = (*head("hm", "heatmap"), *head("wh", "wh"), *head("reg", "off
 # multi_pose: theirs -> ours
 POSE_HEADS = {"hps": "keypoint_offset", "hm_hp": "joint_heatmap", "hp_offset": "joint_offset"}
 XINGYIZHOU_POSE_HEADS = tuple(rule for theirs, ours in POSE_HEADS.items() for rule in head(theirs, ours))
+# ddd: theirs -> ours
+HEADS_3D = {"dep": "depth", "rot": "rotation", "dim": "size3d"}
+XINGYIZHOU_HEADS_3D = tuple(rule for theirs, ours in HEADS_3D.items() for rule in head(theirs, ours))
 _CLASSIFIER = Rule(r"fc\.(weight|bias)", drop="the ImageNet classifier, which detection does not use")
 
 # One Sequential of (deconvolution, BatchNorm, ReLU) three times.
@@ -76,6 +79,7 @@ XINGYIZHOU_RESNET = (
 )
 
 XINGYIZHOU_RESNET_POSE = (*XINGYIZHOU_RESNET, *XINGYIZHOU_POSE_HEADS)
+XINGYIZHOU_RESNET_3D = (*XINGYIZHOU_RESNET, *XINGYIZHOU_HEADS_3D)
 
 # The same with (deformable convolution, BatchNorm, ReLU) before each.
 XINGYIZHOU_RESNET_DCN = (

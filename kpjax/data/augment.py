@@ -96,7 +96,7 @@ def augment(
     if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
         canvas = distort(canvas, draw_distortion(jax.random.fold_in(key, 2)))  # a split is fold_in of 0 and 1
     output = (config.height, config.width)
-    crop = draw_crop(geometry_key, size, config)
+    crop = draw_crop(geometry_key, size, config, preprocess.fills)
     border = jnp.asarray(preprocess.border_rgb(), jnp.float32)
     image = resample(canvas, crop.extent, crop.ys, crop.xs, border) / 255.0
     if preprocess.order == "BGR":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import center_config, centernet, cornernet, pose, triplet
+from kpjax.detectors import box3d, center_config, centernet, cornernet, pose, triplet
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections, PointSet
@@ -38,6 +38,10 @@ MODELS |= {
         "centernet_dla34_pose": pose.DLA34,
         "centernet_hg104_pose": pose.HG104,
     }.items()
+}
+MODELS |= {
+    name: functools.partial(box3d.build, name, released)
+    for name, released in {"centernet_r18_3d": box3d.R18, "centernet_dla34_3d": box3d.DLA34}.items()
 }
 MODELS |= {
     name: functools.partial(cornernet.build, name, released)

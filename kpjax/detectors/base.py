@@ -63,8 +63,9 @@ class Detector:
     oracle: (batched targets, (H, W)) -> head maps like the network's that hold the targets, for the analysis
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
-    metric: what evaluation measures first, and the best checkpoint is chosen by: "boxes" (COCO's AP by IoU) or
-        "keypoints" (by object keypoint similarity; the boxes' AP beside it).
+    solid: whether it learns and finds 3D boxes: it needs `Objects.solid` in training, and cameras at test time.
+    metric: what evaluation measures first, and the best checkpoint is chosen by: "boxes" (COCO's AP by IoU),
+        "keypoints" (by object keypoint similarity; the boxes' AP beside it) or "kitti" (KITTI's, in 2D and 3D).
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
@@ -86,6 +87,7 @@ class Detector:
     protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
     oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
     points: PointSet | None = None
+    solid: bool = False
     metric: str = "boxes"
     heatmaps: tuple[str, ...] = ("heatmap",)
     stride: int = 4

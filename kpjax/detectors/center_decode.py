@@ -28,14 +28,20 @@ class CenterPeaks:
     """The best centres of a batch, (B, N, ...), best first, in cells of the map.
 
     scores (B, N) float32, labels (B, N) int32.  cell: (B, N, 2) int32 x y.  index: (B, N) int32, y * w + x.
-    boxes: (B, N, 4) float32 x1 y1 x2 y2.
+    center: (B, N, 2) float32 x y, the cell and the offset in it.  wh: (B, N, 2) float32.
     """
 
     scores: Array
     labels: Array
     cell: Array
     index: Array
-    boxes: Array
+    center: Array
+    wh: Array
+
+    @property
+    def boxes(self) -> Array:
+        """(B, N, 4) float32 x1 y1 x2 y2."""
+        return jnp.concatenate([self.center - self.wh / 2, self.center + self.wh / 2], -1)
 
     def detections(self) -> Detections:
         """Boxes in pixels of the input."""
@@ -61,8 +67,7 @@ def best_centers(maps: dict[str, Array], top_k: int, rules: Rules) -> CenterPeak
         offset = peaks.gather_cells(maps["offset"].astype(jnp.float32), index)
     cell = jnp.stack([xs, ys], -1)
     center = cell.astype(jnp.float32) + offset
-    boxes = jnp.concatenate([center - wh / 2, center + wh / 2], -1)
-    return CenterPeaks(scores=scores, labels=labels, cell=cell, index=index, boxes=boxes)
+    return CenterPeaks(scores=scores, labels=labels, cell=cell, index=index, center=center, wh=wh)
 
 
 def average_with_mirror(maps: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
+from kpjax.objects import Placed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -17,11 +18,12 @@ def export(detector: Detector, tree: Any, leaves: list[Any], size: tuple[int, in
     weights: the leaves of the variables, in the tree's order.  canvases: (B, H, W, 3) uint8 RGB, B symbolic; an
     image has to fill its canvas, or lie on it with the border of its model's family.  boxes: (B, N, 4) float32 in the
     canvas's pixels.  scores (B, N) float32, 0 for an empty slot.  labels (B, N) int32.  keypoints (B, N, J, 3) float32
-    x, y in the canvas's pixels and score, of detectors that find points.
+    x, y in the canvas's pixels and score, of detectors that find points.  Detectors of 3D boxes take cameras (B, 3, 4)
+    float32 beside the canvases, metres to the canvas's pixels, and give boxes3d (B, N, 7) and alpha (B, N), see
+    `kpjax.objects.Detections`.
     Raises ConfigError for a preset that the detector lacks, or that is not one program; see `exportable`.
     """
     import jax
-    import jax.numpy as jnp
 
     from kpjax.inference.program import protocol_of
 
@@ -30,9 +32,9 @@ def export(detector: Detector, tree: Any, leaves: list[Any], size: tuple[int, in
         raise ConfigError(f"preset {preset!r} of {detector.name} merges several programs; export {single}")
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
     (batch,) = jax.export.symbolic_shape("b")
-    canvases = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
+    inputs = [jax.ShapeDtypeStruct((batch, *shape), dtype) for _, shape, dtype in inputs_of(detector, size)]
     program = one_program(detector, tree, size, preset, top_k)
-    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, canvases)
+    return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, *inputs)
 
 
 def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:
@@ -44,9 +46,13 @@ def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: st
 
     heads_of, decode = functions_of(detector, preset=preset, top_k=top_k)
 
-    def program(weights: list[Any], canvases: Any) -> tuple[Any, ...]:
+    def program(weights: list[Any], canvases: Any, *camera: Any) -> tuple[Any, ...]:
         whole = jnp.broadcast_to(jnp.asarray([0, 0, *size], jnp.int32), (canvases.shape[0], 4))
-        found = decode(heads_of(jax.tree.unflatten(tree, weights), canvases, whole), whole, size)
+        placed = Placed(size, whole)
+        if detector.solid:  # the canvas is the image
+            zoom, shift = jnp.ones((canvases.shape[0], 2)), jnp.zeros((canvases.shape[0], 2))
+            placed = Placed(size, whole, camera=camera[0], zoom=zoom, shift=shift)
+        found = decode(heads_of(jax.tree.unflatten(tree, weights), canvases, whole), placed)
         return tuple(getattr(found, name) for name in outputs_of(detector))
 
     return program
@@ -54,7 +60,14 @@ def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: st
 
 def outputs_of(detector: Detector) -> tuple[str, ...]:
     """The names of what the exported program returns, in its order: fields of Detections."""
-    return ("boxes", "scores", "labels", *(("keypoints",) if detector.points is not None else ()))
+    more = ("keypoints",) if detector.points is not None else ("boxes3d", "alpha") if detector.solid else ()
+    return ("boxes", "scores", "labels", *more)
+
+
+def inputs_of(detector: Detector, size: tuple[int, int]) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    """What the exported program takes beside the weights: (name, shape of one image's, dtype)."""
+    more = (("cameras", (3, 4), "float32"),) if detector.solid else ()
+    return (("canvases", (*size, 3), "uint8"), *more)
 
 
 def exportable(detector: Detector) -> list[str]:

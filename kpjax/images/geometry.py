@@ -36,8 +36,11 @@ class Crop:
     extent: Array
 
 
-def draw_crop(key: Array, size: Array, config: AugmentConfig) -> Crop:
-    """The crop of `config.kind` for an image of `size` (2,) int32 h, w (pixels of its canvas)."""
+def draw_crop(key: Array, size: Array, config: AugmentConfig, fills: str = "longer") -> Crop:
+    """The crop of `config.kind` for an image of `size` (2,) int32 h, w (pixels of its canvas).
+
+    fills: which side of the whole image fills the input's width, see `kpjax.images.preprocess.Preprocess`.
+    """
     keys = jax.random.split(key, 4)
     output = (config.height, config.width)
     extent = size[::-1].astype(jnp.float32)
@@ -48,31 +51,39 @@ def draw_crop(key: Array, size: Array, config: AugmentConfig) -> Crop:
         # int(511 * 0.7) has to come out as in float64.
         sides = jnp.floor(jnp.asarray([config.width, config.height], jnp.float32) * scale + 1e-3)
         return window_crop(_draw_center(keys[1], extent, config.border), sides, flip, size, output)
-    center, side = extent / 2, extent.max()
+    center, side = extent / 2, whole_side(extent, fills)
     if config.kind == "crop":
         scales = jnp.asarray(config.scales, jnp.float32)
         side = side * scales[jax.random.randint(keys[0], (), 0, len(config.scales))]
         center = _draw_center(keys[1], extent, config.border)
     elif config.kind == "shift":
         move = jnp.clip(jax.random.normal(keys[1], (2,)) * config.shift, -2 * config.shift, 2 * config.shift)
-        center = center + side * move
-        side = side * jnp.clip(1 + jax.random.normal(keys[0], ()) * config.scale, 1 - config.scale, 1 + config.scale)
+        zoom = jnp.clip(1 + jax.random.normal(keys[0], ()) * config.scale, 1 - config.scale, 1 + config.scale)
+        changes = jax.random.uniform(keys[3], ()) < config.shift_probability
+        units = extent if config.shift_unit == "side" else extent.max()
+        center = center + jnp.where(changes, units * move, 0.0)
+        side = side * jnp.where(changes, zoom, 1.0)
     # As in the originals, the centre that was drawn is one of the mirrored image.
     center = center.at[0].set(jnp.where(flip, extent[0] - center[0] - 1, center[0]))
-    return square_crop(center, side, flip, size, output)
+    return square_crop(center, side, flip, size, output, fills)
 
 
-def square_crop(center: Array, side: Array, flip: Array, size: Array, output: Size) -> Crop:
+def whole_side(extent: Array, fills: str) -> Array:
+    """() the side of the square that shows the whole image, extent (2,) w h.  fills: as in `draw_crop`."""
+    return extent[0] if fills == "width" else extent.max()
+
+
+def square_crop(center: Array, side: Array, flip: Array, size: Array, output: Size, fills: str = "longer") -> Crop:
     """CenterNet's crop: the square of `side` around `center` fills the input's width.
 
     center: (2,) float32 x y, of the mirrored image where `flip` (() bool).  side: () float32.  size: (2,) int32 h w of
-    the image.  output: (H, W) of the input.
+    the image.  output: (H, W) of the input.  fills: as in `draw_crop`.
     """
     extent = size[::-1].astype(jnp.float32)
     sign = jnp.where(flip, jnp.asarray([-1.0, 1.0]), 1.0)
     middle = jnp.asarray([output[1], output[0]], jnp.float32) / 2
     source = center.at[0].set(jnp.where(flip, extent[0] - 1 - center[0], center[0]))
-    changed = (side != extent.max()) | (source != extent / 2).any()
+    changed = (side != whole_side(extent, fills)) | (source != extent / 2).any()
     geometry = Geometry(source, sign * (output[1] / side), middle, flip, changed)
     step = side / output[1]
     ys = (jnp.arange(output[0], dtype=jnp.float32) - middle[1]) * step + center[1]

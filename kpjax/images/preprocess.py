@@ -21,6 +21,9 @@ class Preprocess:
         or side | pad.
     border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
     centred: the image lies in the middle of the canvas (the originals) or in its top left corner.
+    fills: which side of an image fills the input's width at a fixed resolution: "longer", or always its "width".
+    one_canvas: an image that keeps its resolution has the fixed canvas too, its middle in the canvas's, cut where it is
+        larger; otherwise a padded canvas of its own.
     """
 
     order: str
@@ -30,6 +33,8 @@ class Preprocess:
     pad_plus_one: bool = True
     border: str = "black"
     centred: bool = True
+    fills: str = "longer"
+    one_canvas: bool = False
 
     def canvas(self, side: int) -> int:
         """The padded side of an image side, in pixels."""
@@ -69,6 +74,12 @@ COCO_BGR = Preprocess(
     order="BGR",
     mean=(0.40789654, 0.44719302, 0.47026115),
     std=(0.28863828, 0.27408164, 0.27809835),
+)
+
+
+# xingyizhou's 3D boxes: ImageNet's statistics in RGB order, applied to BGR images (golden: pipe_res18_ddd).
+KITTI_BGR = Preprocess(
+    order="BGR", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), fills="width", one_canvas=True
 )
 
 

@@ -87,14 +87,15 @@ def keep_view(preprocess: Preprocess, image: Size, scale: float = 1.0, max_side:
     )
 
 
-def fixed_view(image: Size, canvas: Size, scale: float = 1.0) -> View:
+def fixed_view(image: Size, canvas: Size, scale: float = 1.0, side: int = 0, max_side: int = 0) -> View:
     """The view that warps an image onto one canvas, aspect ratio kept (the originals' fix_res).
 
-    The square of side max(height, width) around the image's centre fills the canvas's width.
+    The square of `side` pixels (0: of the longer side of the image) around the image's centre fills the canvas's width.
     With a test scale the image is resized first, the square is not (golden: fn_ctnet_affine_preprocess).
+    max_side: as in `keep_view`.
     """
-    resized, shrink = _resized(image, scale, 0)
-    matrix = affine((resized[1] / 2, resized[0] / 2), float(max(image)), canvas)
+    resized, shrink = _resized(image, scale, max_side)
+    matrix = affine((resized[1] / 2, resized[0] / 2), float(side or max(image)), canvas)
     return View(
         image=image,
         resized=resized,
@@ -117,9 +118,11 @@ def make_view(
 ) -> View:
     """`keep_view` or `fixed_view`, as `config.eval.resolution` says; `fixed` is the size of the fixed canvas."""
     if resolution == "keep":
+        if preprocess.one_canvas:
+            return fixed_view(image, fixed, scale, side=fixed[1], max_side=max_side)
         return keep_view(preprocess, image, scale, max_side)
     if resolution == "fixed":
-        return fixed_view(image, fixed, scale)
+        return fixed_view(image, fixed, scale, side=image[1] if preprocess.fills == "width" else 0)
     raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
 
 

@@ -30,11 +30,16 @@ Result = tuple[int, Detections | None]  # an image's number; its detections, or 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One view of one image.  image: the caller's number of the image.  scale: which of the test scales it shows."""
+    """One view of one image.
+
+    image: the caller's number of the image.  scale: which of the test scales it shows.  camera: (3, 4) of the image,
+    see `kpjax.objects.Placed`; only detectors of 3D boxes need it.
+    """
 
     image: int
     scale: int
     view: View
+    camera: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -43,7 +48,7 @@ class Engine:
 
     infer: see `kpjax.inference.program.make_infer`; one compilation for each canvas.  merge: one image's rows of each
     scale -> its Detections; None: there is nothing to merge.  scales: the test scales.  batch: images a program, over
-    all devices of the mesh.
+    all devices of the mesh.  cameras: whether the program needs a camera for each view.
     """
 
     infer: Infer
@@ -51,6 +56,7 @@ class Engine:
     scales: tuple[float, ...]
     mesh: Mesh
     batch: int
+    cameras: bool = False
 
     def shard(self, rows: np.ndarray) -> Any:
         """(B, ...) as an array whose rows are divided over the devices.  Other processes' rows are not read."""
@@ -87,7 +93,8 @@ def make_engine(
     merge = make_merge(detector, preset, top_k)
     device = mesh.local_devices[0]  # rows come from the host, and would go to the default device
     on_device = None if merge is None else lambda rows: merge(jax.device_put(rows, device))
-    return Engine(infer, on_device, scales, mesh, -(-batch // mesh.size) * mesh.size)
+    rows = -(-batch // mesh.size) * mesh.size
+    return Engine(infer, on_device, scales, mesh, rows, cameras=detector.solid)
 
 
 class ViewQueue:
@@ -112,7 +119,7 @@ class ViewQueue:
         names: tuple[str, ...] = (),
         threads: int = 0,
         prefetch: int = 0,
-        more_inputs: Callable[[Sequence[Job]], tuple[Any, ...]] = lambda jobs: (),
+        more_inputs: Callable[[Sequence[Job]], dict[str, Any]] = lambda jobs: {},
     ) -> None:
         """variables: on the devices, see `Engine.on_devices`.
 
@@ -120,7 +127,7 @@ class ViewQueue:
             once), for the views whose slot this process's devices need; None where the image cannot be read.  What it
             raises is raised again by `add` or `start`.
         names: class names that the Detections get.  threads: 0: one for each core.
-        more_inputs: further arguments of the program, trees of (B, ...), for the jobs of a batch.
+        more_inputs: further keywords of the program, trees of (B, ...), for the jobs of a batch.
         """
         self._engine, self._variables = engine, variables
         self._canvas_of, self._more_inputs = canvas_of, more_inputs
@@ -221,8 +228,12 @@ class ViewQueue:
         batch = self._placing.popleft()
         for placed in batch.placing:
             placed.result()
-        inputs = (*batch.inputs, *self._more_inputs(tuple(batch.jobs.values())))
-        batch.outputs = self._engine.infer(self._variables, *jax.tree.map(self._engine.shard, inputs))
+        jobs = tuple(batch.jobs.values())
+        more = self._more_inputs(jobs)
+        if self._engine.cameras:
+            more = {"cameras": cameras_of(jobs, self._engine.batch), **more}
+        inputs, more = jax.tree.map(self._engine.shard, (batch.inputs, more))
+        batch.outputs = self._engine.infer(self._variables, *inputs, **more)
         batch.inputs = ()
         for leaf in jax.tree.leaves(batch.outputs):
             leaf.copy_to_host_async()
@@ -254,6 +265,18 @@ class ViewQueue:
         if batch.jobs:
             raise RuntimeError(f"{len(batch.jobs)} views of a batch did not come back, first number {min(batch.jobs)}")
         return done
+
+
+def cameras_of(jobs: Sequence[Job], batch: int) -> dict[str, np.ndarray]:
+    """The argument `cameras` of the program of a detector of 3D boxes, (batch, ...) float32, see `make_infer`."""
+    cameras = np.tile(np.eye(3, 4, dtype=np.float32), (batch, 1, 1))
+    zooms, shifts = np.ones((batch, 2), np.float32), np.zeros((batch, 2), np.float32)
+    for slot, job in enumerate(jobs):
+        if job.camera is None:
+            raise ValueError(f"image {job.image} has no camera, which 3D boxes need")
+        cameras[slot] = job.camera
+        zooms[slot], shifts[slot] = np.multiply(job.view.zoom, job.view.shrink), job.view.shift
+    return {"camera": cameras, "zoom": zooms, "shift": shifts}
 
 
 @dataclasses.dataclass

@@ -24,7 +24,7 @@ from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.decode import decode
 from kpjax.images.views import Size, View, make_view, place, share_canvases
-from kpjax.inference.engine import Engine, Job, Result, ViewQueue, make_engine
+from kpjax.inference.engine import Engine, Job, Result, ViewQueue, cameras_of, make_engine
 from kpjax.inference.outputs import Evaluation, coco_rows
 from kpjax.inference.program import protocol_of
 from kpjax.metrics.coco import MAX_DETS, measure, measure_keypoints
@@ -75,6 +75,7 @@ class Evaluator:
         """
         check_classes(self.detector, source)
         check_points(self.detector, source)
+        check_cameras(self.detector, source)
         started = time.perf_counter()
         views = self.views(source) if views is None else views
         count = len(views) // len(self.engine.scales)
@@ -105,7 +106,11 @@ class Evaluator:
                 if between:
                     between()
                 numbers = planned.indices[planned.indices >= 0].tolist()
-                keep(queue.start([Job(number % count, number // count, views[number]) for number in numbers]))
+                keep(
+                    queue.start(
+                        [self._job(source, number % count, number // count, views[number]) for number in numbers]
+                    )
+                )
             keep(queue.finish())
         if count and skipped == count:
             raise DataError(
@@ -127,18 +132,25 @@ class Evaluator:
         """Seconds that one canvas's program takes to compile (or to come from the cache) and to run once."""
         started, engine = time.perf_counter(), self.engine
         canvases, windows = np.zeros((engine.batch, *canvas, 3), np.uint8), np.zeros((engine.batch, 4), np.int32)
-        inputs = (canvases, windows, np.full((engine.batch, 2), -1, np.int32), *self._objects(source, []))
-        jax.block_until_ready(engine.infer(engine.on_devices(variables), *jax.tree.map(engine.shard, inputs)))
+        inputs = (canvases, windows, np.full((engine.batch, 2), -1, np.int32))
+        more: dict[str, Any] = self._objects(source, [])
+        if engine.cameras:
+            more |= {"cameras": cameras_of([], engine.batch)}
+        inputs, more = jax.tree.map(engine.shard, (inputs, more))
+        jax.block_until_ready(engine.infer(engine.on_devices(variables), *inputs, **more))
         return time.perf_counter() - started
 
-    def _objects(self, source: Source, jobs: Sequence[Job]) -> tuple[Objects] | tuple[()]:
+    def _job(self, source: Source, image: int, scale: int, view: View) -> Job:
+        return Job(image, scale, view, None if source.cameras is None else source.cameras[image])
+
+    def _objects(self, source: Source, jobs: Sequence[Job]) -> dict[str, Objects]:
         """With an oracle: the argument `objects` of `make_infer` for a batch, padded to the most of any image."""
         if not self.oracle:
-            return ()
+            return {}
         slots = max(1, *map(len, source.objects))
         rows = [padded(job.view.to_canvas(source.objects[job.image]), slots) for job in jobs]
         rows += [empty_objects(source.objects[0], slots)] * (self.engine.batch - len(jobs))
-        return (jax.tree.map(lambda *parts: np.stack(parts), *rows),)
+        return {"objects": jax.tree.map(lambda *parts: np.stack(parts), *rows)}
 
     def _canvas(self, source: Source, job: Job) -> np.ndarray | None:
         """The canvas of one image; None where it cannot be read and `config.data.bad_images` is "skip"."""
@@ -303,6 +315,15 @@ def check_points(detector: Detector, source: Source) -> None:
         raise ConfigError(
             f"the detector has {len(ours)} keypoints and {source.name} lists {len(theirs)}, other ones ({odd}); "
             "evaluate on annotations with the keypoints it was trained on"
+        )
+
+
+def check_cameras(detector: Detector, source: Source) -> None:
+    """Raise ConfigError unless the source has the cameras that a detector of 3D boxes needs."""
+    if detector.solid and source.cameras is None:
+        raise ConfigError(
+            f"{detector.name} finds 3D boxes and {source.name} has no cameras; evaluate on data in KITTI's layout "
+            "(config.data.source=kitti)"
         )
 
 

@@ -16,8 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kpjax.data.kitti_files import check_projection
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
+from kpjax.detectors.box3d import KITTI_CAMERA
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
 from kpjax.images.views import make_view, place
@@ -51,7 +53,8 @@ class Predictor:
         pred = kpjax.Predictor(det, variables, preset="flip", names=("cat", "dog"))
         found = pred("photo.jpg")          # found.boxes (N, 4), found.scores (N,), found.labels (N,)
 
-    A detector of points also gives found.keypoints (N, J, 3), x, y and score, in the order of `det.points.names`.
+    A detector of points also gives found.keypoints (N, J, 3), x, y and score, in the order of `det.points.names`.  One
+    of 3D boxes gives found.boxes3d (N, 7) and found.alpha (N,), see `kpjax.objects.Detections`.
     Images are processed as in evaluation: at their own resolution on the padded canvas of the model's
     family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  One program is
     compiled for each size of canvas; an incomplete batch is padded.
@@ -72,6 +75,7 @@ class Predictor:
         nms: str = "",
         precision: str = "",
         device: jax.Device | None = None,
+        camera: Any = None,
     ) -> None:
         """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
 
@@ -87,6 +91,8 @@ class Predictor:
         precision: of the network's products: "default", "high" or "highest", see `kpjax.config.ModelConfig`; "": as the
             detector was built.
         device: where to run; None: the first device.
+        camera: for 3D boxes, the (3, 4) projection matrix of the camera that took the images, metres to pixels; None:
+            that of the released programs, which fits KITTI's images alone.
 
         Raises ConfigError for a value that cannot work.
         """
@@ -109,38 +115,55 @@ class Predictor:
         self.batch = batch
         self.resolution, self.size, self.max_side = resolution, size, max_side
         self.engine = make_engine(detector, mesh, preset=preset, top_k=top_k, batch=batch)
+        self.camera = self._camera(camera)
         self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, inputs: Any) -> Detections | list[Detections]:
+    def _camera(self, matrix: Any) -> np.ndarray | None:
+        if matrix is None:
+            return np.array(KITTI_CAMERA) if self.detector.solid else None
+        if not self.detector.solid:
+            raise ConfigError(f"camera was given, and {self.detector.name} finds no 3D boxes; leave it out")
+        try:
+            return check_projection(matrix, "camera")
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+
+    def __call__(self, inputs: Any, camera: Any = None) -> Detections | list[Detections]:
         """Detect in one image (a path, or an HWC uint8 RGB array), in many (a list, a folder, a glob), or in a video.
 
         One image gives Detections.  A list, folder or glob gives a list of them in the order of the inputs (files of a
         folder or glob by name), the path of a video one for each frame.  Boxes are float32 x1 y1 x2 y2 in the
-        image's pixels, best first, not clipped to the image; keypoints are in its pixels too.  Raises DataError with
-        one line for the first unreadable input; `stream` goes on instead.
+        image's pixels, best first, not clipped to the image; keypoints are in its pixels too.  camera: of these inputs,
+        in place of the Predictor's own.  Raises DataError with one line for the first unreadable input; `stream` goes
+        on instead.
         """
         if video.is_video(inputs) and os.path.isfile(inputs):
             clip = video.Video(inputs)
-            frames = {found.index: found.detections for found in self.stream(image for _, image in clip)}
+            stream = self.stream((image for _, image in clip), camera)
+            frames = {found.index: found.detections for found in stream}
             if clip.cut_off():
                 raise DataError(clip.cut_off())
             return [frames[index] for index in sorted(frames)]  # type: ignore[misc]
         items, single = list_inputs(inputs)
         results: list[Detections] = [None] * len(items)  # type: ignore[list-item]
-        with contextlib.closing(self.stream(items)) as stream:
+        with contextlib.closing(self.stream(items, camera)) as stream:
             for found in stream:
                 if found.detections is None:
                     raise DataError(found.error)
                 results[found.index] = found.detections
         return results[0] if single else results
 
-    def stream(self, items: Iterable[str | np.ndarray]) -> Generator[Found, None, None]:
+    def stream(self, items: Iterable[str | np.ndarray], camera: Any = None) -> Generator[Found, None, None]:
         """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs.
 
         Threads walk through `items` and read images ahead of the device, `batch` of them and one for each core; what
         is read waits for others of its canvas, up to MAX_WAITING of them.  While the next input is not there yet,
         what has been started is finished and yielded.  An array must not change before its `Found` has come.
+        camera: (3, 4) of all of them, or a list of one each, in place of the Predictor's own.
         """
+        each = camera is not None and np.ndim(camera) == 3
+        own = self.camera if camera is None or each else self._camera(camera)
+        cameras = [self._camera(one) for one in camera] if each else None
         images: dict[int, Found] = {}
         limit = max(MAX_WAITING, 4 * self.batch) * len(self.engine.scales)
         views = functools.partial(
@@ -172,7 +195,8 @@ class Predictor:
                     images[image.index] = image
                     for which, scale in enumerate(self.engine.scales):
                         view = views(image.image.shape[:2], scale=scale)
-                        yield from found(queue.add(Job(image.index, which, view)))
+                        own_camera = own if cameras is None else cameras[image.index]
+                        yield from found(queue.add(Job(image.index, which, view, own_camera)))
                     while queue.waiting >= limit:
                         yield from found(queue.start_fullest())
             yield from found(queue.finish())

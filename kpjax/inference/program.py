@@ -28,7 +28,7 @@ from kpjax.parallel.compiling import compiler_options
 Infer = Callable[..., tuple[Any, Array]]
 Merge = Callable[[tuple[Any, ...]], Detections]
 HeadsOf = Callable[[Any, Array, Array], dict[str, Array]]
-Decode = Callable[[dict[str, Array], Array, tuple[int, int]], Any]
+Decode = Callable[[dict[str, Array], Placed], Any]
 
 
 def make_infer(
@@ -43,8 +43,11 @@ def make_infer(
     caller can tell which image each row belongs to.  B is a multiple of the mesh's devices.
     One compilation for each shape of canvases; the programs live as long as the function.
 
-    oracle: heads whose maps are replaced by the ground truth's.  The function then has a fifth argument, objects:
+    oracle: heads whose maps are replaced by the ground truth's.  The function then has the keyword `objects`:
     `Objects` (B, M, ...) in canvas pixels.
+
+    Of a detector of 3D boxes the function has a fifth argument, cameras: {"camera": (B, 3, 4), "zoom": (B, 2),
+    "shift": (B, 2)}, float32, see `kpjax.objects.Placed`.
 
     The batch is divided over all axes of the mesh.  Decoding runs under `jax.shard_map`: `lax.top_k` on
     a sharded heatmap would gather it.  Only the detections are replicated.
@@ -56,22 +59,25 @@ def make_infer(
     heads_of, rows_of = make_parts(detector, mesh, preset=preset, top_k=top_k)
 
     def infer(
-        variables: Any, canvases: Array, windows: Array, tags: Array, objects: Objects | None = None
+        variables: Any,
+        canvases: Array,
+        windows: Array,
+        tags: Array,
+        cameras: dict[str, Array] | None = None,
+        objects: Objects | None = None,
     ) -> tuple[Detections, Array]:
         size = (canvases.shape[1], canvases.shape[2])
         heads = heads_of(variables, canvases, windows)
         if oracle and objects is not None:
             truth = true_heads(detector, objects, size)
             heads = {**heads, **{name: truth[name] for name in oracle}}
-        return rows_of(heads, windows, size), tags
+        return rows_of(heads, Placed(size, windows, **(cameras or {}))), tags
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(infer, out_shardings=everywhere, compiler_options=compiler_options(mesh))
 
 
-def make_parts(
-    detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100
-) -> tuple[HeadsOf, Callable[[dict[str, Array], Array, tuple[int, int]], Any]]:
+def make_parts(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100) -> tuple[HeadsOf, Decode]:
     """The two halves of `make_infer`, neither of them jitted yet: the network's, and what comes after it.
 
     As `functions_of`, the second one under `jax.shard_map` on the mesh.
@@ -79,22 +85,16 @@ def make_parts(
     heads_of, decode = functions_of(detector, preset=preset, top_k=top_k)
     rows = PartitionSpec(tuple(mesh.axis_names))
 
-    def rows_of(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
-        def own_rows(heads: dict[str, Array], windows: Array) -> Any:
-            return decode(heads, windows, size)
-
-        # check_vma=False: decoders may start a loop from constants, which the check would refuse
-        return jax.shard_map(own_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(heads, windows)
-
-    return heads_of, rows_of
+    # check_vma=False: decoders may start a loop from constants, which the check would refuse
+    return heads_of, jax.shard_map(decode, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def functions_of(detector: Detector, *, preset: str = "na", top_k: int = 100) -> tuple[HeadsOf, Decode]:
     """A test protocol as two pure functions without a mesh, which `make_infer` compiles and `export` writes to files.
 
     The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
-    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, windows, (H, W) of the canvases) ->
-    rows.  Raises ConfigError for a preset that the detector lacks.
+    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, `Placed` of the images) -> rows.
+    Raises ConfigError for a preset that the detector lacks.
     """
     protocol = protocol_of(detector, preset)
     to_rows = protocol.rows or detector.decode
@@ -109,8 +109,7 @@ def functions_of(detector: Detector, *, preset: str = "na", top_k: int = 100) ->
         outputs: Any = detector.net.apply(variables, images, train=False)
         return outputs[-1]
 
-    def decode(heads: dict[str, Array], windows: Array, size: tuple[int, int]) -> Any:
-        placed = Placed(size, windows)
+    def decode(heads: dict[str, Array], placed: Placed) -> Any:
         if not protocol.mirror:
             return to_rows(heads, placed, top_k)
         pairs = {name: x.reshape(-1, 2, *x.shape[1:]) for name, x in heads.items()}
@@ -119,7 +118,7 @@ def functions_of(detector: Detector, *, preset: str = "na", top_k: int = 100) ->
             heads = {name: jnp.concatenate([plain[name], mirrored[name]]) for name in heads}
             return to_rows(detector.merge_flip(heads), placed, top_k)
         one, other = (to_rows(maps, placed, top_k) for maps in (plain, mirrored))
-        other = mirror_in_window(other, windows, detector.points)
+        other = mirror_in_window(other, placed.window, detector.points)
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), one, other)
 
     return heads_of, decode
@@ -139,7 +138,7 @@ def _check_oracle(detector: Detector, preset: str, heads: Sequence[str]) -> None
     if protocol.mirror or protocol.scales != Protocol().scales:
         raise ConfigError(f"the oracle works on one view of an image, as in the paper; preset {preset!r} has more")
     side = 2 * detector.multiple - detector.less
-    objects = object_shapes((1, 1), detector.points)
+    objects = object_shapes((1, 1), detector.points, detector.solid)
     known = jax.eval_shape(lambda x: true_heads(detector, x, (side, side)), objects)
     for head in heads:
         if head not in known:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+IGNORED = 0.9999  # a target that is no object, and where the penalty of the focal loss is next to nothing
+
 
 def gaussian_radius(height: Array, width: Array, overlap: float, formula: str = "fixed") -> Array:
     """The real-valued radius r for boxes of the given sides, in cells of the map.
@@ -96,3 +98,40 @@ def draw_points(cells: Array, radii: Array, valid: Array, shape: tuple[int, int]
     # Products and maximum are one loop over the map when compiled: the M maps are never in memory together.
     heat = (rows[:, :, :, None] * columns[:, :, None, :]).max(0, initial=0.0)
     return heat.transpose(1, 2, 0)
+
+
+def draw_in_turn(
+    cells: Array,
+    radii: Array,
+    classes: Array,
+    ignored: Array,
+    rectangles: Array,
+    shape: tuple[int, int],
+    sigma_divisor: float = 6.0,
+) -> Array:
+    """Draw M objects one after the other, regions to ignore among them, into a map of every class.
+
+    An object's Gaussian is joined by the maximum.  An ignored one writes `IGNORED` into all cells of its rectangle,
+    over what is there; later ones draw over it.  So a centre that an ignored region covers is a centre only where its
+    object comes later, and no cell of the map counts as background or object there.
+
+    cells: (M, 2) int32 x, y.  radii: (M,) int32; below 0: without a Gaussian.  classes: (M, K) bool, the channels that
+    each is drawn in.  ignored: (M,) bool.  rectangles: (M, 4) int32 x1 y1 x2 y2, cells, both ends included.
+    shape: (h, w).  Returns (h, w, K) float32, exactly 1 at an object's centre.
+    """
+    height, width = shape
+    x, y, turn = jnp.arange(width), jnp.arange(height), jnp.arange(cells.shape[0])
+    columns = gaussian_profile(cells[:, 0], radii, width, sigma_divisor)[:, None, :]
+    rows = gaussian_profile(cells[:, 1], radii, height, sigma_divisor)[:, :, None]
+    covers = ((x >= rectangles[:, :1]) & (x <= rectangles[:, 2:3]))[:, None, :]
+    covers &= ((y >= rectangles[:, 1:2]) & (y <= rectangles[:, 3:]))[:, :, None] & ignored[:, None, None]
+    turns = turn[:, None, None]
+
+    def draw(own: Array) -> Array:
+        """One class's map; own: (M,) bool."""
+        own = own[:, None, None]
+        last = jnp.where(covers & own, turns, -1).max(0, initial=-1)
+        drawn = jnp.where(own & (turns > last), rows * columns, 0.0).max(0, initial=0.0)
+        return jnp.maximum(drawn, jnp.where(last >= 0, jnp.float32(IGNORED), 0.0))
+
+    return jnp.stack([draw(classes[:, k]) for k in range(classes.shape[1])], axis=-1)

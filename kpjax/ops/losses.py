@@ -65,10 +65,15 @@ def points_l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor:
     return (jnp.abs(found - target) * mask[..., None]).sum() / divisor
 
 
+def smooth_l1(difference: Array) -> Array:
+    """The smooth L1 distance of each difference d: 0.5 d^2 where |d| is below 1, else |d| - 0.5."""
+    distance = jnp.abs(difference)
+    return jnp.where(distance < 1, 0.5 * distance**2, distance - 0.5)
+
+
 def smooth_l1_at(maps: Array, index: Array, mask: Array, target: Array, divisor: Array) -> Array:
-    """As `l1_at` with the smooth L1 distance (0.5 d^2 below 1, d - 0.5 above)."""
-    distance = jnp.abs(gather_cells(maps.astype(jnp.float32), index) - target)
-    smooth = jnp.where(distance < 1, 0.5 * distance**2, distance - 0.5)
+    """As `l1_at` with the smooth L1 distance."""
+    smooth = smooth_l1(gather_cells(maps.astype(jnp.float32), index) - target)
     return (smooth * mask[..., None]).sum() / divisor
 
 
