@@ -64,7 +64,7 @@ def one_start(name: str, batch: int, dtype: str, tiny: bool) -> dict[str, Any]:
     began = time.perf_counter()
     state = jax.eval_shape(lambda key: init_state(detector, config, config.steps, key), jax.random.key(0))
     lowered = jit_step(make_step(detector, config, config.steps, mesh), mesh, state).lower(
-        state, batch_shapes(config, detector.points)
+        state, batch_shapes(config, detector)
     )
     traced = time.perf_counter()
     lowered.compile()

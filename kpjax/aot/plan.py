@@ -81,7 +81,7 @@ def make_plan(topology: Topology, config: Config, evaluation: bool, canvas: tupl
         state = jax.eval_shape(lambda key: init_state(detector, config, _STEPS, key), jax.random.key(0))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         step = jit_step(make_step(detector, config, _STEPS, mesh), mesh, state)
-        inputs: tuple[Any, ...] = (state, batch_shapes(config, detector.points))
+        inputs: tuple[Any, ...] = (state, batch_shapes(config, detector))
     else:
         check_batch(batch, mesh, "config.eval.batch")
         inputs = test_shapes(detector, mesh, batch, canvas)

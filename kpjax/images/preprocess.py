@@ -22,8 +22,9 @@ class Preprocess:
     border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
     centred: the image lies in the middle of the canvas (the originals) or in its top left corner.
     fills: which side of an image fills the input's width at a fixed resolution: "longer", or always its "width".
-    one_canvas: an image that keeps its resolution has the fixed canvas too, its middle in the canvas's, cut where it is
-        larger; otherwise a padded canvas of its own.
+    one_canvas: (height, width) of the canvas of all images, the released programs' own, where these put images on one
+        canvas by default; an image that keeps its resolution then lies in the canvas's middle, cut where it is larger.
+        None: each image has a padded canvas of its own.
     """
 
     order: str
@@ -34,7 +35,7 @@ class Preprocess:
     border: str = "black"
     centred: bool = True
     fills: str = "longer"
-    one_canvas: bool = False
+    one_canvas: tuple[int, int] | None = None
 
     def canvas(self, side: int) -> int:
         """The padded side of an image side, in pixels."""
@@ -79,7 +80,7 @@ COCO_BGR = Preprocess(
 
 # xingyizhou's 3D boxes: ImageNet's statistics in RGB order, applied to BGR images (golden: pipe_res18_ddd).
 KITTI_BGR = Preprocess(
-    order="BGR", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), fills="width", one_canvas=True
+    order="BGR", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), fills="width", one_canvas=(384, 1280)
 )
 
 

@@ -182,7 +182,7 @@ def make_evaluator(
 
     Raises ConfigError for an unknown preset or oracle head, and for a fixed size that the network cannot take.
     """
-    if config.eval.resolution == "fixed":
+    if config.eval.resolution == "fixed" or detector.preprocess.one_canvas:
         size = (config.augment.height, config.augment.width)
         check_size(detector, size, "config.augment.height", "config.augment.width")
     mesh = make_mesh() if mesh is None else mesh

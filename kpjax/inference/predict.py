@@ -56,8 +56,8 @@ class Predictor:
     A detector of points also gives found.keypoints (N, J, 3), x, y and score, in the order of `det.points.names`.  One
     of 3D boxes gives found.boxes3d (N, 7) and found.alpha (N,), see `kpjax.objects.Detections`.
     Images are processed as in evaluation: at their own resolution on the padded canvas of the model's
-    family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  One program is
-    compiled for each size of canvas; an incomplete batch is padded.
+    family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  By default models of 3D boxes do the
+    latter, all others the former.  One program is compiled for each size of canvas; an incomplete batch is padded.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Predictor:
         *,
         batch: int = 1,
         top_k: int = 100,
-        resolution: str = "keep",
-        size: tuple[int, int] = (512, 512),
+        resolution: str = "",
+        size: tuple[int, int] | None = None,
         max_side: int = 0,
         nms: str = "",
         precision: str = "",
@@ -85,7 +85,9 @@ class Predictor:
         batch: images of one canvas that run together.
         top_k: most detections of a view, and of an image; those of a pose model's several scales are merged uncut, as
             published.  It also limits the peaks of each channel that a pose model's points can move to.
-        size: (height, width) of the canvas, for resolution="fixed" only; multiples of `detector.multiple`.
+        resolution: "keep" or "fixed", see above; "": the model's own.
+        size: (height, width) of the canvas, for resolution="fixed" and for models of 3D boxes; multiples of
+            `detector.multiple`.  None: 384x1280 for models of 3D boxes, else 512x512.
         max_side: for "keep": larger images are shrunk to this side first; 0: never.
         nms: soft-NMS: "hard", "linear", "gaussian" or "none"; "": the model's own, as published.
         precision: of the network's products: "default", "high" or "highest", see `kpjax.config.ModelConfig`; "": as the
@@ -99,11 +101,13 @@ class Predictor:
         detector = at_test(detector, nms, precision)
         preset = preset or "na"
         protocol_of(detector, preset)
+        one_canvas = detector.preprocess.one_canvas
+        resolution, size = resolution or ("fixed" if one_canvas else "keep"), size or one_canvas or (512, 512)
         if resolution not in ("keep", "fixed"):
             raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")
         if names and len(names) != detector.num_classes:
             raise ConfigError(f"{len(names)} class names were given for a detector of {detector.num_classes} classes")
-        if resolution == "fixed":
+        if resolution == "fixed" or one_canvas:
             check_size(detector, size, "size[0] (the height)", "size[1] (the width)")
         for key, value, least in (("batch", batch, 1), ("top_k", top_k, 1), ("max_side", max_side, 0)):
             if value < least:

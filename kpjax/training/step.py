@@ -20,7 +20,7 @@ from kpjax.config import Config
 from kpjax.data.augment import augment
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.nn.cpu import separate_function_on_cpu
-from kpjax.objects import Objects, PointSet, object_shapes
+from kpjax.objects import Objects, object_shapes
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
 from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
@@ -77,16 +77,13 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
     )
 
 
-def batch_shapes(config: Config, points: PointSet | None = None) -> dict[str, Any]:
-    """What the step takes beside its state: shapes and dtypes of a global batch.
-
-    points: `detector.points`, where the detector learns any.
-    """
+def batch_shapes(config: Config, detector: Detector) -> dict[str, Any]:
+    """What the step takes beside its state: shapes and dtypes of a global batch."""
     n, side = config.batch, config.data.canvas
     return {
         "canvas": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
         "size": jax.ShapeDtypeStruct((n, 2), np.int32),
-        "objects": object_shapes((n, config.data.max_boxes), points),
+        "objects": object_shapes((n, config.data.max_boxes), detector.points, detector.solid),
         "counter": jax.ShapeDtypeStruct((n,), np.int32),
     }
 

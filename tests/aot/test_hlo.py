@@ -84,7 +84,7 @@ def training(fsdp: int, detector: Detector | None = None, **model: Any) -> tuple
     mesh = make_mesh(fsdp)
     state = jax.eval_shape(lambda key: init_state(detector, config, 10, key), jax.random.key(0))
     step = jit_step(make_step(detector, config, 10, mesh), mesh, state)
-    compiled = step.lower(state, batch_shapes(config)).compile()
+    compiled = step.lower(state, batch_shapes(config, detector)).compile()
     shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
     found = read_collectives(compiled.as_text(), mesh.size)
     return compiled, sort_by_purpose(found, parameters=shapes, norms=["bn"], fsdp=fsdp)

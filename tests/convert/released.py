@@ -38,6 +38,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "centernet_r18_pose": _RESNET,
     "centernet_dla34_pose": _DLA,
     "centernet_hg104_pose": _HOURGLASS,
+    "centernet_r18_3d": _RESNET,
+    "centernet_dla34_3d": _DLA,
     "cornernet_hg104": _CORNERS,
     "cornernet_hg104_mmdet": _CORNERS,
     "triplet_hg52": _CORNERS,
@@ -66,8 +68,8 @@ def keys(model: str, classes: int = 80, **options: Any) -> Keys:
     """(name, shape) of each array.  options: as `kpjax.build` takes them."""
     if "dla34" in model:
         return dla(model, classes, **options)
-    if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?(_pose)?", model):
-        return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), classes, bool(depth[4]), **options)
+    if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?(?:_pose|_3d)?", model):
+        return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), original_heads(model, classes), **options)
     return hourglass_net(model, classes, **({"stacks": 1} if model.endswith("hg52") else {}), **options)
 
 
@@ -123,8 +125,7 @@ def resnet(
     depth: int,
     dcn: bool,
     mmdet: bool,
-    classes: int,
-    pose: bool = False,
+    outs: dict[str, int],
     width: int = 64,
     deconv: tuple[int, ...] = (),
     head_channels: int = 64,
@@ -152,14 +153,18 @@ def resnet(
             yield f"deconv_layers.{3 * step}.weight", (channels, features, 4, 4)
             yield from norm(f"deconv_layers.{3 * step + 1}", features)
         channels = features
-    mmdet_heads = {f"bbox_head.{name}_head": out for name, out in (("heatmap", classes), ("wh", 2), ("offset", 2))}
-    yield from heads(mmdet_heads if mmdet else original_heads(classes, pose), channels, head_channels)
+    if mmdet:
+        ours = {"hm": "heatmap", "wh": "wh", "reg": "offset"}
+        outs = {f"bbox_head.{ours[name]}_head": out for name, out in outs.items()}
+    yield from heads(outs, channels, head_channels)
 
 
-def original_heads(classes: int, pose: bool) -> dict[str, int]:
+def original_heads(model: str, classes: int) -> dict[str, int]:
     """xingyizhou's heads -> their channels, with 17 joints of a person."""
     boxes = {"hm": classes, "wh": 2, "reg": 2}
-    return boxes | {"hps": 34, "hm_hp": 17, "hp_offset": 2} if pose else boxes
+    if model.endswith("_pose"):
+        return boxes | {"hps": 34, "hm_hp": 17, "hp_offset": 2}
+    return boxes | {"dep": 1, "rot": 8, "dim": 3} if model.endswith("_3d") else boxes
 
 
 def heads(outs: dict[str, int], channels: int, hidden: int) -> Keys:
@@ -175,7 +180,7 @@ def dla(model: str, classes: int, width: int = 16, head_channels: int = 256) -> 
     """xingyizhou's `dla_34`, and `dlav0_34` without deformable convolution."""
     yield from ((f"base.{key}", shape) for key, shape in dla_trunk(width))
     yield from dla_neck(not model.endswith("nodcn"), width)
-    yield from heads(original_heads(classes, model.endswith("pose")), 4 * width, head_channels)
+    yield from heads(original_heads(model, classes), 4 * width, head_channels)
 
 
 def dla_trunk(width: int = 16) -> Keys:
@@ -239,7 +244,7 @@ def hourglass_net(
     yield from hourglass_backbone(mmdet, features, blocks, stem, stacks)
     for i in range(stacks):
         if model.startswith("centernet"):
-            for name, out in original_heads(classes, model.endswith("pose")).items():
+            for name, out in original_heads(model, classes).items():
                 yield from stack_head(f"{name}.{i}", out, width, head_channels, "1")
             continue
         for side in ("tl", "br"):

@@ -54,7 +54,7 @@ def corners(box: np.ndarray) -> np.ndarray:
 
 
 def scene(seed: int, count: int = 4) -> tuple[Objects, np.ndarray]:
-    """`count` objects (count, ...) whose middle in space is the middle of their 2D box, and their 3D boxes (count, 7)."""
+    """Objects (count, ...) whose middle in space is the middle of their 2D box, and their 3D boxes (count, 7)."""
     rng = np.random.default_rng(seed)
     size = rng.uniform([1.4, 0.5, 0.6], [1.9, 1.8, 4.5], (count, 3))
     z = rng.uniform(8, 40, count)

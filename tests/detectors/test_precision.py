@@ -85,7 +85,7 @@ def test_products_of_the_training_step(name: str) -> None:
     config = small(name, "high")
     detector = from_config(config, 3)
     state = jax.eval_shape(lambda key: init_state(detector, config, 1, key), jax.random.key(0))
-    program = jax.make_jaxpr(make_step(detector, config, 1))(state, batch_shapes(config))
+    program = jax.make_jaxpr(make_step(detector, config, 1))(state, batch_shapes(config, detector))
     counts = check(list(products(program.jaxpr)), type(detector.net).__name__, "high")
     assert counts["asked"] > 50 and counts["heads"] >= 6 and counts["outside"] >= 2  # and of the gradients
     assert (counts["offset"] > 0) == (name in ("centernet_r18_dcn", "centernet_dla34"))
