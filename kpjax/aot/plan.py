@@ -121,10 +121,15 @@ def test_shapes(detector: Detector, mesh: Any, batch: int, canvas: tuple[int, in
     images = jax.ShapeDtypeStruct((1, *canvas, 3), "float32")
     variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), images)
     everywhere, divided = replicated(mesh), batch_sharding(mesh)
-    shapes = (("uint8", (*canvas, 3)), ("int32", (4,)), ("int32", (2,)))
+
+    def rows(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=divided)
+
+    cameras = {"camera": rows("float32", 3, 4), "zoom": rows("float32", 2), "shift": rows("float32", 2)}
     return (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables),
-        *(jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=divided) for dtype, shape in shapes),
+        *(rows("uint8", *canvas, 3), rows("int32", 4), rows("int32", 2)),
+        *([cameras] if detector.solid else []),
     )
 
 

@@ -16,6 +16,7 @@ from kpjax import convert
 from kpjax.convert.rules import flatten
 from kpjax.detectors import MODELS, build, learns_points, list_models
 from kpjax.detectors.base import Detector
+from kpjax.detectors.box3d import KITTI_CLASSES
 from kpjax.errors import ConfigError, UserError
 from kpjax.person import PERSON
 
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(list_models())}")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the inference checkpoint")
     parser.add_argument(
-        "--names", metavar="FILE", help="class names, one a line (default: COCO's 80; person for COCO's pose models)"
+        "--names",
+        metavar="FILE",
+        help="class names, one a line (default: those of the released model's data, COCO or KITTI)",
     )
     parser.add_argument(
         "--points", metavar="FILE", help="names of an object's points, one a line, for a pose model of other joints"
@@ -84,11 +87,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def class_names(path: str | None, detector: Detector) -> tuple[str, ...]:
-    """The names in a file, one a line; without a file COCO's for 80 classes, or for its persons, else none."""
+    """The names in a file, one a line; without a file those of the released model's data where it has as many."""
     count = detector.num_classes
     if not path:
         from kpjax.data.coco_names import COCO_NAMES
 
+        if detector.solid:
+            return KITTI_CLASSES if count == len(KITTI_CLASSES) else ()
         if detector.points == PERSON:
             return ("person",) if count == 1 else ()
         return COCO_NAMES if count == len(COCO_NAMES) else ()

@@ -9,7 +9,7 @@ import os
 from kpjax.config import Config
 from kpjax.errors import ConfigError
 from kpjax.export.saved_model import save_for_tensorflow
-from kpjax.export.stablehlo import PLATFORMS, export, exportable, outputs_of
+from kpjax.export.stablehlo import PLATFORMS, export, exportable, inputs_of, outputs_of
 
 INFO = "export.json"  # not config.json, which marks work directories and inference checkpoints
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
@@ -21,8 +21,8 @@ program = jax.export.deserialize(bytearray(open(f"{here}/model.stablehlo", "rb")
 stored = np.load(f"{here}/weights.npz")
 weights = [stored[name] for name in stored.files]
 info = json.load(open(f"{here}/export.json"))
-detect = lambda canvases: program.call(weights, canvases)  # (B, H, W, 3) uint8 RGB -> info["outputs"]
-found = detect(np.zeros((2, *info["size"], 3), np.uint8))
+detect = lambda *images: program.call(weights, *images)  # info["inputs"] of B images -> info["outputs"]
+found = detect(*(np.ones((2, *shape), dtype) for _, shape, dtype in info["inputs"]))
 print({name: x.shape for name, x in zip(info["outputs"], found)}, info["classes"][:3])
 '''
 
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out} holds files that are no export; name another folder, or empty it")
     loaded = load_inference(args.checkpoint)
     detector, config = loaded.detector, loaded.config
-    trained = (config.augment.height, config.augment.width) if config else (512 - detector.less,) * 2
+    trained = (config.augment.height, config.augment.width) if config else detector.preprocess.one_canvas
+    trained = trained or (512 - detector.less,) * 2
     size = tuple(args.size or trained)
     check_size(detector, size, "--size HEIGHT", "--size WIDTH")
     preset = args.preset or preset_of(config, exportable(detector))
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         file.write(exported.serialize())
     np.savez(os.path.join(folder, "weights.npz"), *leaves)
     info = describe(detector, loaded.names, None) | {"size": size, "preset": preset, "top_k": args.top_k}
-    info["outputs"] = outputs_of(detector)
+    info["inputs"], info["outputs"] = inputs_of(detector, size), outputs_of(detector)
     if detector.points is not None:
         info["keypoint_names"] = detector.points.names
     for name, text in ((INFO, json.dumps(info, indent=1)), ("load.py", LOADER)):

@@ -12,7 +12,8 @@ import dataclasses
 class Released:
     """model: the name for `convert --model`.
 
-    ap: COCO's box AP, of a pose model its keypoint AP, as published, with its split and test protocol.
+    ap: COCO's box AP, of a pose model its keypoint AP, of a 3D model KITTI's of cars, as published, with its split and
+        test protocol.
     """
 
     model: str
@@ -25,6 +26,7 @@ _DRIVE = "https://drive.google.com/file/d/"
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0/"
 _VAL = "val2017 na / flip / ms"
 _POSE = "val2017 keypoints flip"
+_CARS = "KITTI val, cars easy / moderate / hard:"
 RELEASED = (
     Released(
         "cornernet_hg104",
@@ -97,6 +99,18 @@ RELEASED = (
         "xingyizhou/CenterNet, multi_pose_dla_1x",
         f"{_POSE} 54.7",
         _DRIVE + "1WKqVdkIew43SxLTSxi81a-_f4Q9v2Fx5",
+    ),
+    Released(
+        "centernet_dla34_3d",
+        "xingyizhou/CenterNet, ddd_3dop",
+        f"{_CARS} 2D 96.9 / 87.8 / 79.2, AOS 93.9 / 84.3 / 75.7, bird's-eye 34.0 / 30.5 / 26.8",
+        _DRIVE + "1LrAzVJqlZECVuyr_NJI_4xd88mA1fL5b",
+    ),
+    Released(
+        "centernet_dla34_3d",
+        "xingyizhou/CenterNet, ddd_sub",
+        f"{_CARS} 2D 89.6 / 79.8 / 70.3, AOS 85.7 / 75.2 / 65.9, bird's-eye 34.9 / 27.7 / 26.4",
+        _DRIVE + "1ZUsUqrM_yTjxaJuDBxm0WTKXj1snVuvP",
     ),
     Released(
         "cornernet_hg104_mmdet",

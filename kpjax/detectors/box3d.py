@@ -32,6 +32,7 @@ from kpjax.ops.oracle import logits, nearest_values
 DDD = Rules(round_sides=False)
 BIN_CENTERS = (-math.pi / 2, math.pi / 2)  # alpha is regressed relative to its bin's centre
 BIN_CHANNELS = 4  # of a bin: logits of "not in it" and "in it", sine and cosine of the angle from its centre
+KITTI_CLASSES = ("Pedestrian", "Car", "Cyclist")  # of the released models, in their order
 # The camera of the released programs where none is given, for images like KITTI's of 1242x375 pixels.
 KITTI_CAMERA = (
     (707.0493, 0.0, 604.0814, 45.75831),

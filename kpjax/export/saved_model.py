@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from kpjax.export.stablehlo import export, outputs_of
+from kpjax.export.stablehlo import export, inputs_of, outputs_of
 
 # The version of StableHLO that a SavedModel holds: by default JAX 0.11 writes a newer one than TensorFlow 2.21 reads.
 STABLEHLO = "1.9.0"
@@ -16,8 +16,8 @@ def save_for_tensorflow(
 ) -> None:
     """Write the program of `export` as a SavedModel: `model = tf.saved_model.load(folder); model.detect(canvases)`.
 
-    The results are a dictionary of "boxes", "scores" and "labels", and of "keypoints" where the detector finds points;
-    the signature "serving_default" is the same.
+    A detector of 3D boxes takes cameras too.  The results are a dictionary with the names of `outputs_of`; the
+    signature "serving_default" is the same.
     Weights are variables of the model, so that it holds them once.  Needs TensorFlow 2.20 or newer to run, and XLA
     in it.  The best are found by sorting and the program is written as STABLEHLO, both of which it can read.
     """
@@ -42,11 +42,12 @@ def save_for_tensorflow(
     model = tf.Module()
     model.weights = [tf.Variable(leaf, trainable=False) for leaf in leaves]
 
-    def detect(canvases: Any) -> dict[str, Any]:
-        inputs = (*model.weights, canvases)
+    def detect(*images: Any) -> dict[str, Any]:
+        inputs = (*model.weights, *images)
         found = call([tf.convert_to_tensor(inputs[i]) for i in exported.module_kept_var_idx])
         return dict(zip(outputs_of(detector), found, strict=True))
 
-    signature = [tf.TensorSpec((None, *size, 3), tf.uint8, name="canvases")]
+    names = inputs_of(detector, size)
+    signature = [tf.TensorSpec((None, *shape), tf.as_dtype(dtype), name=name) for name, shape, dtype in names]
     model.detect = tf.function(detect, input_signature=signature, autograph=False)
     tf.saved_model.save(model, folder, signatures=model.detect)

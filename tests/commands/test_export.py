@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, 
 
 def saved(model: str, path: pathlib.Path, size: tuple[int, int]) -> tuple[pathlib.Path, Any, Any]:
     """An inference checkpoint of a tiny network with random weights, its detector, and the weights."""
-    det = kpjax.build(model, num_classes=2, **(TINY if model == "centernet_r18" else TINY_CORNER))
+    det = kpjax.build(model, num_classes=2, **(TINY if model.startswith("centernet_r18") else TINY_CORNER))
     shapes = jax.eval_shape(lambda: det.net.init(jax.random.key(0), np.zeros((1, *size, 3), np.float32)))
     # CornerNet's weights are drawn wider, of a seed that gives corners to pair, with embeddings near each other.
     corner = model == "cornernet_hg104"
@@ -151,6 +151,50 @@ def test_saved_model_with_keypoints(marked: tuple[pathlib.Path, np.ndarray], tmp
     check_marked(images, *(found[f"arr_{n}"] for n in (1, 2, 3)))
 
 
+@pytest.mark.parametrize("tensorflow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_3d_boxes_are_an_output(tensorflow: bool, tmp_path: pathlib.Path) -> None:
+    """The program takes the camera of each image, and finds what Predictor finds with it."""
+    size, folder = (64, 96), tmp_path / "out"
+    path, det, variables = saved("centernet_r18_3d", tmp_path / "model", size)
+    arguments = ["--checkpoint", str(path), "--out", str(folder), "--size", *map(str, size), "--top-k", "5"]
+    assert main(["export", *arguments, *(["--saved-model"] if tensorflow else [])]) == 0
+    info = json.loads((folder / "export.json").read_text())
+    assert info["inputs"] == [["canvases", [64, 96, 3], "uint8"], ["cameras", [3, 4], "float32"]]
+    assert info["outputs"] == ["boxes", "scores", "labels", "boxes3d", "alpha"]
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    cameras = np.array([[[80 + i, 0, 40, 1], [0, 90, 30 + i, 0], [0, 0, 1, 0.1]] for i in range(2)], np.float32)
+    if tensorflow:
+        np.savez(folder / "images.npz", images, cameras)
+        command = [sys.executable, "-c", IN_TENSORFLOW_3D, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        results = dict(np.load(folder / "found.npz"))
+    else:
+        loaded: dict[str, Any] = {"__file__": str(folder / "load.py")}
+        exec((folder / "load.py").read_text(), loaded)
+        results = dict(zip(info["outputs"], loaded["detect"](images, cameras), strict=True))
+    predictor = kpjax.Predictor(det, variables, resolution="keep", size=size, top_k=5)
+    for i, (image, camera) in enumerate(zip(images, cameras, strict=True)):
+        wanted: Any = predictor(image, camera=camera)
+        real = np.asarray(results["scores"][i]) > 0
+        assert real.sum() == len(wanted) == 5
+        np.testing.assert_allclose(results["boxes3d"][i], wanted.boxes3d, rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(results["alpha"][i], wanted.alpha, atol=1e-3)
+
+
+IN_TENSORFLOW_3D = """
+import sys
+sys.modules["kpjax"] = sys.modules["jax"] = None  # whoever imports them fails
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1] + "/saved_model")
+images, cameras = np.load(sys.argv[1] + "/images.npz").values()
+found = model.detect(tf.constant(images), tf.constant(cameras))
+served = model.signatures["serving_default"](canvases=tf.constant(images[:1]), cameras=tf.constant(cameras[:1]))
+assert served["boxes3d"].shape[0] == 1, served
+np.savez(sys.argv[1] + "/found.npz", **{k: v.numpy() for k, v in found.items()})
+"""
+
 IN_TENSORFLOW = """
 import sys
 sys.modules["kpjax"] = sys.modules["jax"] = None  # whoever imports them fails
@@ -187,6 +231,7 @@ def test_saved_model(model: str, preset: str, tmp_path: pathlib.Path) -> None:
     ("model", "config", "size"),
     [
         ("centernet_r18", None, (512, 512)),
+        ("centernet_r18_3d", None, (384, 1280)),
         ("cornernet_hg104", None, (511, 511)),
         ("cornernet_hg104", Config(augment=AugmentConfig(height=383, width=255)), (383, 255)),
     ],
