@@ -70,7 +70,7 @@ def detect(args: argparse.Namespace) -> int:
     most = f", at most {predictor.max_side} pixels a side" if predictor.max_side else ""
     print(f"{predictor.detector.name}, preset {predictor.preset}, resolution {predictor.resolution}{side}{most}")
     started = time.perf_counter()
-    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points)
+    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points, predictor.camera)
     clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]
     images = [(path, out) for path, out in zip(items, outputs, strict=True) if not video.is_video(path)]
     rows, unreadable = detect_images(predictor, images, shown)
@@ -100,9 +100,16 @@ class Shown:
     """Which detections are drawn and written, and how."""
 
     def __init__(
-        self, names: tuple[str, ...], score_thr: float, labels: frozenset[int] | None, points: PointSet | None = None
+        self,
+        names: tuple[str, ...],
+        score_thr: float,
+        labels: frozenset[int] | None,
+        points: PointSet | None = None,
+        camera: np.ndarray | None = None,
     ) -> None:
+        """camera: (3, 4), which projects 3D boxes to the images; None: only their 2D boxes are drawn."""
         self.names, self.score_thr, self.labels, self.points = names, score_thr, labels, points
+        self.camera = camera
 
     def kept(self, found: Detections) -> Detections:
         """Those that are shown."""
@@ -112,7 +119,10 @@ class Shown:
         return select(found, keep)
 
     def rows(self, found: Detections) -> list[dict[str, Any]]:
-        """As JSON; keypoints in the order of the file's "keypoint_names", x, y and score of each."""
+        """As JSON; keypoints in the order of the file's "keypoint_names", x, y and score of each.
+
+        "box3d" is x, y, z, h, w, l in metres and yaw in radians, see `kpjax.objects.Detections`.
+        """
         found = self.kept(found)
         rows = [
             {"box": [round(float(v), 2) for v in box], "score": round(float(score), 4), "label": int(label)}
@@ -122,12 +132,19 @@ class Shown:
         if found.keypoints is not None:
             for row, points in zip(rows, rounded_points(found.keypoints).tolist(), strict=True):
                 row["keypoints"] = points
+        if found.boxes3d is not None:
+            for row, box, alpha in zip(rows, found.boxes3d.tolist(), found.alpha.tolist(), strict=True):
+                row["box3d"] = [round(v, 3) for v in box[:6]] + [round(box[6], 4)]
+                row["alpha"] = round(alpha, 4)
         return rows
 
     def picture(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        """The image with its boxes and points, enlarged where it is small."""
+        """The image with its boxes and points, enlarged where it is small; 3D boxes are shown from above, too."""
+        from kpjax.show.boxes3d import draw_scene
         from kpjax.show.drawing import draw_objects, enlarge
 
+        if found.boxes3d is not None and self.camera is not None:
+            return draw_scene(image, self.kept(found), self.camera, self.names)
         large, shown = enlarge(image, self.kept(found))
         return draw_objects(large, shown, self.names, points=self.points)
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kpjax.objects import HIDDEN, Detections, Objects, PointSet, Record, map_coordinates
 from kpjax.show.skeleton import Color, draw_skeleton
 
-_Rect = tuple[float, float, float, float]
+Rect = tuple[float, float, float, float]
 POINT_SCORE = 0.1  # a found point has to score more to be drawn
 _LEGIBLE = 9  # pixels of text height; smaller letters cannot be read
 
@@ -24,6 +24,30 @@ def class_color(label: int) -> Color:
     saturation = (0.85, 0.95, 0.55)[label // 3 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def contrast(color: Color) -> Color:
+    """Black or white, whichever reads better on a colour (weights of Rec. 709)."""
+    linear = [(c / 255) ** 2.2 for c in color]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.18 else (255, 255, 255)  # where both contrast ratios are equal
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """The name of a class; its number where the names do not reach that far."""
+    return names[label] if 0 <= label < len(names) else f"class {label}"
+
+
+def line_width(side: float) -> int:
+    """Pixels that lines are wide in a picture whose longer side has `side` pixels."""
+    return max(1 + (side >= 200), round(side / 300))
+
+
+def load_font(side: float, room: float) -> Any:
+    """The font for letters in a picture whose longer side has `side` pixels; None where the shorter one, `room`, has
+    too few for them."""
+    size = max(_LEGIBLE + 1, round(side / 52))
+    return ImageFont.load_default(size) if size * 2 <= room else None
 
 
 def enlarge(image: np.ndarray, found: Record, least: int = 384) -> tuple[np.ndarray, Record]:
@@ -70,7 +94,7 @@ def draw_objects(
     order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= least and np.isfinite(boxes[i]).all()]
 
     height, width = image.shape[:2]
-    line = max(1 + (max(height, width) >= 200), round(max(height, width) / 300))
+    line = line_width(max(height, width))
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture)
     for i in order:
@@ -79,15 +103,14 @@ def draw_objects(
             color, seen = class_color(labels[i]), np.full(len(xy[i]), np.inf) if shown is None else np.asarray(shown[i])
             hidden = (seen == HIDDEN) & isinstance(found, Objects)
             of_object = min(line, max(1, round(_side(boxes[i]) / 50)))
-            draw_skeleton(canvas, xy[i], seen > point_least, hidden, points, color, _contrast(color), of_object)
-    size = max(_LEGIBLE + 1, round(max(height, width) / 52))
-    if size * 2 <= min(height, width):
-        font = ImageFont.load_default(size)
-        taken: list[_Rect] = []
+            draw_skeleton(canvas, xy[i], seen > point_least, hidden, points, color, contrast(color), of_object)
+    font = load_font(max(height, width), min(height, width))
+    if font is not None:
+        taken: list[Rect] = []
         for i in reversed(order):  # the best one gets its place first
-            name = names[labels[i]] if 0 <= labels[i] < len(names) else f"class {labels[i]}"
+            name = class_name(names, labels[i])
             text = name if isinstance(found, Objects) else f"{name} {scores[i]:.2f}"
-            _draw_label(canvas, boxes[i], text, class_color(labels[i]), font, line, width, height, taken)
+            draw_label(canvas, boxes[i], text, class_color(labels[i]), font, line, width, height, taken)
     return np.array(picture)
 
 
@@ -103,22 +126,25 @@ def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, color: Color, line: 
     y1, y2 = (int(min(max(v, 0), height - 1)) for v in (y1, y2 - 1))
     x2, y2 = max(x1, x2), max(y1, y2)
     # a rim of the opposite brightness keeps the line visible on a background of its own colour
-    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_contrast(color))
+    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=contrast(color))
     canvas.rectangle((x1, y1, x2, y2), outline=color, width=line)
 
 
-def _draw_label(
+def draw_label(
     canvas: ImageDraw.ImageDraw,
-    box: np.ndarray,
+    box: Sequence[float] | np.ndarray,
     text: str,
     color: Color,
     font: Any,
     line: int,
     width: int,
     height: int,
-    taken: list[_Rect],
+    taken: list[Rect],
 ) -> None:
-    """Write `text` at the first free place around the box that lies inside the image, and note it in `taken`."""
+    """Write `text` at the first free place around the box that lies inside the image, and note it in `taken`.
+
+    box: x1 y1 x2 y2 in pixels.  line: width of the box's lines.  width, height: of the image.
+    """
     pad = 1 + line
     while len(text) > 1 and canvas.textlength(text, font) + 2 * pad > width:
         text = text.removesuffix("…")[:-1] + "…"
@@ -126,20 +152,17 @@ def _draw_label(
     w, h = right - left + 2 * pad, bottom - top + 2 * pad
     x1, y1, x2, y2 = box
     places = [(x1, y1 - h), (x1, y1), (x2 - w, y1 - h), (x1, y2), (x2 - w, y2), (x1, y2 - h), (x2 - w, y2 - h)]
+    places += [(x1, y1 - 2 * h), (x1, y1 - 3 * h)]  # above the labels of others, with a line to the box
     places = [(min(max(x, 0), max(0, width - w)), min(max(y, 0), max(0, height - h))) for x, y in places]
     free = [(x, y) for x, y in places if not any(_overlap((x, y, x + w, y + h), other) for other in taken)]
     x, y = (round(float(v)) for v in (free or places)[0])
     taken.append((x, y, x + w, y + h))
+    if y + h < y1 - 1:
+        down = min(max(x1, x), x + w - 1)
+        canvas.line((down, y + h, down, y1), fill=color)
     canvas.rectangle((x, y, x + w - 1, y + h - 1), fill=color)
-    canvas.text((x + pad - left, y + pad - top), text, font=font, fill=_contrast(color))
+    canvas.text((x + pad - left, y + pad - top), text, font=font, fill=contrast(color))
 
 
-def _overlap(a: _Rect, b: _Rect) -> bool:
+def _overlap(a: Rect, b: Rect) -> bool:
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
-
-
-def _contrast(color: Color) -> Color:
-    """Black or white, whichever reads better on a colour (weights of Rec. 709)."""
-    linear = [(c / 255) ** 2.2 for c in color]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return (0, 0, 0) if luminance > 0.18 else (255, 255, 255)  # where both contrast ratios are equal

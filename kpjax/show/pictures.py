@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 
 import numpy as np
@@ -18,10 +19,12 @@ from kpjax.objects import Detections
 def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float = 0.3) -> int:
     """Write a JPEG of each evaluated image with its detections drawn, named by image id; returns how many.
 
+    Where they are 3D boxes, these are drawn, and the scene from above, with the annotated ones where there are any.
     Raises ConfigError, before it writes, where the source's images lie in that folder.
     """
     from PIL import Image
 
+    from kpjax.show.boxes3d import draw_scene
     from kpjax.show.drawing import draw_objects, enlarge
 
     check_pictures(folder, source)
@@ -29,6 +32,8 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
     of_image = collections.defaultdict(list)
     for row in evaluation.detections:
         of_image[row["image_id"]].append(row)
+    # of all images or of none: an image in which nothing is found is drawn like the others
+    cameras = source.cameras if any("box3d" in row for row in evaluation.detections) else None
     label_of = {category: k for k, category in enumerate(source.category_ids)}
     written = 0
     for index in range(evaluation.images):
@@ -45,8 +50,15 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         scores = np.array([row["score"] for row in rows], np.float32)
         points = [row["keypoints"] for row in rows if "keypoints" in row]
         keypoints = np.array(points, np.float32).reshape(len(rows), -1, 3) if points else None
-        large, found = enlarge(image, Detections(boxes, scores, labels, keypoints=keypoints))
-        drawn = draw_objects(large, found, source.classes, score_thr, source.points)
+        found = Detections(boxes, scores, labels, keypoints=keypoints)
+        if cameras is not None:
+            boxes3d = np.array([row["box3d"] for row in rows], np.float32).reshape(-1, 7)
+            annotated = None if source.labels3d is None else source.labels3d[index]
+            found = dataclasses.replace(found, boxes3d=boxes3d)
+            drawn = draw_scene(image, found, cameras[index], source.classes, score_thr, annotated)
+        else:
+            large, found = enlarge(image, found)
+            drawn = draw_objects(large, found, source.classes, score_thr, source.points)
         Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
         written += 1
     return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageDraw
@@ -66,11 +67,7 @@ def draw_skeleton(
                 side = sides[b] if sides[a] == MIDDLE else sides[a] if sides[b] in (MIDDLE, sides[a]) else MIDDLE
                 edges.append((np.floor(xy[[a, b]]).ravel().tolist(), SIDE_COLORS[side] if sided else color))
         rim = _RIM if sided else rim
-    for (x1, y1, x2, y2), _ in edges:  # all rims first: lines that meet are not cut by them
-        for dx, dy in itertools.product((-1, 0, 1), repeat=2):  # Pillow's wider line is at some angles no wider
-            canvas.line((x1 + dx, y1 + dy, x2 + dx, y2 + dy), fill=rim, width=line)
-    for ends, own in edges:
-        canvas.line(ends, fill=own, width=line)
+    draw_lines(canvas, edges, rim, line)
     disc = line + (line > 1)
     for j in np.flatnonzero(there):
         x, y = np.floor(xy[j]).tolist()
@@ -78,6 +75,17 @@ def draw_skeleton(
         circles = [(radius + 1, rim), (radius, colors[j]), (radius // 2, rim)]
         for r, fill in circles if hidden[j] else circles[:2]:
             canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+
+
+def draw_lines(
+    canvas: ImageDraw.ImageDraw, lines: Sequence[tuple[Sequence[float], Color]], rim: Color, width: int
+) -> None:
+    """Draw lines, x1 y1 x2 y2 in whole pixels and a colour each, `width` pixels wide and with a rim of a pixel."""
+    for (x1, y1, x2, y2), _ in lines:  # all rims first: lines that meet are not cut by them
+        for dx, dy in itertools.product((-1, 0, 1), repeat=2):  # Pillow's wider line is at some angles no wider
+            canvas.line((x1 + dx, y1 + dy, x2 + dx, y2 + dy), fill=rim, width=width)
+    for ends, own in lines:
+        canvas.line(ends, fill=own, width=width)
 
 
 def _is_left(name: str) -> bool:

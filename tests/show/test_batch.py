@@ -13,7 +13,7 @@ from kpjax.config import Config
 from kpjax.data.source import Source, make_source
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import COCO_BGR, IMAGENET_RGB
-from kpjax.objects import PointSet
+from kpjax.objects import ALL_CLASSES, IGNORE, OBJECT, PointSet, Solid
 from kpjax.show.batch import show, to_pixels
 from kpjax.show.drawing import class_color
 from kpjax.show.skeleton import LEFT, MIDDLE, RIGHT, SIDE_COLORS
@@ -129,3 +129,29 @@ def test_joints_are_shown_with_a_heatmap_of_their_own(
     assert not any(hot(joints, x1, 48, color) for color in SIDE_COLORS)  # unlabelled
     assert hot(centers, 34, 34, class_color(0)) and not hot(centers, x1, 16, class_color(0))
     assert tuple(image[4 * 16, 4 * 32]) == middle  # the line between the sides
+
+
+def test_regions_to_ignore_of_a_detector_of_3d_boxes_have_no_rectangle(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorflow")
+    plain = marker_source([(64, 64, [(20, 30, 10, 0), (45, 20, 8, 1)])])
+    (objects,) = plain.objects
+    solid = Solid(np.full(2, 10, np.float32), np.full((2, 3), 2, np.float32), np.zeros(2, np.float32))
+    labels, role = np.array([0, ALL_CLASSES], np.int32), np.array([OBJECT, IGNORE], np.int32)
+    source = dataclasses.replace(
+        plain,
+        objects=(dataclasses.replace(objects, labels=labels, role=role, solid=solid),),
+        cameras=np.eye(3, 4)[None],
+    )
+    config = Config(batch=1, steps=1)
+    config.model.name = "centernet_r18_3d"
+    config.model.options = {"width": 4, "deconv": (4, 4, 4), "head_channels": 4}
+    config.data.canvas = config.augment.height = config.augment.width = 64
+    config.data.max_boxes = 4
+    config.augment.kind, config.augment.flip, config.augment.color, config.augment.lighting = "none", 0.0, 0.0, 0.0
+    show(config, str(tmp_path / "batch.png"), train_source=source)
+    assert "1 boxes (0 more" in capsys.readouterr().out
+    picture = np.asarray(Image.open(tmp_path / "batch.png").convert("RGB"))[4:260, 4:260]
+    assert tuple(picture[4 * 30, 4 * 10]) == class_color(0)  # the left edge of the object's box
+    assert not picture[: 4 * 28, 4 * 31 :].any(axis=-1)[:, : 4 * (45 - 31)].any()  # nor is there a label

@@ -38,7 +38,7 @@ def test_colors_are_stable_and_distinct() -> None:
     for color in [*colors, (0, 0, 0), (255, 255, 255)]:
         light = [
             0.2126 * r + 0.7152 * g + 0.0722 * b
-            for r, g, b in (((np.asarray(c) / 255) ** 2.2) for c in (color, draw._contrast(color)))
+            for r, g, b in (((np.asarray(c) / 255) ** 2.2) for c in (color, draw.contrast(color)))
         ]
         ratios.append((max(light) + 0.05) / (min(light) + 0.05))
     assert min(ratios) >= 4.5  # what WCAG asks of text
@@ -59,7 +59,7 @@ def test_a_box_is_seen_on_any_background(background: int | str) -> None:
     np.testing.assert_array_equal(drawn[120, 50], class_color(0))  # edges are where the box says
     np.testing.assert_array_equal(drawn[120, 199], class_color(0))
     np.testing.assert_array_equal(drawn[179, 120], class_color(0))
-    np.testing.assert_array_equal(drawn[120, 49], draw._contrast(class_color(0)))
+    np.testing.assert_array_equal(drawn[120, 49], draw.contrast(class_color(0)))
     np.testing.assert_array_equal(drawn[100:150, 60:190], image[100:150, 60:190])  # the inside stays
     assert (drawn[:60, 50:120] == class_color(0)).all(-1).sum() > 100  # the label's field, above the box
 
@@ -90,6 +90,14 @@ def test_labels_stay_inside_and_apart() -> None:
         drawn = draw_detections(image, [box, box], [0, 1], [0.9, 0.8], NAMES)
         fields = [(drawn == class_color(k)).all(-1).sum() for k in (0, 1)]
         assert min(fields) > 150  # both labels are there, neither hidden behind the other
+
+
+def test_many_labels_of_one_place_can_all_be_read() -> None:
+    image = np.full((240, 320, 3), 128, np.uint8)
+    drawn = draw_detections(image, [[80, 100, 240, 180]] * 9, range(9), np.linspace(0.9, 0.5, 9), ())
+    assert min((drawn == class_color(k)).all(-1).sum() for k in range(9)) > 150
+    # the last ones are above those of others, and lines lead down to the box
+    assert (drawn[30:60] == class_color(8)).all(-1).any() and tuple(drawn[99, 80]) == class_color(8)
 
 
 def test_lines_and_letters_grow_with_the_picture() -> None:

@@ -90,7 +90,7 @@ def test_lines_at_any_angle_are_seen_on_any_background(line: int, background: tu
 
 
 def test_side_colours_stand_out() -> None:
-    assert all(drawing._contrast(color) == (0, 0, 0) for color in SIDE_COLORS)  # the rim they are drawn with
+    assert all(drawing.contrast(color) == (0, 0, 0) for color in SIDE_COLORS)  # the rim they are drawn with
     near = [np.abs(np.subtract(a, b)).sum() for k, a in enumerate(SIDE_COLORS) for b in SIDE_COLORS[:k]]
     assert min(near) > 250
 
