@@ -141,7 +141,7 @@ def _run(
 
         # The step, compiled before anything runs, so that its size is known.
         lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(
-            shapes, batch_shapes(config, detector.points)
+            shapes, batch_shapes(config, detector.points, source.annotations.solid is not None)
         )
         compiling = time.monotonic()
         step = lowered.compile()

@@ -77,16 +77,16 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
     )
 
 
-def batch_shapes(config: Config, points: PointSet | None = None) -> dict[str, Any]:
+def batch_shapes(config: Config, points: PointSet | None = None, solid: bool = False) -> dict[str, Any]:
     """What the step takes beside its state: shapes and dtypes of a global batch.
 
-    points: `detector.points`, where the detector learns any.
+    points: `detector.points`, where the detector learns any.  solid: whether the data have 3D boxes.
     """
     n, side = config.batch, config.data.canvas
     return {
         "canvas": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
         "size": jax.ShapeDtypeStruct((n, 2), np.int32),
-        "objects": object_shapes((n, config.data.max_boxes), points),
+        "objects": object_shapes((n, config.data.max_boxes), points, solid),
         "counter": jax.ShapeDtypeStruct((n,), np.int32),
     }
 
