@@ -194,8 +194,12 @@ def what_differs(exact: list[Any], fewer: list[Any]) -> str:
 def split_name(config: Config, split: str) -> str:
     """What COCO's server calls the split: test-dev2017 for image_info_test-dev2017.json."""
     data = config.data
-    folder = data.train if split == "train" else data.val
-    path = folder.annotations if data.source == "coco" else data.tfds_train if split == "train" else data.tfds_val
+    paths = {
+        "coco": (data.train.annotations, data.val.annotations),
+        "tfds": (data.tfds_train, data.tfds_val),
+        "kitti": (data.kitti_train, data.kitti_val),
+    }
+    path = paths[data.source][split != "train"]
     return os.path.splitext(os.path.basename(path))[0].removeprefix("image_info_") or split
 
 

@@ -47,13 +47,21 @@ class SplitConfig:
 class DataConfig:
     """Where images and boxes come from, and how they reach the device."""
 
-    source: str = "coco"  # "coco": folders and JSON below; "tfds": a prepared TensorFlow data set
+    # "coco": folders and JSON below; "tfds": a prepared TensorFlow data set; "kitti": KITTI's folders, with 3D boxes
+    source: str = "coco"
     train: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     val: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     tfds_name: str = "coco/2017"
     tfds_dir: str = ""  # "": TensorFlow Datasets' own default
     tfds_train: str = "train"
     tfds_val: str = "validation"
+    kitti_dir: str = ""  # folder that holds ImageSets, and training with image_2, label_2 and calib
+    kitti_train: str = "train"  # names of files of ImageSets, without .txt
+    kitti_val: str = "val"  # "": no validation split
+    # KITTI's types that are classes, in their order, here that of the released models.  Van and Truck are regions to
+    # ignore of Car, Person_sitting of Pedestrian, unless they are named too; DontCare is one of all classes; all other
+    # types are left out
+    kitti_classes: tuple = ("Pedestrian", "Car", "Cyclist")
     canvas: int = 640  # side of the uint8 canvas an image is decoded to; larger images are shrunk to fit
     max_boxes: int = 128  # boxes of an image beyond this many are dropped, and counted
     # crowd boxes (iscrowd: 1): "ignore": not trained on, as in mmdetection; "train": treated as any other box, as in
@@ -177,7 +185,7 @@ class Config:
         for name, value, allowed in (
             ("model.dtype", self.model.dtype, ("float32", "bfloat16")),
             ("model.precision", self.model.precision, ("default", "high", "highest")),
-            ("data.source", self.data.source, ("coco", "tfds")),
+            ("data.source", self.data.source, ("coco", "tfds", "kitti")),
             ("data.crowds", self.data.crowds, ("ignore", "train")),
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
@@ -332,7 +340,8 @@ def flat(config: Config) -> dict[str, Any]:
 
 def shared(config: Config) -> dict[str, Any]:
     """The settings that must be equal in all processes of a run: all but this host's data paths and threads."""
-    own = ("train.images", "train.annotations", "val.images", "val.annotations", "tfds_dir", "threads", "prefetch")
+    paths = ("train.images", "train.annotations", "val.images", "val.annotations", "tfds_dir", "kitti_dir")
+    own = (*paths, "threads", "prefetch")
     return {key: value for key, value in flat(config).items() if key.removeprefix("config.data.") not in own}
 
 
@@ -377,6 +386,9 @@ def _build(kind: type, values: dict[str, Any], path: str) -> Any:
     return kind(**built)
 
 
+_OF_NAMES = ("config.data.kitti_classes",)  # tuples of names; all others hold numbers
+
+
 def _check_types(node: Any, path: str) -> None:
     for key, hint in get_type_hints(type(node)).items():
         value, here = getattr(node, key), f"{path}.{key}"
@@ -394,5 +406,7 @@ def _check_types(node: Any, path: str) -> None:
         elif hint in (bool, str):
             if not isinstance(value, hint):
                 raise ConfigError(f"{here} is {value!r}; it must be a {hint.__name__}")
-        elif hint is tuple and not (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
-            raise ConfigError(f"{here} is {value!r}; it must be a tuple of numbers")
+        elif hint is tuple:
+            kind, what = (str, "names") if here in _OF_NAMES else ((int, float), "numbers")
+            if not (isinstance(value, tuple) and all(isinstance(v, kind) for v in value)):
+                raise ConfigError(f"{here} is {value!r}; it must be a tuple of {what}")

@@ -97,8 +97,9 @@ def say(report: SplitReport, config: Config, seconds: float) -> None:
             print(f"  classes without a box: {', '.join(few[:10])}{' ...' if len(few) > 10 else ''}")
         middle, many, most = np.percentile(report.objects, (50, 90, 100))
         print(f"  boxes an image: median {middle:.0f}, 90% have at most {many:.0f}, most {most:.0f}")
-    for line in report.points.lines() if report.points else ():
-        print(f"  {line}")
+    for part in (report.points, report.solids):
+        for line in part.lines() if part else ():
+            print(f"  {line}")
     lost = int(np.maximum(report.objects - max_boxes, 0).sum())
     print(f"  max_boxes that loses none: {report.max_boxes} (config.data.max_boxes is {max_boxes}, which loses {lost})")
     if report.collisions:
@@ -174,6 +175,7 @@ def as_json(report: SplitReport) -> dict[str, Any]:
         "max_boxes_that_loses_none": report.max_boxes,
         "collisions": {name: dataclasses.asdict(c) for name, c in report.collisions.items()},
         **({"keypoints": report.points.as_json()} if report.points else {}),
+        **({"solids": report.solids.as_json()} if report.solids else {}),
         "oddities": [dataclasses.asdict(o) | {"count": len(o.cases)} for o in report.oddities],
         "stop": report.stop,
     }

@@ -76,6 +76,8 @@ def _data(args: argparse.Namespace) -> DataConfig:
         if args.images or args.annotations:
             raise ConfigError("give --config or --images and --annotations, not both")
         data = config_of(args.config, args.settings).data
+        if data.source == "kitti":
+            raise ConfigError("config.data.source is 'kitti'; 3D boxes are not kept in records: train on the folder")
         if data.source != "coco":
             raise ConfigError(f"config.data.source is {data.source!r}; records are written from 'coco' folders")
         return data

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from kpjax.data import files
+from kpjax.data.image_files import read_image, require_images
 from kpjax.data.source import LARGEST, Annotations, Mistake, Source, make_source, stop
-from kpjax.errors import DUPLICATE, MISSING, PASSING, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, UNREADABLE, DataError, one_line
+from kpjax.errors import DUPLICATE, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, DataError, one_line
 from kpjax.objects import PointSet
 
 
@@ -58,17 +59,8 @@ def CocoFolder(
     named = keypoints is not False and any(category.get("keypoints") for category in data["categories"])
     points = point_set(data["categories"], annotations) if needed or named else None
     objects = _annotations(data["annotations"], annotations, index, numbers, mistake, points)
-    _require_files(folder, names, annotations, bad_images, mistake)
+    require_images(folder, names, annotations, bad_images, mistake)
     paths = [files.join(folder, name) for name in names]
-
-    def read(i: int) -> bytes:
-        try:
-            return files.read_bytes(paths[i])
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            kind = MISSING if missing else PASSING if files.is_transient(error) else UNREADABLE
-            raise DataError(f"{paths[i]}: cannot be read ({error.strerror})", kind) from error
-
     return make_source(
         name=annotations,
         classes=classes,
@@ -78,7 +70,7 @@ def CocoFolder(
         widths=np.asarray(widths, np.int32),
         files=paths,
         annotations=objects,
-        read=read,
+        read=lambda i: read_image(paths[i]),
         on_disk=True,
         file_names=names,
         crowds=crowds,
@@ -308,27 +300,6 @@ def _encodable(name: str) -> bool:
         return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         return False
-
-
-def _require_files(folder: str, names: list[str], path: str, bad_images: str, mistake: Mistake) -> None:
-    """One listing a folder instead of one look-up an image: seconds less on a network disk."""
-    there: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        parent, base = posixpath.split(name)
-        if parent not in there:
-            try:
-                there[parent] = set(files.names_in(files.join(folder, parent) if parent else folder))
-            except OSError:
-                there[parent] = set()
-        if base not in there[parent]:
-            missing.append(name)
-    everything = len(missing) == len(names)  # no broken images, but the wrong folder
-    if missing and (everything or bad_images == "stop"):
-        more = f" and {len(missing) - 1} more of {len(names)}" if len(missing) > 1 else ""
-        advice = "correct the folder" if everything else "or set config.data.bad_images='skip'"
-        first = files.join(folder, missing[0])
-        mistake(DataError(f"{first}: image not found{more}; {path} lists it; {advice}", MISSING))
 
 
 def _whole(entry: dict[str, Any], key: str, where: str) -> int:

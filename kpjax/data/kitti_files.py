@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from kpjax.data import files
-from kpjax.errors import MISSING, DataError, one_line
+from kpjax.errors import INCOMPLETE, DataError, one_line
 
 FIELDS = 15  # of a label line; a result line has the score behind them
 DONT_CARE = "DontCare"
+_LARGEST = 1e9  # results computed from a number have to fit in float32
 # What each number of a line is, for messages.
 _NUMBERS = (
     "truncation",
@@ -66,7 +67,8 @@ class KittiObjects:
 
 def objects_of_rows(types: Sequence[str], rows: np.ndarray) -> KittiObjects:
     """The objects of `types` whose numbers are `rows`, (n, 14) in the order of a label line, or (n, 15) with scores."""
-    rows = np.asarray(rows, np.float64).reshape(len(types), -1 if len(types) else FIELDS - 1)
+    rows = np.asarray(rows, np.float64)
+    rows = rows if rows.ndim == 2 else rows.reshape(len(types), FIELDS - 1)
     return KittiObjects(
         types=tuple(types),
         truncation=rows[:, 0],
@@ -80,38 +82,51 @@ def objects_of_rows(types: Sequence[str], rows: np.ndarray) -> KittiObjects:
     )
 
 
-def read_objects(path: str, *, results: bool = False) -> KittiObjects:
+def read_objects(
+    path: str, *, results: bool = False, mistake: Callable[[DataError], object] | None = None
+) -> KittiObjects:
     """Read a label file, or a result file with scores.
 
-    Raises DataError, one line that names file and line: another number of fields, a value that is no finite number, a
-    box whose sides are swapped.
+    mistake: what to do about a line that cannot be used: it is called, and the line left out; None: raise.
+    Raises DataError, one line that names file and line: another number of fields, a value that is no finite number or
+    beyond 1e9, a box whose sides are swapped.
     """
+    kind = "result" if results else "label"
     types: list[str] = []
     rows: list[list[float]] = []
-    wanted = FIELDS + results
-    for number, line in enumerate(_lines(path, "label"), 1):
+    for number, line in enumerate(_lines(path, kind), 1):
         parts = line.split()
         if not parts:
             continue
-        if len(parts) != wanted:
-            kind = "result" if results else "label"
-            raise DataError(f"{path}, line {number}: {len(parts)} fields where a {kind} line of KITTI has {wanted}")
-        values = [_number(path, number, name, text) for name, text in zip(_NUMBERS, parts[1:], strict=False)]
-        left, top, right, bottom = values[3:7]
-        if right < left or bottom < top:
-            raise DataError(
-                f"{path}, line {number}: the box {left:g} {top:g} {right:g} {bottom:g} has its sides swapped; "
-                "give left, top, right, bottom"
-            )
+        try:
+            rows.append(_row(parts[1:], f"{path}, line {number}", kind))
+        except DataError as error:
+            if mistake is None:
+                raise
+            mistake(error)
+            continue
         types.append(parts[0])
-        rows.append(values)
     return objects_of_rows(types, np.array(rows, np.float64).reshape(-1, FIELDS - 1 + results))
+
+
+def _row(texts: list[str], where: str, kind: str) -> list[float]:
+    """The numbers of a line, what follows its type."""
+    wanted = FIELDS + (kind == "result")
+    if 1 + len(texts) != wanted:
+        raise DataError(f"{where}: {1 + len(texts)} fields where a {kind} line of KITTI has {wanted}")
+    values = [_number(text, where, name) for name, text in zip(_NUMBERS, texts, strict=False)]
+    left, top, right, bottom = values[3:7]
+    if right < left or bottom < top:
+        raise DataError(
+            f"{where}: the box {left:g} {top:g} {right:g} {bottom:g} has its sides swapped; "
+            "give left, top, right, bottom"
+        )
+    return values
 
 
 def write_objects(path: str, objects: KittiObjects) -> None:
     """Write a label file, or with scores a result file, numbers with two decimals (scores with four)."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines_of(objects))
+    files.write_bytes(path, "".join(f"{line}\n" for line in lines_of(objects)).encode())
 
 
 def lines_of(objects: KittiObjects) -> list[str]:
@@ -130,10 +145,10 @@ def read_calibration(path: str, key: str = "P2") -> np.ndarray:
     """Read a camera's projection matrix, (3, 4) float64: metres in the reference camera's frame -> pixels.
 
     A calibration file of KITTI (lines `P2: ` and 12 numbers), or a text file of three lines of four numbers.
-    Raises DataError, one line: no such matrix, another number of values, values that are not finite, a focal length
-    that is not positive.
+    Raises DataError, one line: no such matrix, another number of values, values that are not finite, and what
+    `check_projection` refuses.
     """
-    lines = [line.split() for line in _lines(path, "calibration") if line.strip()]
+    lines = [line.replace(":", ": ", 1).split() for line in _lines(path, "calibration") if line.strip()]
     named = [parts[1:] for parts in lines if parts[0] == f"{key}:"]
     if named:
         texts = named[0]
@@ -149,7 +164,7 @@ def read_calibration(path: str, key: str = "P2") -> np.ndarray:
                 "file, or a 3x4 projection matrix as three lines of four numbers"
             )
         texts = [text for parts in lines for text in parts]
-    values = [_number(path, 0, key if named else "the matrix", text) for text in texts]
+    values = [_number(text, path, f"a number of {key}" if named else "a number of the matrix") for text in texts]
     return check_projection(np.array(values).reshape(3, 4), path)
 
 
@@ -165,6 +180,12 @@ def check_projection(matrix: np.ndarray, name: str) -> np.ndarray:
             f"{name}: the calibration has the focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g} pixels; "
             "they are at [0, 0] and [1, 1] of the matrix and positive"
         )
+    if not np.allclose(matrix[2, :3], (0, 0, 1), rtol=0, atol=1e-6):
+        row = " ".join(f"{value:g}" for value in matrix[2])
+        raise DataError(
+            f"{name}: the calibration's last row is {row}; it begins with 0 0 1 where the matrix projects from the "
+            "camera's own frame, in metres"
+        )
     return matrix
 
 
@@ -172,17 +193,16 @@ def _lines(path: str, kind: str) -> list[str]:
     try:
         return files.read_bytes(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such {kind} file", MISSING) from None
+        raise DataError(f"{path}: no such {kind} file", INCOMPLETE) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a {kind} file ({one_line(error)})") from None
 
 
-def _number(path: str, line: int, name: str, text: str) -> float:
+def _number(text: str, where: str, name: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        where = f"{path}, line {line}" if line else path
-        raise DataError(f"{where}: {name} is {text!r}; give a finite number")
+    if not abs(value) <= _LARGEST:
+        raise DataError(f"{where}: {name} is {text!r}; give a number that is finite and at most {_LARGEST:g}")
     return value

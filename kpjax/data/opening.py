@@ -1,4 +1,4 @@
-"""Opening the splits that a configuration names: a COCO folder or a TFDS set."""
+"""Opening the splits that a configuration names: a COCO folder, a TFDS set or KITTI's folders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 
 from kpjax.config import DataConfig
 from kpjax.data.coco import CocoFolder
+from kpjax.data.kitti import KittiFolder, require_classes
 from kpjax.data.source import Mistake, Source, stop, without_empty_images
 from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
@@ -35,11 +36,33 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keyp
     elif config.source == "tfds":
         name = config.tfds_train if split == "train" else config.tfds_val
         source = Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
+    elif config.source == "kitti":
+        source = _kitti(config, split, mistake, keypoints)
     else:
-        raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds'")
+        raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds', 'kitti'")
     if source.points is None:
         return source
     return dataclasses.replace(source, points=with_settings(source.points, config, source.name))
+
+
+def _kitti(config: DataConfig, split: str, mistake: Mistake, keypoints: bool | None) -> Source:
+    name = config.kitti_train if split == "train" else config.kitti_val
+    for key, value, example in (("kitti_dir", config.kitti_dir, "PATH"), (f"kitti_{split}", name, split)):
+        if not value:
+            raise ConfigError(f"config.data.{key} is empty; set it, e.g. --config.data.{key}={example}")
+    if keypoints:
+        raise ConfigError(
+            "config.data.source is 'kitti', whose objects have no keypoints; choose a model of boxes or 3D boxes"
+        )
+    if config.crowds != "ignore":
+        raise ConfigError(
+            f"config.data.crowds is {config.crowds!r}, but KITTI has no crowd boxes: its DontCare and neighbouring "
+            "types are regions, never objects; set config.data.crowds='ignore'"
+        )
+    source = KittiFolder(config.kitti_dir, name, config.kitti_classes, config.bad_images, mistake)
+    if split == "train":
+        require_classes(source)
+    return source
 
 
 def training_images(source: Source, config: DataConfig) -> Source:
@@ -88,4 +111,5 @@ def mirror_of_pairs(names: tuple[str, ...], pairs: str, source: str) -> tuple[in
 
 def has_validation(config: DataConfig) -> bool:
     """Whether the settings name a validation split."""
-    return bool(config.val.annotations if config.source == "coco" else config.tfds_val)
+    names = {"coco": config.val.annotations, "tfds": config.tfds_val, "kitti": config.kitti_val}
+    return bool(names.get(config.source))

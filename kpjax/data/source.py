@@ -1,15 +1,18 @@
 """A source: one split of a data set, open for random access by record index.
 
-Folders of images with a COCO JSON (`kpjax.data.coco`) and prepared TensorFlow Datasets (`kpjax.data.tfds`) both
-give a `Source`; `kpjax.data.opening` opens either.  The pipeline and the evaluation use nothing else.
+Folders of images with a COCO JSON (`kpjax.data.coco`), KITTI's folders (`kpjax.data.kitti`) and prepared TensorFlow
+Datasets (`kpjax.data.tfds`) all give a `Source`; `kpjax.data.opening` opens any.  The pipeline and the evaluation use
+nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,9 +20,10 @@ import numpy as np
 
 from kpjax.data.kitti_files import KittiObjects
 from kpjax.errors import ConfigError, DataError
-from kpjax.objects import IGNORE, OBJECT, UNLABELLED, Objects, PointSet, Solid
+from kpjax.objects import ALL_CLASSES, IGNORE, OBJECT, UNLABELLED, Objects, PointSet, Solid
 
 CROWD = "crowd"
+REGION = "region to ignore"
 OUTSIDE = "outside the image"
 NO_AREA = "no area"
 LARGEST = 1e9  # largest number in a box: results computed from it have to fit in float32
@@ -34,13 +38,14 @@ def stop(error: DataError) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """All A annotated objects of a split as arrays, crowds and empty boxes included.
+    """All A annotated objects of a split as arrays, crowds, regions and empty boxes included.
 
-    image: (A,) int64 record index.  label: (A,) int32 class index.  bbox: (A, 4) float64 x, y, width,
+    image: (A,) int64 record index.  label: (A,) int32 class index, or ALL_CLASSES.  bbox: (A, 4) float64 x, y, width,
     height in image pixels.  area: (A,) float64 square pixels (COCO: of the mask).  crowd: (A,) bool.
     ids: (A,) int64, unique.  keypoints: (A, J, 3) float64 x, y in image pixels and COCO's visibility, where the split
     was opened with its keypoints.  solid: (A, 5) float64 depth, height, width and length in metres, and alpha in
-    radians, where the objects are known in 3D.
+    radians, where the objects are known in 3D.  region: (A,) bool, which are regions to ignore and no objects
+    whatever `config.data.crowds` says (KITTI's DontCare and neighbouring types); None: none is.
     """
 
     image: np.ndarray
@@ -51,6 +56,7 @@ class Annotations:
     ids: np.ndarray
     keypoints: np.ndarray | None = None
     solid: np.ndarray | None = None
+    region: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +68,8 @@ class Source:
     image_ids: (N,) int64.  heights, widths: (N,) int32, pixels, as the annotations state.
     files: N absolute paths where `on_disk`, else names for messages.
     objects: N `Objects` of NumPy arrays (n_i, ...) in image pixels: what training gets.  Those to learn from come
-        first, in the file's order, then the crowds that training ignores.  No box without area, none wholly outside
-        its image; a box partly outside keeps its corners.
+        first, in the file's order, then the crowds and regions that training ignores.  No box without area, none
+        wholly outside its image; a box partly outside keeps its corners.
     dropped: reason -> number of annotated boxes that training leaves out.
     read: index -> the encoded image file; raises DataError where it cannot be read.
     ground_truth: () -> a COCO instances dictionary of all annotations for pycocotools.
@@ -131,11 +137,20 @@ def without_empty_images(source: Source) -> Source:
 
 
 def fingerprint(source: Source) -> str:
-    """A short text that differs where two splits differ in classes, images or objects; files and folders may differ."""
+    """A short text that differs where two splits differ in classes, images, objects or cameras.
+
+    Files and folders may differ.
+    """
     points = () if source.points is None else (source.points.names,)
     digest = hashlib.sha256(repr((source.classes, source.category_ids, *points)).encode())
     for array in (source.image_ids, source.heights, source.widths, *jax.tree.leaves(source.objects)):
         digest.update(np.ascontiguousarray(array).tobytes())
+    for camera in () if source.cameras is None else source.cameras:
+        digest.update(np.ascontiguousarray(camera).tobytes())
+    for labels in source.labels3d or ():  # what the benchmark of 3D boxes reads
+        digest.update(repr(labels.types).encode())
+        for array in (labels.truncation, labels.occlusion, labels.boxes, labels.size, labels.location, labels.yaw):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return f"{len(source)} images, {int(object_counts(source).sum())} boxes, {digest.hexdigest()[:12]}"
 
 
@@ -209,14 +224,18 @@ def make_source(
     file_names: Sequence[str] | None = None,
     crowds: str = "ignore",
     points: PointSet | None = None,
+    cameras: np.ndarray | None = None,
+    labels3d: Sequence[KittiObjects] | None = None,
+    dropped: Mapping[str, int] = MappingProxyType({}),
 ) -> Source:
     """A Source whose objects and ground truth both follow from `annotations`.
 
     file_names: what the ground truth calls the images; `files` where None.  crowds: "ignore" or "train", see
-    `config.data.crowds`.  points: what `annotations.keypoints` are.
+    `config.data.crowds`.  points: what `annotations.keypoints` are.  cameras, labels3d: see `Source`.  dropped: reasons
+    and numbers of boxes that are not among the annotations.
     """
     reasons = left_out(annotations, heights, widths, crowds)
-    ignored = (reasons == CROWD) & (left_out(annotations, heights, widths, "train") == "")
+    ignored = np.isin(reasons, (CROWD, REGION)) & (_without_place(annotations, heights, widths) == "")
     keep = (reasons == "") | ignored
     # A stable sort keeps the order of the annotation file within an image.
     order = np.flatnonzero(keep)[np.lexsort((ignored[keep], annotations.image[keep]))]
@@ -239,12 +258,14 @@ def make_source(
         widths=np.asarray(widths, np.int32),
         files=tuple(files),
         objects=objects,
-        dropped={str(k): n for k, n in sorted(Counter(reasons[reasons != ""]).items())},
+        dropped={str(k): n for k, n in sorted((Counter(reasons[reasons != ""]) + Counter(dropped)).items())},
         read=read,
         ground_truth=ground_truth,
         annotations=annotations,
         on_disk=on_disk,
         points=points,
+        cameras=None if cameras is None else np.asarray(cameras, np.float64),
+        labels3d=None if labels3d is None else tuple(labels3d),
     )
 
 
@@ -264,17 +285,23 @@ def _objects(annotations: Annotations, order: np.ndarray, ignored: np.ndarray) -
 
 
 def left_out(annotations: Annotations, heights: np.ndarray, widths: np.ndarray, crowds: str = "ignore") -> np.ndarray:
-    """Why training leaves each annotated box out, (A,) strings: CROWD, NO_AREA, OUTSIDE, or "" for one it uses.
+    """Why training leaves each annotated box out, (A,) strings: REGION, CROWD, NO_AREA, OUTSIDE, or "" for one it uses.
 
     crowds: "ignore" or "train", see `config.data.crowds`.
     """
+    crowd = annotations.crowd & (crowds == "ignore")
+    region = np.zeros_like(crowd) if annotations.region is None else annotations.region
+    return np.select([region, crowd], [REGION, CROWD], default=_without_place(annotations, heights, widths))
+
+
+def _without_place(annotations: Annotations, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Which boxes have no place in their image, (A,) strings: NO_AREA, OUTSIDE, or ""."""
     x, y, w, h = annotations.bbox.T
     right, bottom = np.asarray(widths)[annotations.image], np.asarray(heights)[annotations.image]
     empty = (w <= 0) | (h <= 0)
     # The originals clip to the image and then drop what has no area left.
     outside = (x >= right) | (y >= bottom) | (x + w <= 0) | (y + h <= 0)
-    crowd = annotations.crowd & (crowds == "ignore")
-    return np.select([crowd, empty, outside], [CROWD, NO_AREA, OUTSIDE], default="")
+    return np.select([empty, outside], [NO_AREA, OUTSIDE], default="")
 
 
 def truth_ids(ids: np.ndarray) -> np.ndarray:
@@ -296,6 +323,13 @@ def _instances(
     points: PointSet | None,
 ) -> dict[str, Any]:
     ids, keypoints = truth_ids(annotations.ids), annotations.keypoints
+    ignored = annotations.crowd if annotations.region is None else annotations.crowd | annotations.region
+    # pycocotools knows regions of one class alone: one of all classes is a row of each, with ids of their own.
+    unused = itertools.count(int(ids.max(initial=0)) + 1)
+    rows: list[tuple[int, int, int]] = []  # annotation, class, id
+    for a, label in enumerate(annotations.label.tolist()):
+        of_all = label == ALL_CLASSES
+        rows += [(a, k, next(unused)) for k in range(len(classes))] if of_all else [(a, label, int(ids[a]))]
     return {
         "info": {},
         "licenses": [],
@@ -305,15 +339,15 @@ def _instances(
         ],
         "annotations": [
             {
-                "id": int(ids[a]),
+                "id": number,
                 "image_id": int(image_ids[annotations.image[a]]),
-                "category_id": int(category_ids[annotations.label[a]]),
+                "category_id": int(category_ids[label]),
                 "bbox": annotations.bbox[a].tolist(),
                 "area": float(annotations.area[a]),
-                "iscrowd": int(annotations.crowd[a]),
+                "iscrowd": int(ignored[a]),
                 **({} if keypoints is None else _coco_keypoints(keypoints[a])),
             }
-            for a in range(len(ids))
+            for a, label, number in rows
         ],
         "categories": [
             {"id": int(i), "name": n} | ({} if points is None else _coco_points(points))

@@ -26,16 +26,19 @@ from kpjax.data.source import (
     CROWD,
     NO_AREA,
     OUTSIDE,
+    REGION,
     Source,
     all_objects,
     left_out,
     object_counts,
     without_empty_images,
 )
+from kpjax.datasets.check_3d import AWAY, BEHIND, NO_CLASS, NO_SIZE, SolidsReport, look_at_solids
 from kpjax.datasets.check_points import NO_POINTS, OUTSIDE_BOX, OUTSIDE_IMAGE, PointsReport, look_at_points
 from kpjax.detectors.base import Detector
 from kpjax.errors import (
     DUPLICATE,
+    INCOMPLETE,
     MALFORMED,
     MISSING,
     PASSING,
@@ -49,7 +52,7 @@ from kpjax.errors import (
 )
 from kpjax.images.decode import SUFFIXES, fitted_size, read_header
 from kpjax.images.geometry import square_crop
-from kpjax.objects import Objects, Placed, PointSet, map_coordinates
+from kpjax.objects import ALL_CLASSES, Objects, Placed, PointSet, map_coordinates
 
 TURNED = "image with an EXIF rotation"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
@@ -62,14 +65,16 @@ UNLISTED = "image file that the JSON does not list"
 
 _MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA": ALPHA, "LA": ALPHA, "PA": ALPHA}
 _BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE, PASSING)
-_LEFT_OUT = {CROWD: "crowd", NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
-_REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY)
+_LEFT_OUT = {CROWD: "crowd", REGION: REGION, NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
+_REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY, INCOMPLETE)
 _CHUNK = 4096  # objects encoded at a time
 
 # What is done with each kind: (in training, in evaluation).
 ACTIONS = {
     **dict.fromkeys(_REFUSED, ("stops before the first step", "stops before the first step")),
     "crowd": ("left out", "detections on it count neither way"),
+    REGION: ("no object; to a model of 3D boxes its place is no background", "detections on it count neither way"),
+    NO_CLASS: ("left out", "left out"),
     "box without area": ("left out", "as annotated: counts as missed"),
     "box wholly outside the image": ("left out", "as annotated"),
     PARTLY: ("used, cut where the model's recipe cuts", "as annotated"),
@@ -81,6 +86,9 @@ ACTIONS = {
         "its centre alone is learnt, unless config.model.options has box_without_points",
         "in the boxes' AP alone; for that of keypoints, detections on it count neither way",
     ),
+    BEHIND: ("used as annotated", "as annotated"),
+    NO_SIZE: ("used as annotated", "as annotated"),
+    AWAY: ("used as annotated", "as annotated"),
     TURNED: ("used as stored, not turned", "used as stored, not turned"),
     GREY: ("made RGB", "made RGB"),
     CMYK: ("made RGB", "made RGB"),
@@ -125,8 +133,8 @@ class SplitReport:
 
     objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes' areas in pixels of the network's
     input, the whole image placed on it.  max_boxes: the setting that leaves no box out.  collisions: by keypoint.
-    stride: pixels a cell.  points: of objects' keypoints, where the model learns any.  stop: the line with which a run
-    would end, or "".
+    stride: pixels a cell.  points: of objects' keypoints, where the model learns any.  solids: of 3D boxes,
+    where the data have them.  stop: the line with which a run would end, or "".
     """
 
     split: str
@@ -141,6 +149,7 @@ class SplitReport:
     collisions: dict[str, Collisions] = dataclasses.field(default_factory=dict)
     stride: int = 0
     points: PointsReport | None = None
+    solids: SolidsReport | None = None
     stop: str = ""
 
 
@@ -169,7 +178,7 @@ def check_split(
     skip = config.data.bad_images == "skip"
     cases: dict[str, list[str]] = {}
     for mistake in mistakes:
-        if mistake.kind != MISSING:  # found again, one by one, when the files are read
+        if mistake.kind not in _BAD_IMAGES:  # found again, one by one, when the files are read
             cases.setdefault(mistake.kind, []).append(str(mistake))
     first_bad: DataError | None = None
     for kind, text, bad in _look_at_images(source, config, decode, progress):
@@ -178,7 +187,8 @@ def check_split(
     for kind, found in _look_at_boxes(source, config.data.max_boxes, config.data.crowds):
         cases.setdefault(kind, []).extend(found)
     points, odd_points = look_at_points(source, config.data.crowds)
-    cases |= odd_points
+    solids, odd_solids = look_at_solids(source)
+    cases |= odd_points | odd_solids
     if empty:
         cases[NO_BOXES] = empty
     unlisted = _unlisted(everything, getattr(config.data, split).images if config.data.source == "coco" else "")
@@ -203,6 +213,7 @@ def check_split(
         max_boxes=max(1, int(object_counts(source).max(initial=0))),
         oddities=oddities,
         points=points,
+        solids=solids,
     )
     if mistakes:
         report.stop = str(mistakes[0])
@@ -278,7 +289,8 @@ def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tupl
 
     def line(n: Any) -> str:
         image, box = int(a.image[n]), [round(float(v), 2) for v in a.bbox[n]]
-        return f"{source.files[image]}: annotation {a.ids[n]}, {source.classes[a.label[n]]}, bbox {box}"
+        name = "all classes" if a.label[n] == ALL_CLASSES else source.classes[a.label[n]]
+        return f"{source.files[image]}: annotation {a.ids[n]}, {name}, bbox {box}"
 
     for reason, kind in _LEFT_OUT.items():
         yield from _some(kind, [line(n) for n in np.flatnonzero(reasons == reason)])

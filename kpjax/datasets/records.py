@@ -85,6 +85,8 @@ def _check(splits: dict[str, Source], out: str, name: str, shards: int, file_for
             raise DataError(f"{source.name} lists other classes than {first.name}; a set has the same in all splits")
         if _points_metadata(source) != _points_metadata(first):
             raise DataError(f"{source.name} has other keypoints than {first.name}; a set has the same in all splits")
+        if source.annotations.solid is not None or source.cameras is not None:
+            raise DataError(f"{source.name} has 3D boxes, which are not kept in records; train on the folder")
         if not len(source):
             raise DataError(f"{source.name}: no images")
         if shards > len(source):

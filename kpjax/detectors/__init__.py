@@ -115,6 +115,15 @@ def learns_points(name: str) -> bool:
     return build(name, 1).points is not None
 
 
+def data_needed(name: str) -> dict[str, bool]:
+    """What a model learns from beside boxes, as the keywords `keypoints` and `solid` of `open_source`.
+
+    Raises ConfigError for a name that does not exist.
+    """
+    detector = build(name, 1)
+    return {"keypoints": detector.points is not None, "solid": detector.solid}
+
+
 def from_config(config: Config, classes: int, points: PointSet | None = None) -> Detector:
     """The detector that `config.model` describes, for data of `classes` classes.
 

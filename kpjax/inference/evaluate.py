@@ -24,9 +24,10 @@ from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.decode import decode
 from kpjax.images.views import Size, View, make_view, place, share_canvases
-from kpjax.inference.engine import Engine, Job, Result, ViewQueue, cameras_of, make_engine
-from kpjax.inference.outputs import Evaluation, coco_rows
+from kpjax.inference.engine import Engine, Job, Result, ViewQueue, cameras_of, make_engine, select
+from kpjax.inference.outputs import Evaluation, coco_rows, kitti_objects
 from kpjax.inference.program import protocol_of
+from kpjax.metrics import kitti
 from kpjax.metrics.coco import MAX_DETS, measure, measure_keypoints
 from kpjax.objects import Objects, empty_objects, padded
 from kpjax.parallel.sharding import make_mesh
@@ -99,6 +100,7 @@ class Evaluator:
                     if found is None:
                         skipped += 1
                     else:
+                        found = select(found, found.scores > self.config.eval.score_threshold)
                         detections[index] = coco_rows(found, int(source.image_ids[index]), source.category_ids)
                     bar.update(queue.arrived - bar.n)
 
@@ -340,6 +342,8 @@ def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_det
     if not truth.get("annotations"):  # image-info files of test splits: boxes only, nothing to measure
         return result
     ids = [int(i) for i in image_ids]
+    if result.metric == "kitti":
+        return _measured_by_kitti(result, source, ids)
     stats, per_category, text = measure(truth, result.detections, ids, max_dets)
     if result.metric == "keypoints":
         assert source.points is not None
@@ -351,6 +355,18 @@ def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_det
     pairs = zip(source.classes, source.category_ids, strict=True)
     per_class = {name: per_category.get(category, float("nan")) for name, category in pairs}
     return dataclasses.replace(result, stats=stats, text=text, per_class=per_class)
+
+
+def _measured_by_kitti(result: Evaluation, source: Source, image_ids: list[int]) -> Evaluation:
+    assert source.labels3d is not None
+    found = kitti_objects(result.detections, image_ids, dict(zip(source.category_ids, source.classes, strict=True)))
+    curves = kitti.evaluate_kitti(source.labels3d[: len(image_ids)], found, source.classes)
+    per_class = {
+        curve.name: float(kitti.average_precision(curve.precision[1], 40))
+        for curve in curves
+        if (curve.metric, curve.overlap) == ("3d", "loose")
+    }
+    return dataclasses.replace(result, stats=kitti.stats(curves), text=kitti.table(curves), per_class=per_class)
 
 
 def _bar(count: int, progress: bool) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kpjax.data.kitti_files import FIELDS, KittiObjects, objects_of_rows, write_objects
+from kpjax.data.source import Source
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections
 
@@ -20,13 +22,15 @@ class Evaluation:
     """The results of an evaluation.
 
     stats: pycocotools' 12 numbers by name ("AP", "AP50", ... see kpjax.metrics.coco.STATS); of a detector whose metric
-        is "keypoints" the 10 of KEYPOINT_STATS, and after them the boxes' 12 as "box_AP", "box_AP50", ...; empty for a
-        split without annotations.  text: the same as pycocotools prints it.
-    per_class: class name -> AP (of the keypoints, where they are the metric); nan for a class that these images have
-        no object of.
+        is "keypoints" the 10 of KEYPOINT_STATS, and after them the boxes' 12 as "box_AP", "box_AP50", ...; of one whose
+        metric is "kitti" what `kpjax.metrics.kitti.stats` says; empty for a split without annotations.  text: the same
+        as pycocotools, or KITTI's table, prints it.
+    per_class: class name -> AP (of the keypoints, or in 3D, where these are the metric); nan for a class that these
+        images have no object of.
     detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
-        x y w h in image pixels, score, and keypoints (x, y, score of each) where the detector finds points.  AP is that
-        of exactly these rows.
+        x y w h in image pixels, score, and keypoints (x, y, score of each) where the detector finds points; box3d (x,
+        y, z, h, w, l, yaw) and alpha, see `kpjax.objects.Detections`, where it finds 3D boxes.  AP is that of exactly
+        these rows.
     images: how many were evaluated.  skipped: of them, unreadable ones (data.bad_images="skip"); they count
         as images in which nothing was found.  seconds: from the first decoding to the last box, compilation included.
     """
@@ -53,6 +57,8 @@ class Evaluation:
     @property
     def in_short(self) -> str:
         """The numbers that a training run says, e.g. "AP 0.312, AP50 0.540"."""
+        if self.metric == "kitti":
+            return f"KITTI's AP in 3D {self.ap:.3f} (moderate, loose overlaps), in the image {in_the_image(self):.3f}"
         line = f"AP {self.ap:.3f}, AP50 {self.ap50:.3f}"
         return (
             line if self.metric == "boxes" else f"{self.metric} {line}, boxes AP {self.stats.get('box_AP', -1.0):.3f}"
@@ -62,7 +68,8 @@ class Evaluation:
 def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Detections of one image as rows of COCO's result format.
 
-    Boxes are rounded to 1e-4 pixel, scores to 1e-6, points to 1e-2 pixel and their scores to 1e-4: there are many.
+    Boxes are rounded to 1e-4 pixel, scores to 1e-6, points to 1e-2 pixel and their scores to 1e-4, metres and radians to
+    1e-4: there are many.
     """
     boxes = np.asarray(found.boxes, np.float64)
     boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
@@ -74,7 +81,51 @@ def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> 
     if found.keypoints is not None:
         for row, points in zip(rows, rounded_points(found.keypoints), strict=True):
             row["keypoints"] = points.reshape(-1).tolist()
+    if found.boxes3d is not None:
+        boxes3d, alpha = (np.round(np.asarray(v, np.float64), 4).tolist() for v in (found.boxes3d, found.alpha))
+        for row, box3d, angle in zip(rows, boxes3d, alpha, strict=True):
+            row |= {"box3d": box3d, "alpha": angle}
     return rows
+
+
+def kitti_objects(
+    rows: Sequence[dict[str, Any]], image_ids: Sequence[int], classes: dict[int, str]
+) -> list[KittiObjects]:
+    """Rows of detections with 3D boxes as KITTI's results, a record for each image of `image_ids`.
+
+    classes: category id -> type.  Truncation and occlusion are 0, as the original writes them.
+    """
+    of_image: dict[int, list[dict[str, Any]]] = {int(image_id): [] for image_id in image_ids}
+    for row in rows:
+        of_image[row["image_id"]].append(row)
+    return [
+        objects_of_rows([classes[row["category_id"]] for row in found], np.array([_kitti_row(row) for row in found]))
+        if found
+        else objects_of_rows((), np.zeros((0, FIELDS)))
+        for found in of_image.values()
+    ]
+
+
+def _kitti_row(row: dict[str, Any]) -> list[float]:
+    x, y, w, h = row["bbox"]
+    location, size, yaw = row["box3d"][:3], row["box3d"][3:6], row["box3d"][6]
+    return [0, 0, row["alpha"], x, y, x + w, y + h, *size, *location, yaw, row["score"]]
+
+
+def write_kitti_results(folder: str, evaluation: Evaluation, source: Source) -> None:
+    """Write KITTI's result files, a text file for each evaluated image, named as its image is."""
+    names = dict(zip(source.category_ids, source.classes, strict=True))
+    found = kitti_objects(evaluation.detections, source.image_ids[: evaluation.images].tolist(), names)
+    for path, objects in zip(source.files, found, strict=False):
+        stem = os.path.splitext(os.path.basename(path))[0]
+        write_objects(os.path.join(folder, f"{stem}.txt"), objects)
+
+
+def in_the_image(evaluation: Evaluation) -> float:
+    """The mean over the classes of KITTI's AP of boxes in the image, moderate, 40 points; nan where there is none."""
+    found = [v for key, v in evaluation.stats.items() if "/2d@" in key and key.endswith("/moderate/R40")]
+    known = [value for value in found if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def rounded_points(keypoints: Any) -> np.ndarray:
