@@ -1,1 +1,1 @@
-"""Measuring detections: COCO's average precision, and where a detector errs."""
+"""Measuring detections: COCO's average precision, KITTI's in 3D, and where a detector errs."""
