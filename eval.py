@@ -95,7 +95,7 @@ def main(values: absl_flags.FlagValues) -> int:
     split, show_dir, plots = arguments["split"], arguments["show-dir"], arguments["plots"]
     oracle = tuple(filter(None, arguments["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(arguments["max-dets"])}
-    source = open_source(config.data, split, keypoints=detector.points is not None)
+    source = open_source(config.data, split, keypoints=detector.points is not None, solid=detector.solid)
     annotated = len(source.annotations.ids) > 0
     out = arguments["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation

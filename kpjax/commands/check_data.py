@@ -36,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print and write the report.  Raises UserError with the line that would end training."""
-    from kpjax.detectors import from_config, learns_points
+    from kpjax.detectors import data_needed, from_config
 
     config = config_of(args.config, args.settings)
-    keypoints, detector_of = learns_points(config.model.name), functools.partial(from_config, config)
+    needed, detector_of = data_needed(config.model.name), functools.partial(from_config, config)
+    keypoints, solid = needed["keypoints"], True if needed["solid"] else None
     os.makedirs(args.out, exist_ok=True)
     splits = ["train"]
     if has_validation(config.data):
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     for split in splits:
         begun = time.monotonic()
         try:
-            report, source = check_split(config, split, detector_of, keypoints=keypoints, decode=args.decode)
+            report, source = check_split(
+                config, split, detector_of, keypoints=keypoints, solid=solid, decode=args.decode
+            )
             sources[split] = source
             if keypoints and len(source.annotations.ids):
                 require_keypoints(source, split)

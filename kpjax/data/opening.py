@@ -8,7 +8,7 @@ import difflib
 from kpjax.config import DataConfig
 from kpjax.data.coco import CocoFolder
 from kpjax.data.kitti import KittiFolder, require_classes
-from kpjax.data.source import Mistake, Source, stop, without_empty_images
+from kpjax.data.source import Mistake, Source, stop, without_empty_images, without_solid
 from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
 from kpjax.objects import PointSet
@@ -16,11 +16,19 @@ from kpjax.objects import PointSet
 NO_PAIR = "none"  # of config.data.mirror_pairs
 
 
-def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keypoints: bool | None = False) -> Source:
+def open_source(
+    config: DataConfig,
+    split: str,
+    mistake: Mistake = stop,
+    *,
+    keypoints: bool | None = False,
+    solid: bool | None = False,
+) -> Source:
     """Open the split "train" or "val" that `config` describes.
 
     mistake: see `kpjax.data.coco.CocoFolder`.  keypoints: read the objects' keypoints too; None: where there are any.
-    `Source.points` then has the settings `config.data.mirror_pairs` and `config.data.sigmas`.
+    `Source.points` then has the settings `config.data.mirror_pairs` and `config.data.sigmas`.  solid: with 3D boxes and
+    cameras; None: where there are any.  `kpjax.detectors.data_needed` says what a model needs of both.
     Raises ConfigError where a setting is missing or does not fit, and DataError where the data cannot be used.
     """
     if split not in ("train", "val"):
@@ -40,6 +48,13 @@ def open_source(config: DataConfig, split: str, mistake: Mistake = stop, *, keyp
         source = _kitti(config, split, mistake, keypoints)
     else:
         raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds', 'kitti'")
+    if solid and source.labels3d is None:
+        raise ConfigError(
+            f"config.data.source is {config.source!r}, whose objects have no 3D boxes; a model of 3D boxes needs "
+            "KITTI's folders, config.data.source='kitti'"
+        )
+    if solid is False:
+        source = without_solid(source)
     if source.points is None:
         return source
     return dataclasses.replace(source, points=with_settings(source.points, config, source.name))

@@ -136,6 +136,19 @@ def without_empty_images(source: Source) -> Source:
     )
 
 
+def without_solid(source: Source) -> Source:
+    """The source as a detector of boxes reads it: without what is known in 3D, and without cameras."""
+    if source.annotations.solid is None and source.labels3d is None:
+        return source
+    return dataclasses.replace(
+        source,
+        objects=tuple(dataclasses.replace(objects, solid=None) for objects in source.objects),
+        annotations=dataclasses.replace(source.annotations, solid=None),
+        cameras=None,
+        labels3d=None,
+    )
+
+
 def fingerprint(source: Source) -> str:
     """A short text that differs where two splits differ in classes, images, objects or cameras.
 

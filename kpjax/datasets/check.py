@@ -159,18 +159,20 @@ def check_split(
     detector_of: Callable[[int, PointSet | None], Detector],
     *,
     keypoints: bool = False,
+    solid: bool | None = None,
     decode: bool = False,
     progress: bool = True,
 ) -> tuple[SplitReport, Source]:
     """Look at the split "train" or "val" of a configuration.
 
     detector_of: number of classes, and the data's points or None -> the detector whose keypoints are counted.
-    keypoints: look at the objects' keypoints too, because the detector learns them.  decode: decode every image, not
+    keypoints: look at the objects' keypoints too, because the detector learns them.  solid: whether it learns 3D boxes;
+    None: look at those that there are.  decode: decode every image, not
     the suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
     mistakes: list[DataError] = []
-    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints)
+    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints, solid=solid)
     empty = [everything.files[i] for i in np.flatnonzero(object_counts(everything) == 0)]
     drops = split == "train" and config.data.empty_images == "drop" and len(empty) < len(everything)
     source = without_empty_images(everything) if drops else everything

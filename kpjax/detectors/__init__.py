@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from kpjax.config import Config, ModelConfig
 from kpjax.detectors import box3d, center_config, centernet, cornernet, pose, triplet
@@ -115,11 +115,15 @@ def learns_points(name: str) -> bool:
     return build(name, 1).points is not None
 
 
-def data_needed(name: str) -> dict[str, bool]:
-    """What a model learns from beside boxes, as the keywords `keypoints` and `solid` of `open_source`.
+class DataNeeded(TypedDict):
+    """What a model learns from beside boxes: the keywords of `kpjax.data.opening.open_source`."""
 
-    Raises ConfigError for a name that does not exist.
-    """
+    keypoints: bool
+    solid: bool
+
+
+def data_needed(name: str) -> DataNeeded:
+    """What the model learns from beside boxes.  Raises ConfigError for a name that does not exist."""
     detector = build(name, 1)
     return {"keypoints": detector.points is not None, "solid": detector.solid}
 

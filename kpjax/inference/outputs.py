@@ -68,8 +68,8 @@ class Evaluation:
 def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Detections of one image as rows of COCO's result format.
 
-    Boxes are rounded to 1e-4 pixel, scores to 1e-6, points to 1e-2 pixel and their scores to 1e-4, metres and radians to
-    1e-4: there are many.
+    Boxes are rounded to 1e-4 pixel, scores to 1e-6, points to 1e-2 pixel and their scores to 1e-4, 3D boxes to 1e-4 m
+    and radians: there are many.
     """
     boxes = np.asarray(found.boxes, np.float64)
     boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()

@@ -14,7 +14,7 @@ from PIL import Image
 from kpjax.config import Config
 from kpjax.data.opening import open_source, training_images
 from kpjax.data.source import Source
-from kpjax.detectors import from_config, learns_points
+from kpjax.detectors import data_needed, from_config
 from kpjax.detectors.base import Detector, Targets
 from kpjax.errors import ConfigError
 from kpjax.images.preprocess import Preprocess
@@ -45,8 +45,8 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
         return
     if os.path.isdir(path):
         raise ConfigError(f"--show-batch {path} is a folder; name a PNG file")
-    keypoints = learns_points(config.model.name)
-    source = training_images(train_source or open_source(config.data, "train", keypoints=keypoints), config.data)
+    source = train_source or open_source(config.data, "train", **data_needed(config.model.name))
+    source = training_images(source, config.data)
     detector = with_objects(from_config(config, len(source.classes), source.points))
     # Examples are numbered from 0, so a smaller batch holds the first images of the real one.
     batch = next(train_batches(source, config.data, batch=min(_MOST, config.batch), seed=config.seed))

@@ -30,7 +30,7 @@ from kpjax.data.source import (
     require_same_classes,
     require_same_points,
 )
-from kpjax.detectors import from_config, learns_points
+from kpjax.detectors import data_needed, from_config
 from kpjax.detectors.base import Detector
 from kpjax.inference.evaluate import describe_evaluation, make_evaluator
 from kpjax.parallel import distributed
@@ -104,10 +104,10 @@ def _run(
     # The data, the model and the devices.
     root = epath.Path(workdir)
     check_workdir(root, config)
-    keypoints = learns_points(config.model.name)
-    source = training_images(train_source or open_source(config.data, "train", keypoints=keypoints), config.data)
+    needed = data_needed(config.model.name)
+    source = training_images(train_source or open_source(config.data, "train", **needed), config.data)
     require_boxes(source)
-    if keypoints:
+    if needed["keypoints"]:
         require_keypoints(source)
     val = _validation(config, source)
     detector = from_config(config, len(source.classes), source.points)
@@ -220,11 +220,11 @@ def _pipeline(source: Source, config: Config, start: int) -> Iterator[dict[str, 
 def _validation(config: Config, source: Source) -> Source | None:
     if not has_validation(config.data):
         return None
-    keypoints = learns_points(config.model.name)
-    val = open_source(config.data, "val", keypoints=keypoints)
+    needed = data_needed(config.model.name)
+    val = open_source(config.data, "val", **needed)
     require_same_classes(val, source)
     require_same_points(val, source)
-    if keypoints and len(val.annotations.ids):
+    if needed["keypoints"] and len(val.annotations.ids):
         require_keypoints(val, "val")
     return val
 
