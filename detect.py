@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kpjax.commands import flags
+from kpjax.data.kitti_files import read_calibration
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
 from kpjax.images.decode import SUFFIXES
@@ -44,6 +45,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--preset",
         help="test protocol: na (plain), flip or ms (several scales); default: the checkpoint's own configuration's",
     )
+    parser.add_argument(
+        "--calib",
+        metavar="PATH",
+        help="for 3D boxes: the camera, as KITTI's calibration file or 3 lines of 4 numbers; or a folder with a file "
+        "NAME.txt for each image NAME",
+    )
     parser.add_argument("--nms", default="", help="soft-NMS: hard, linear, gaussian or none (default: the model's own)")
     return parser.parse_args(argv)
 
@@ -65,18 +72,21 @@ def detect(args: argparse.Namespace) -> int:
     chosen_nms = {"nms": args.nms} if args.nms else {}
     predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
     labels = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
+    cameras = cameras_of(args.calib, items, predictor)
     output_folder(args.out)
     side = f" ({' x '.join(map(str, predictor.size))})" if predictor.resolution == "fixed" else ""
     most = f", at most {predictor.max_side} pixels a side" if predictor.max_side else ""
     print(f"{predictor.detector.name}, preset {predictor.preset}, resolution {predictor.resolution}{side}{most}")
+    if predictor.detector.solid and not args.calib:
+        print("camera of KITTI's usual images: with another one boxes are elsewhere, and --calib names it")
     started = time.perf_counter()
-    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points, predictor.camera)
-    clips = [(path, out) for path, out in zip(items, outputs, strict=True) if video.is_video(path)]
-    images = [(path, out) for path, out in zip(items, outputs, strict=True) if not video.is_video(path)]
-    rows, unreadable = detect_images(predictor, images, shown)
+    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points)
+    inputs = list(zip(items, outputs, cameras, strict=True))
+    clips = [one for one in inputs if video.is_video(one[0])]
+    rows, unreadable = detect_images(predictor, [one for one in inputs if not video.is_video(one[0])], shown)
     videos = []
-    for path, out in clips:
-        row, error = detect_video(predictor, path, out, shown)
+    for path, out, camera in clips:
+        row, error = detect_video(predictor, path, out, shown, camera)
         videos += [row] if row else []
         unreadable += [complain(path, error)] if error else []
     with open(report, "w", encoding="utf-8") as file:
@@ -105,11 +115,8 @@ class Shown:
         score_thr: float,
         labels: frozenset[int] | None,
         points: PointSet | None = None,
-        camera: np.ndarray | None = None,
     ) -> None:
-        """camera: (3, 4), which projects 3D boxes to the images; None: only their 2D boxes are drawn."""
         self.names, self.score_thr, self.labels, self.points = names, score_thr, labels, points
-        self.camera = camera
 
     def kept(self, found: Detections) -> Detections:
         """Those that are shown."""
@@ -138,33 +145,37 @@ class Shown:
                 row["alpha"] = round(alpha, 4)
         return rows
 
-    def picture(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        """The image with its boxes and points, enlarged where it is small; 3D boxes are shown from above, too."""
+    def picture(self, image: np.ndarray, found: Detections, camera: np.ndarray | None = None) -> np.ndarray:
+        """The image with its boxes and points, enlarged where it is small; 3D boxes are shown from above, too.
+
+        camera: (3, 4), which projects 3D boxes to the image; None: only their 2D boxes are drawn.
+        """
         from kpjax.show.boxes3d import draw_scene
         from kpjax.show.drawing import draw_objects, enlarge
 
-        if found.boxes3d is not None and self.camera is not None:
-            return draw_scene(image, self.kept(found), self.camera, self.names)
+        if found.boxes3d is not None and camera is not None:
+            return draw_scene(image, self.kept(found), camera, self.names)
         large, shown = enlarge(image, self.kept(found))
         return draw_objects(large, shown, self.names, points=self.points)
 
 
 def detect_images(
-    predictor: Predictor, images: list[tuple[str, str]], shown: Shown
+    predictor: Predictor, images: list[tuple[str, str, np.ndarray | None]], shown: Shown
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Write the pictures of (input, output) paths -> JSON rows in the inputs' order, and those of unreadable ones."""
+    """Write the pictures of (input, output, camera) -> JSON rows in the inputs' order, and those of unreadable ones."""
     from PIL import Image
     from tqdm import tqdm
 
     rows: list[dict[str, Any] | None] = [None] * len(images)
     unreadable = []
-    stream = predictor.stream([path for path, _ in images])
+    cameras = [camera for _, _, camera in images] if predictor.detector.solid and images else None
+    stream = predictor.stream([path for path, _, _ in images], cameras)
     for found in tqdm(stream, total=len(images), unit="image", disable=None if images else True):
         if found.detections is None or found.image is None:
             unreadable.append(complain(found.name, found.error))
             continue
-        out = images[found.index][1]
-        drawn = Image.fromarray(shown.picture(found.image, found.detections))
+        _, out, camera = images[found.index]
+        drawn = Image.fromarray(shown.picture(found.image, found.detections, camera))
         drawn.save(out, quality=92, subsampling=0)  # colour at every pixel: lines are thin
         rows[found.index] = {
             "file": found.name,
@@ -176,7 +187,9 @@ def detect_images(
     return [row for row in rows if row], unreadable
 
 
-def detect_video(predictor: Predictor, path: str, out: str, shown: Shown) -> tuple[dict[str, Any] | None, str]:
+def detect_video(
+    predictor: Predictor, path: str, out: str, shown: Shown, camera: np.ndarray | None
+) -> tuple[dict[str, Any] | None, str]:
     """Write the video with boxes -> its JSON row (None: nothing could be read), and what was wrong with it."""
     from tqdm import tqdm
 
@@ -195,17 +208,32 @@ def detect_video(predictor: Predictor, path: str, out: str, shown: Shown) -> tup
     waiting: dict[int, Any] = {}  # frames that came before one of a smaller number
     bar = tqdm(total=clip.count or None, unit="frame", desc=os.path.basename(path), disable=None)
     with bar, video.VideoWriter(out, clip.fps) as writer:
-        for found in predictor.stream(images()):
+        for found in predictor.stream(images(), camera):
             waiting[found.index] = found
             while len(frames) in waiting:
                 ready = waiting.pop(len(frames))
                 seconds = None if clip.steady else times[ready.index]
-                writer.write(shown.picture(ready.image, ready.detections), seconds)
+                writer.write(shown.picture(ready.image, ready.detections, camera), seconds)
                 row = {"frame": ready.index, "time": round(times[ready.index], 3)}
                 frames.append(row | {"detections": shown.rows(ready.detections)})
                 bar.update()
     size = {"height": clip.height, "width": clip.width, "fps": round(clip.fps, 3)}
     return {"file": path, "video": os.path.basename(out), **size, "frames": frames}, clip.cut_off()
+
+
+def cameras_of(path: str | None, items: list[str], predictor: Predictor) -> list[np.ndarray | None]:
+    """--calib: the camera of each input; that of the released programs where 3D boxes are found and none is named.
+
+    Raises ConfigError where the model finds no 3D boxes, DataError for a file that is missing or no calibration.
+    """
+    if not path:
+        return [predictor.camera] * len(items)
+    if not predictor.detector.solid:
+        raise ConfigError(f"--calib is for models of 3D boxes, and {predictor.detector.name} finds none; leave it out")
+    if not os.path.isdir(path):
+        return [read_calibration(path)] * len(items)
+    stems = [os.path.splitext(os.path.basename(item))[0] for item in items]
+    return [read_calibration(os.path.join(path, f"{stem}.txt")) for stem in stems]
 
 
 def complain(path: str, error: str) -> dict[str, str]:

@@ -80,7 +80,7 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.data.opening import open_source
     from kpjax.data.source import fingerprint
     from kpjax.inference import evaluate as ev
-    from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_detections
+    from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_detections, write_kitti_results
     from kpjax.parallel import distributed
     from kpjax.parallel.sharding import connect_devices
     from kpjax.show.pictures import check_pictures, show
@@ -98,7 +98,10 @@ def main(values: absl_flags.FlagValues) -> int:
     source = open_source(config.data, split, keypoints=detector.points is not None, solid=detector.solid)
     annotated = len(source.annotations.ids) > 0
     out = arguments["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
-    for folder in filter(None, (os.path.dirname(out), show_dir, plots)):  # now, not after an hour of evaluation
+    results = f"{os.path.splitext(out)[0]}_kitti" if detector.solid else ""
+    for folder in filter(
+        None, (os.path.dirname(out), results, show_dir, plots)
+    ):  # now, not after an hour of evaluation
         output_folder(folder)
     read = [config.data.train.annotations, config.data.val.annotations, *(source.files if source.on_disk else ())]
     check_outputs([out], read, "--out")
@@ -106,6 +109,7 @@ def main(values: absl_flags.FlagValues) -> int:
         check_pictures(show_dir, source)
     ev.check_classes(detector, source, loaded.names)
     ev.check_points(detector, source)
+    ev.check_cameras(detector, source)
     for flag in (f for f in ("plots", "oracle") if arguments[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     evaluator = ev.make_evaluator(detector, config, **options)
@@ -159,6 +163,9 @@ def main(values: absl_flags.FlagValues) -> int:
     rate = result.images / result.seconds
     print(f"{result.images} images in {result.seconds:.1f} s ({rate:.1f} a second, compilation included)")
     print(f"{len(result.detections)} detections: {out}")
+    if results:
+        write_kitti_results(results, result, source)
+        print(f"KITTI's result files: {results}")
     return 0
 
 

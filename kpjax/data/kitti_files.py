@@ -116,7 +116,7 @@ def _row(texts: list[str], where: str, kind: str) -> list[float]:
         raise DataError(f"{where}: {1 + len(texts)} fields where a {kind} line of KITTI has {wanted}")
     values = [_number(text, where, name) for name, text in zip(_NUMBERS, texts, strict=False)]
     left, top, right, bottom = values[3:7]
-    if right < left or bottom < top:
+    if kind == "label" and (right < left or bottom < top):  # a network may find such boxes
         raise DataError(
             f"{where}: the box {left:g} {top:g} {right:g} {bottom:g} has its sides swapped; "
             "give left, top, right, bottom"

@@ -33,6 +33,11 @@ def open_source(
     """
     if split not in ("train", "val"):
         raise ConfigError(f"split is {split!r}; choose 'train' or 'val'")
+    if solid and config.source != "kitti":
+        raise ConfigError(
+            f"config.data.source is {config.source!r}, whose objects have no 3D boxes; a model of 3D boxes needs "
+            "KITTI's folders, config.data.source='kitti'"
+        )
     if config.source == "coco":
         folder = config.train if split == "train" else config.val
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
@@ -48,11 +53,6 @@ def open_source(
         source = _kitti(config, split, mistake, keypoints)
     else:
         raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds', 'kitti'")
-    if solid and source.labels3d is None:
-        raise ConfigError(
-            f"config.data.source is {config.source!r}, whose objects have no 3D boxes; a model of 3D boxes needs "
-            "KITTI's folders, config.data.source='kitti'"
-        )
     if solid is False:
         source = without_solid(source)
     if source.points is None:
