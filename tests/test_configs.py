@@ -193,7 +193,9 @@ def test_command(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for --config.key
     values = flags.parse(argv, define)
     config = flags.read_config(values)
-    assert config.data.train.images and config.data.train.annotations and values["workdir"].value
+    named = (config.data.train.images, config.data.train.annotations)
+    assert all(named) if config.data.source == "coco" else config.data.kitti_dir
+    assert values["workdir"].value
 
 
 @pytest.mark.parametrize(
@@ -272,6 +274,20 @@ def test_published_schedule_of_twice_the_length() -> None:
     rates = learning_rate(config.optim, steps)
     for epoch, expected in ((179.9, 5e-4), (180.1, 5e-5), (209.9, 5e-5), (210.1, 5e-6)):
         assert float(rates(jnp.int32(epoch * COCO_IMAGES / 128))) == pytest.approx(expected, rel=1e-5), epoch
+
+
+def test_the_published_schedule_of_3d_boxes() -> None:
+    """xingyizhou's ddd_3dop.sh: half of the images scaled and moved, none mirrored, 70 epochs of 3,712 images."""
+    config = load(REPOSITORY / "configs" / "kitti_dla34_3d.py").get_config().check()
+    assert (config.batch, config.epochs, config.data.max_boxes, config.eval.preset) == (16, 70, 50, "na")
+    augment = config.augment
+    assert (augment.height, augment.width, augment.kind, augment.shift_probability) == (384, 1280, "shift", 0.5)
+    assert (augment.scale, augment.shift, augment.shift_unit) == (0.4, 0.1, "side")
+    assert augment.flip == augment.color == augment.lighting == 0
+    assert (config.eval.resolution, config.eval.score_threshold) == ("fixed", 0.2)
+    rates = learning_rate(config.optim, 70 * 232)
+    for epoch, expected in ((44.9, 1.25e-4), (45.1, 1.25e-5), (59.9, 1.25e-5), (60.1, 1.25e-6)):
+        assert float(rates(jnp.int32(epoch * 232))) == pytest.approx(expected, rel=1e-5), epoch
 
 
 @pytest.mark.parametrize(

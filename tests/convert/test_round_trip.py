@@ -23,10 +23,12 @@ import kpjax
 from kpjax.__main__ import main as kpjax_main
 from kpjax.commands import flags
 from kpjax.data.coco_names import COCO_NAMES
+from kpjax.data.kitti_files import read_objects
 from kpjax.person import PERSON
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.golden.cases import DATA
+from tests.kitti_folder import write_kitti
 from tests.programs import ROOT, environment
 
 PRESETS = ("na", "flip", "ms")
@@ -172,8 +174,52 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], path
     return files
 
 
+CONFIG_3D = """
+from kpjax.config import Config
+
+def get_config():
+    config = Config(steps=1)
+    config.model.name = {model!r}
+    config.data.source = "kitti"
+    config.data.kitti_dir = {folder!r}
+    config.augment.height, config.augment.width = {size!r}
+    config.eval.resolution = "fixed"
+    return config
+"""
+_TINY_3D = {"width": 8, "deconv": (8, 8, 8), "head_channels": 8}
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "options"),
+    [
+        ("centernet_r18_3d", (64, 192), _TINY_3D),
+        pytest.param("centernet_dla34_3d", (384, 1280), {}, marks=pytest.mark.slow),
+        pytest.param("centernet_r18_3d", (384, 1280), {}, marks=pytest.mark.slow),
+    ],
+)
+def test_3d_boxes(
+    model: str, size: tuple[int, int], options: dict[str, Any], tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    """The classes are named as KITTI's, and KITTI's result files come out."""
+    write_kitti(tmp_path / "kitti", frames=4, size=(size[0] - 9, size[1] - 38))
+    checkpoint_file(tmp_path / "released.pth", model, 3, **options)
+    arguments = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in options.items()]
+    command = ["convert", str(tmp_path / "released.pth"), "--model", model, "--out", str(tmp_path / "imported")]
+    assert kpjax_main([*command, *(word for a in arguments for word in ("--option", a))]) == 0, capsys.readouterr().err
+    assert "classes   3: Pedestrian, Car, Cyclist" in capsys.readouterr().out
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG_3D.format(model=model, folder=str(tmp_path / "kitti"), size=size))
+    argv = ["eval.py", "--config", str(config), "--checkpoint", str(tmp_path / "imported"), "--batch", "1", "--out"]
+    assert eval_program.main(flags.parse([*argv, str(tmp_path / "found.json")], eval_program.define)) == 0
+    assert "KITTI's result files" in capsys.readouterr().out
+    (result,) = (tmp_path / "found_kitti").iterdir()
+    found = read_objects(str(result), results=True)
+    assert result.name == "000003.txt" and len(found) == len(json.loads((tmp_path / "found.json").read_text())) > 0
+    assert set(found.types) <= {"Pedestrian", "Car", "Cyclist"} and np.isfinite(found.location).all()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", kpjax.list_models())
+@pytest.mark.parametrize("model", [name for name in kpjax.list_models() if not name.endswith("_3d")])
 def test_released_size(model: str, coco: dict[tuple[str, int], pathlib.Path], tmp_path: pathlib.Path) -> None:
     """As a user does it, in processes of their own.  Hourglasses see one image: a canvas compiles for minutes."""
     pose = model.endswith("_pose")

@@ -352,10 +352,10 @@ def test_detect_draws_and_writes_3d_boxes() -> None:
         boxes3d=boxes,
         alpha=np.array([-1.69123, 0], np.float32),
     )
-    shown = detect.Shown(NAMES, 0.3, None, None, CAMERA)
+    shown = detect.Shown(NAMES, 0.3, None)
     (row,) = shown.rows(found)
     assert row["box3d"] == [1.0, 1.5, 8.0, 1.5, 2.0, 4.0, -1.5708] and row["alpha"] == -1.6912
-    picture = shown.picture(np.zeros((400, 640, 3), np.uint8), found)
+    picture = shown.picture(np.zeros((400, 640, 3), np.uint8), found, CAMERA)
     assert picture.shape == (400, 640 + 400, 3)
-    flat = detect.Shown(NAMES, 0.3, None).picture(np.zeros((400, 640, 3), np.uint8), found)
+    flat = shown.picture(np.zeros((400, 640, 3), np.uint8), found)
     assert flat.shape == (400, 640, 3)
