@@ -101,3 +101,14 @@ def test_batches_that_the_chips_do_not_divide(eight: Topology) -> None:
     config.eval.batch = 12
     with pytest.raises(ConfigError, match=r"config\.eval\.batch is 12"):
         plans.make_plan(eight, config, True, (64, 64), classes=3)
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_a_step_of_3d_boxes(eight: Topology, evaluation: bool) -> None:
+    """The test step takes a camera for each image, divided as the images are."""
+    config = tiny_config(batch=16)
+    config.model.name = "centernet_r18_3d"
+    plan = plans.make_plan(eight, config, evaluation, (64, 96), classes=3)
+    assert plan.fits and plan.work is not None
+    sent = {purpose for purpose, ones in plan.work.collectives.items() if ones}
+    assert sent == {"detections"} if evaluation else "other" not in sent
