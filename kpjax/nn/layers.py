@@ -160,11 +160,36 @@ def conv_transpose_4x4(x: Array, kernel: Array, precision: Precision = None) -> 
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv_transpose_dilated(x: Array, kernel: Array, precision: Precision = None) -> Array:
     pads = [(2, 2), (2, 2)]
     return lax.conv_general_dilated(
         x, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=NHWC, precision=precision
     )
+
+
+def _conv_transpose_saved(x: Array, kernel: Array, precision: Precision) -> tuple[Array, tuple[Array, Array]]:
+    return _conv_transpose_dilated(x, kernel, precision), (x, kernel)
+
+
+def _conv_transpose_gradients(precision: Precision, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """Both gradients as those of the strided convolution whose input gradient this layer is.
+
+    What JAX derives for the kernel is a convolution with a window as large as the map, which cuDNN has no good form
+    for (jax#31662).
+    """
+    x, kernel = saved
+
+    def strided(g: Array, kernel: Array) -> Array:
+        """(B, 2 H, 2 W, O) -> (B, H, W, C)."""
+        pads, numbers = [(1, 1), (1, 1)], ("NHWC", "HWOI", "NHWC")
+        return lax.conv_general_dilated(g, kernel, (2, 2), pads, dimension_numbers=numbers, precision=precision)
+
+    (dk,) = jax.linear_transpose(lambda kernel: strided(g, kernel), kernel)(x)
+    return strided(g, kernel), dk
+
+
+_conv_transpose_dilated.defvjp(_conv_transpose_saved, _conv_transpose_gradients)
 
 
 def _conv_transpose_phases(x: Array, kernel: Array, precision: Precision = None) -> Array:
@@ -266,7 +291,47 @@ class UpsampleDepthwise(nn.Module):
 
 def max_pool_3x3_stride2(x: Array) -> Array:
     """PyTorch's MaxPool2d(3, stride 2, padding 1).  (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
+    return lax.platform_dependent(x, cuda=_max_pool_3x3_views, default=_max_pool_3x3_window)
+
+
+def _max_pool_3x3_window(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+
+
+@jax.custom_vjp
+def _max_pool_3x3_views(x: Array) -> Array:
+    """The same, with a gradient that adds shifted maps; XLA's own scatters, one float at a time on a GPU."""
+    return _max_pool_3x3_window(x)
+
+
+def _max_pool_3x3_saved(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = _max_pool_3x3_window(x)
+    return y, (x, y)
+
+
+def _max_pool_3x3_gradient(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    """Each window's gradient goes to its largest value, of equal ones to the first in rows, as in PyTorch."""
+    x, y = saved
+    height, width = x.shape[1:3]
+    rows, columns = y.shape[1:3]
+    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    # Window (i, j) reads the rows 2 i .. 2 i + 2 of this, and the columns 2 j .. 2 j + 2.
+    end = [2 * n + 1 - side - 1 for n, side in ((rows, height), (columns, width))]
+    padded = lax.pad(x, lowest, [(0, 0, 0), (1, end[0], 0), (1, end[1], 0), (0, 0, 0)])
+    free = jnp.ones(y.shape, bool)
+    total = jnp.zeros((x.shape[0], 2 * rows + 1, 2 * columns + 1, x.shape[3]), jnp.float32)
+    for u in range(3):
+        for v in range(3):
+            last = (x.shape[0], u + 2 * rows - 1, v + 2 * columns - 1, x.shape[3])
+            tap = lax.slice(padded, (0, u, v, 0), last, (1, 2, 2, 1))
+            won = free & (tap == y)
+            free &= ~won
+            part = jnp.where(won, g, 0).astype(jnp.float32)
+            total += lax.pad(part, jnp.float32(0), [(0, 0, 0), (u, 2 - u, 1), (v, 2 - v, 1), (0, 0, 0)])
+    return (total[:, 1 : 1 + height, 1 : 1 + width].astype(x.dtype),)
+
+
+_max_pool_3x3_views.defvjp(_max_pool_3x3_saved, _max_pool_3x3_gradient)
 
 
 def max_pool_2x2(x: Array) -> Array:

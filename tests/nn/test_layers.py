@@ -155,6 +155,25 @@ def test_max_pool_is_pytorchs(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(max_pool_3x3_stride2(jnp.asarray(x)), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 7), (8, 12)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_gradient_of_max_pool_is_pytorchs(size: tuple[int, int], ties: bool) -> None:
+    """Of equal values in a window the first one in rows takes the gradient, in the form for GPUs."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2, 2, (2, *size, 3)).astype(np.float32) if ties else normal(3, 2, *size, 3)
+    y, dx = value_and_vjp(layers._max_pool_3x3_views, x)
+    g, expected = normal(99, *y.shape), np.zeros(x.shape)
+    for b, i, j, c in np.ndindex(*y.shape):
+        cells = [(r, s) for r in range(2 * i - 1, 2 * i + 2) for s in range(2 * j - 1, 2 * j + 2)]
+        inside = [(r, s) for r, s in cells if 0 <= r < size[0] and 0 <= s < size[1]]
+        r, s = max(inside, key=lambda cell, b=b, c=c: x[b, *cell, c])  # the first of equal ones
+        assert y[b, i, j, c] == x[b, r, s, c]
+        expected[b, r, s, c] += g[b, i, j, c]
+    np.testing.assert_allclose(dx, expected, atol=1e-5)
+    if not ties:
+        assert_same(value_and_vjp(layers._max_pool_3x3_window, x), (y, dx), tolerance=1e-6)
+
+
 @pytest.mark.parametrize("size", [(2, 2), (8, 6)])
 def test_max_pool_2x2_forms_agree(size: tuple[int, int]) -> None:
     # All values differ, so that each gradient has one place to go.
