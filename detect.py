@@ -30,6 +30,7 @@ from kpjax.inference.outputs import check_output_folder, check_outputs, output_f
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections, PointSet
 
+ORIENTATION = 0x0112  # EXIF's tag
 NAMES_SHOWN = 8  # class names in the message about an unknown one
 
 
@@ -230,10 +231,26 @@ def cameras_of(path: str | None, items: list[str], predictor: Predictor) -> list
         return [predictor.camera] * len(items)
     if not predictor.detector.solid:
         raise ConfigError(f"--calib is for models of 3D boxes, and {predictor.detector.name} finds none; leave it out")
+    for item in items:
+        if not video.is_video(item) and turned_by_exif(item):
+            raise ConfigError(
+                f"{item} is turned by its EXIF orientation, and --calib fits its stored pixels; turn those"
+            )
     if not os.path.isdir(path):
         return [read_calibration(path)] * len(items)
     stems = [os.path.splitext(os.path.basename(item))[0] for item in items]
     return [read_calibration(os.path.join(path, f"{stem}.txt")) for stem in stems]
+
+
+def turned_by_exif(path: str) -> bool:
+    """Whether an image file says that its pixels are shown turned or mirrored; False for one that cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ORIENTATION, 1) != 1
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def complain(path: str, error: str) -> dict[str, str]:

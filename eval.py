@@ -112,6 +112,8 @@ def main(values: absl_flags.FlagValues) -> int:
     ev.check_cameras(detector, source)
     for flag in (f for f in ("plots", "oracle") if arguments[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
+    if arguments["max-dets"] and detector.solid:
+        raise ConfigError(f"--max-dets is for COCO's table, and {detector.name} is measured by KITTI's; leave it out")
     evaluator = ev.make_evaluator(detector, config, **options)
     engine = evaluator.engine
     same = {f"--{key}": arguments[key] for key in ("split", "fast", "best", "oracle", "max-dets")} | shared(config)

@@ -1,7 +1,8 @@
 """What an object is, annotated or found: the record that all stages pass on, from the annotation file to the picture.
 
-    Objects     annotated ones: boxes, labels, what training does with them, and points where a data set has them
-    Detections  found ones: boxes, labels, scores, and points where a detector finds them
+    Objects     annotated ones: boxes, labels, what training does with them, points and 3D where a data set has them
+    Solid       of annotated ones, in 3D: depth, size and orientation
+    Detections  found ones: boxes, labels, scores, points and 3D boxes where a detector finds them
     PointSet    what the points are called, which of them a mirror exchanges, and which are joined by lines
     Placed      how an image lies in the network's input
     Geometry    how pixels of an image become pixels of another one: scaled, moved, mirrored

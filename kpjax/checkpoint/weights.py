@@ -65,11 +65,13 @@ def _input_rules(detector: Detector) -> dict[str, Any]:
     """`Preprocess` in words, for those who read config.json without kpjax."""
     preprocess = detector.preprocess
     canvas = f"(side | {preprocess.pad}) + 1" if preprocess.pad_plus_one else f"side | {preprocess.pad}"
+    padded = f"{canvas} pixels for each side of an image, the rest filled with `border` before normalisation"
+    one = "one for all images: the image's width fills its width, their middles meet, the rest is `border`"
     return {
         "layout": "NHWC",
         "dtype": "float32",
         "normalisation": "(pixel / 255 - mean) / std, channels in `order`",
-        "canvas": f"{canvas} pixels for each side of an image, the rest filled with `border` before normalisation",
+        "canvas": one if preprocess.one_canvas else padded,
         "stride": detector.stride,
         "sides": f"multiples of {detector.multiple}" + (f" less {detector.less}" if detector.less else ""),
     }

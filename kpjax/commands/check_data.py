@@ -16,7 +16,14 @@ import numpy as np
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.data.opening import has_validation
-from kpjax.data.source import Source, require_boxes, require_keypoints, require_same_classes, require_same_points
+from kpjax.data.source import (
+    Source,
+    require_boxes,
+    require_keypoints,
+    require_same_classes,
+    require_same_points,
+    require_solid,
+)
 from kpjax.datasets.check import SplitReport, check_split
 from kpjax.errors import DataError, UserError
 
@@ -59,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
                 require_keypoints(source, split)
             if split == "train":
                 require_boxes(source)
+                if solid:
+                    require_solid(source)
             else:
                 require_same_classes(source, sources.get("train", source))
                 require_same_points(source, sources.get("train", source))

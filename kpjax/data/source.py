@@ -26,6 +26,7 @@ CROWD = "crowd"
 REGION = "region to ignore"
 OUTSIDE = "outside the image"
 NO_AREA = "no area"
+UNKNOWN_ANGLE = 9  # radians: KITTI's -10 is none
 LARGEST = 1e9  # largest number in a box: results computed from it have to fit in float32
 
 Mistake = Callable[[DataError], None]
@@ -191,6 +192,22 @@ def require_keypoints(source: Source, split: str = "train") -> None:
         raise ConfigError(
             f"{source.name} has no labelled keypoint {what}; give annotations with keypoints in config.data.{split}"
         )
+
+
+def require_solid(source: Source) -> None:
+    """Raise DataError where an object to learn from is not known in 3D: KITTI writes -1, -1000 and -10 then."""
+    for file, objects in zip(source.files, source.objects, strict=True):
+        solid = objects.solid
+        if solid is None:
+            raise ConfigError(f"{source.name} was opened without its 3D boxes; open it with solid=True")
+        known = (solid.depth > 0) & (solid.size > 0).all(-1) & (np.abs(solid.orientation) < UNKNOWN_ANGLE)
+        bad = np.flatnonzero(objects.valid & ~known)
+        if len(bad):
+            k, (h, w, length) = bad[0], solid.size[bad[0]].tolist()
+            raise DataError(
+                f"{file}: a {source.classes[objects.labels[k]]} has no 3D box (size {h:g} {w:g} {length:g} m, depth "
+                f"{solid.depth[k]:g} m, alpha {solid.orientation[k]:g}); complete its label, or call it DontCare"
+            )
 
 
 def require_same_points(val: Source, train: Source) -> None:

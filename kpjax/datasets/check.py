@@ -35,6 +35,7 @@ from kpjax.data.source import (
 )
 from kpjax.datasets.check_3d import AWAY, BEHIND, NO_CLASS, NO_SIZE, SolidsReport, look_at_solids
 from kpjax.datasets.check_points import NO_POINTS, OUTSIDE_BOX, OUTSIDE_IMAGE, PointsReport, look_at_points
+from kpjax.detectors import build
 from kpjax.detectors.base import Detector
 from kpjax.errors import (
     DUPLICATE,
@@ -51,7 +52,7 @@ from kpjax.errors import (
     DataError,
 )
 from kpjax.images.decode import SUFFIXES, fitted_size, read_header
-from kpjax.images.geometry import square_crop
+from kpjax.images.geometry import square_crop, whole_side
 from kpjax.objects import ALL_CLASSES, Objects, Placed, PointSet, map_coordinates
 
 TURNED = "image with an EXIF rotation"
@@ -335,11 +336,11 @@ def _placed(source: Source, config: Config) -> tuple[Objects, np.ndarray]:
     high, wide = fitted_size(source.heights, source.widths, config.data.canvas)
     scale = np.stack([wide / source.widths, high / source.heights], axis=1).astype(np.float32)[image]
     objects = map_coordinates(objects, lambda xy: xy * scale[:, None])
-    size = (config.augment.height, config.augment.width)
+    size, fills = (config.augment.height, config.augment.width), build(config.model.name, 1).preprocess.fills
 
     def place(one: Objects, extent: Any) -> Any:
         sides = extent[::-1].astype(jnp.float32)
-        crop = square_crop(sides / 2, sides.max(), jnp.bool_(False), extent, size)
+        crop = square_crop(sides / 2, whole_side(sides, fills), jnp.bool_(False), extent, size, fills)
         return map_coordinates(one, crop.geometry.move_points)
 
     return _in_chunks(jax.jit(jax.vmap(place)), objects, np.stack([high, wide], axis=1)[image]), image

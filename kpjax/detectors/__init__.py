@@ -84,6 +84,8 @@ def at_test(detector: Detector, nms: str = "", precision: str = "") -> Detector:
     nms: "hard", "linear", "gaussian" or "none".  precision: "default", "high" or "highest", see kpjax.config.
     Raises ConfigError for another name.
     """
+    if nms and detector.solid:
+        raise ConfigError(f"nms is {nms!r}, and {detector.name} suppresses no boxes; leave it out")
     if nms:
         other = build(detector.name, detector.num_classes, **{**detector.options, "nms": nms})
         detector = dataclasses.replace(detector, decode=other.decode, protocols=other.protocols)
@@ -149,6 +151,23 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
             )
         options["points"] = points
     detector = build(model.name, classes, **options)
+    if detector.solid:
+        _check_3d(config, detector)
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     return detector
+
+
+def _check_3d(config: Config, detector: Detector) -> None:
+    """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
+    augment = config.augment
+    if augment.kind in ("crop", "window") or (augment.kind == "shift" and augment.shift_probability == 1):
+        raise ConfigError(
+            f"config.augment.kind is {augment.kind!r}, which scales or moves every image: {detector.name} would "
+            "learn no depth and no size; choose 'none', or 'shift' with config.augment.shift_probability below 1"
+        )
+    if config.eval.resolution == "keep":
+        raise ConfigError(
+            f"config.eval.resolution is 'keep', with which {detector.name} would see the middle of an image at its own "
+            "scale, and whole images in training; set config.eval.resolution='fixed'"
+        )

@@ -106,8 +106,7 @@ def encode(objects: Objects, placed: Placed, *, config: Box3DConfig, num_classes
         :, None
     ]
     if config.ignore_rectangles:
-        corners = jnp.concatenate([every.center - every.wh / 2, every.center + every.wh / 2], -1)
-        rectangles = corners.astype(jnp.int32)
+        rectangles = every.boxes.astype(jnp.int32)
         radius = jnp.where(ignored, -1, every.radius)
     else:
         rectangles, radius = jnp.tile(every.cell, 2), every.radius

@@ -17,10 +17,11 @@ from kpjax.ops.oracle import logits, nearest_values
 class Centers:
     """The objects of an image as centre points, (M, ...), in cells.
 
-    wh: (M, 2) float32 sides.  center: (M, 2) float32 x y.  cell: (M, 2) int32 x y.  radius: (M,) int32 of their
-    Gaussians.  valid: (M,) bool, which slots are objects.
+    boxes: (M, 4) float32 x1 y1 x2 y2.  wh: (M, 2) float32 sides.  center: (M, 2) float32 x y.  cell: (M, 2) int32 x y.
+    radius: (M,) int32 of their Gaussians.  valid: (M,) bool, which slots are objects.
     """
 
+    boxes: Array
     wh: Array
     center: Array
     cell: Array
@@ -43,7 +44,7 @@ def centers_of(objects: Objects, placed: Placed, rules: Rules) -> Centers:
     sides = jnp.ceil(wh) if rules.round_sides else wh
     sides = jnp.where(valid[:, None], sides, 1.0)
     radius = gaussian_radius(sides[:, 1], sides[:, 0], rules.overlap, rules.radius)
-    return Centers(wh, center, cell, jnp.maximum(radius.astype(jnp.int32), 0), valid)
+    return Centers(boxes, wh, center, cell, jnp.maximum(radius.astype(jnp.int32), 0), valid)
 
 
 def encode(

@@ -366,7 +366,10 @@ def _measured_by_kitti(result: Evaluation, source: Source, image_ids: list[int])
         for curve in curves
         if (curve.metric, curve.overlap) == ("3d", "loose")
     }
-    return dataclasses.replace(result, stats=kitti.stats(curves), text=kitti.table(curves), per_class=per_class)
+    stats = {
+        name: -1.0 if np.isnan(value) else value for name, value in kitti.stats(curves).items()
+    }  # as COCO marks it
+    return dataclasses.replace(result, stats=stats, text=kitti.table(curves), per_class=per_class)
 
 
 def _bar(count: int, progress: bool) -> Any:

@@ -58,6 +58,8 @@ class Evaluation:
     def in_short(self) -> str:
         """The numbers that a training run says, e.g. "AP 0.312, AP50 0.540"."""
         if self.metric == "kitti":
+            if self.ap < 0:
+                return "no AP: no object counts at KITTI's moderate difficulty (25 pixels high or more)"
             return f"KITTI's AP in 3D {self.ap:.3f} (moderate, loose overlaps), in the image {in_the_image(self):.3f}"
         line = f"AP {self.ap:.3f}, AP50 {self.ap50:.3f}"
         return (
@@ -113,7 +115,13 @@ def _kitti_row(row: dict[str, Any]) -> list[float]:
 
 
 def write_kitti_results(folder: str, evaluation: Evaluation, source: Source) -> None:
-    """Write KITTI's result files, a text file for each evaluated image, named as its image is."""
+    """Write KITTI's result files, a text file for each evaluated image, named as its image is.
+
+    Text files that are there already are removed first: the benchmark's tools read all of a folder.
+    """
+    for name in os.listdir(folder):
+        if name.endswith(".txt"):
+            os.remove(os.path.join(folder, name))
     names = dict(zip(source.category_ids, source.classes, strict=True))
     found = kitti_objects(evaluation.detections, source.image_ids[: evaluation.images].tolist(), names)
     for path, objects in zip(source.files, found, strict=False):
@@ -122,10 +130,10 @@ def write_kitti_results(folder: str, evaluation: Evaluation, source: Source) -> 
 
 
 def in_the_image(evaluation: Evaluation) -> float:
-    """The mean over the classes of KITTI's AP of boxes in the image, moderate, 40 points; nan where there is none."""
+    """The mean over the classes of KITTI's AP of boxes in the image, moderate, 40 points; -1 where there is none."""
     found = [v for key, v in evaluation.stats.items() if "/2d@" in key and key.endswith("/moderate/R40")]
-    known = [value for value in found if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    known = [value for value in found if value >= 0]
+    return float(np.mean(known)) if known else -1.0
 
 
 def rounded_points(keypoints: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import jax
@@ -128,17 +128,35 @@ class Predictor:
         if not self.detector.solid:
             raise ConfigError(f"camera was given, and {self.detector.name} finds no 3D boxes; leave it out")
         try:
-            return check_projection(matrix, "camera")
+            return check_projection(np.asarray(matrix, np.float64), "camera")
         except DataError as error:
             raise ConfigError(str(error)) from None
+        except (TypeError, ValueError):
+            raise ConfigError(f"camera is {matrix!r:.60}; give a 3x4 projection matrix") from None
+
+    def _cameras(self, camera: Any, items: Any) -> Callable[[int], np.ndarray | None]:
+        """Input number -> its camera.  camera: as `stream` has it."""
+        if camera is None or np.shape(camera[0] if len(camera) else ()) != (3, 4):
+            own = self.camera if camera is None else self._camera(camera)
+            return lambda index: own
+        each = [self._camera(one) for one in camera]
+        if isinstance(items, Sized) and len(items) != len(each):
+            raise ConfigError(f"{len(each)} cameras were given for {len(items)} images; give one, or one for each")
+
+        def of(index: int) -> np.ndarray | None:
+            if index >= len(each):
+                raise ConfigError(f"{len(each)} cameras were given, and there are more images; give one for each")
+            return each[index]
+
+        return of
 
     def __call__(self, inputs: Any, camera: Any = None) -> Detections | list[Detections]:
         """Detect in one image (a path, or an HWC uint8 RGB array), in many (a list, a folder, a glob), or in a video.
 
         One image gives Detections.  A list, folder or glob gives a list of them in the order of the inputs (files of a
         folder or glob by name), the path of a video one for each frame.  Boxes are float32 x1 y1 x2 y2 in the
-        image's pixels, best first, not clipped to the image; keypoints are in its pixels too.  camera: of these inputs,
-        in place of the Predictor's own.  Raises DataError with one line for the first unreadable input; `stream` goes
+        image's pixels, best first, not clipped to the image; keypoints are in its pixels too.  camera: see `stream`.
+        Raises DataError with one line for the first unreadable input; `stream` goes
         on instead.
         """
         if video.is_video(inputs) and os.path.isfile(inputs):
@@ -165,9 +183,7 @@ class Predictor:
         what has been started is finished and yielded.  An array must not change before its `Found` has come.
         camera: (3, 4) of all of them, or a list of one each, in place of the Predictor's own.
         """
-        each = camera is not None and np.ndim(camera) == 3
-        own = self.camera if camera is None or each else self._camera(camera)
-        cameras = [self._camera(one) for one in camera] if each else None
+        camera_of = self._cameras(camera, items)
         images: dict[int, Found] = {}
         limit = max(MAX_WAITING, 4 * self.batch) * len(self.engine.scales)
         views = functools.partial(
@@ -199,8 +215,7 @@ class Predictor:
                     images[image.index] = image
                     for which, scale in enumerate(self.engine.scales):
                         view = views(image.image.shape[:2], scale=scale)
-                        own_camera = own if cameras is None else cameras[image.index]
-                        yield from found(queue.add(Job(image.index, which, view, own_camera)))
+                        yield from found(queue.add(Job(image.index, which, view, camera_of(image.index))))
                     while queue.waiting >= limit:
                         yield from found(queue.start_fullest())
             yield from found(queue.finish())

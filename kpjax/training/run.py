@@ -29,6 +29,7 @@ from kpjax.data.source import (
     require_keypoints,
     require_same_classes,
     require_same_points,
+    require_solid,
 )
 from kpjax.detectors import data_needed, from_config
 from kpjax.detectors.base import Detector
@@ -109,6 +110,8 @@ def _run(
     require_boxes(source)
     if needed["keypoints"]:
         require_keypoints(source)
+    if needed["solid"]:
+        require_solid(source)
     val = _validation(config, source)
     detector = from_config(config, len(source.classes), source.points)
     steps = total_steps(config, len(source))

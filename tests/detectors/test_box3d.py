@@ -312,6 +312,19 @@ def test_cameras_that_cannot_be(camera: np.ndarray, words: str) -> None:
         predictor(camera=camera)
 
 
+def test_cameras_for_each_image() -> None:
+    images = [np.zeros((*IMAGE, 3), np.uint8)] * 3
+    run = predictor()
+    for cameras in ([CAMERA] * 2, [CAMERA] * 5, np.stack([CAMERA] * 2)):
+        with pytest.raises(ConfigError, match=r"[25] cameras were given for 3 images; give one, or one for each"):
+            run(images, camera=cameras)
+    with pytest.raises(ConfigError, match="1 cameras were given, and there are more images"):
+        list(run.stream(iter(images), [CAMERA]))
+    for odd in ([CAMERA, np.eye(3), CAMERA], "calib.txt", [[1, 2], [3]]):
+        with pytest.raises(ConfigError, match="give a 3x4 projection matrix"):
+            run(images, camera=odd)
+
+
 def test_a_camera_for_boxes_alone_and_a_preset_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match="finds no 3D boxes; leave it out"):
         predictor(kpjax.build("centernet_r18", CLASSES, **SMALL), camera=CAMERA)

