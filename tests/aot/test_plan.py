@@ -107,7 +107,7 @@ def test_batches_that_the_chips_do_not_divide(eight: Topology) -> None:
 def test_a_step_of_3d_boxes(eight: Topology, evaluation: bool) -> None:
     """The test step takes a camera for each image, divided as the images are."""
     config = tiny_config(batch=16)
-    config.model.name = "centernet_r18_3d"
+    config.model.name, config.eval.resolution = "centernet_r18_3d", "fixed"
     plan = plans.make_plan(eight, config, evaluation, (64, 96), classes=3)
     assert plan.fits and plan.work is not None
     sent = {purpose for purpose, ones in plan.work.collectives.items() if ones}

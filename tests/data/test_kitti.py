@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import shutil
@@ -16,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kpjax
 from kpjax import config as configs
 from kpjax.commands.flags import config_of
 from kpjax.config import Config, DataConfig
+from kpjax.data import opening
 from kpjax.data.kitti import KittiFolder, roles_of_types
 from kpjax.data.kitti_files import write_objects
 from kpjax.data.memory import memory_batches
-from kpjax.data.opening import has_validation, open_source
 from kpjax.data.pipeline import train_batches
 from kpjax.data.source import (
     CROWD,
@@ -44,6 +46,8 @@ from tests.kitti_folder import KINDS, project, write_kitti
 
 SIZE = (96, 320)
 CARE = "DontCare -1 -1 -10 1 2 30 40 -1 -1 -1 -1000 -1000 -1000 -10"
+
+open_source = functools.partial(opening.open_source, solid=None)  # with what there is in 3D
 
 
 def label(config: DataConfig, frame: int) -> Path:
@@ -252,7 +256,9 @@ def test_batches_keep_metres_where_pixels_shrink(tmp_path: Path, canvas: int) ->
         np.testing.assert_array_equal(objects.solid.size[i, :4], labels[i].size[:4].astype(np.float32))
         np.testing.assert_array_equal(objects.solid.orientation[i, :4], labels[i].alpha[:4].astype(np.float32))
     assert not any(leaf[:, 5:].any() for leaf in jax.tree.leaves(objects))
-    shapes = batch_shapes(Config(steps=1, batch=3, data=config), solid=True)["objects"]  # what a step is compiled for
+    shapes = batch_shapes(Config(steps=1, batch=3, data=config), kpjax.build("centernet_r18_3d", 3))[
+        "objects"
+    ]  # what a step is compiled for
     assert jax.tree.map(lambda x: (x.shape, x.dtype), objects) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
     if canvas == 320:
         np.testing.assert_array_equal(batch["canvas"][0, :96], decode(source.read(0), ""))
@@ -420,8 +426,8 @@ def test_types_that_differ_in_their_case(tmp_path: Path) -> None:
 
 def test_settings(tmp_path: Path) -> None:
     config, _ = write_kitti(tmp_path)
-    assert has_validation(config) and not has_validation(dataclasses.replace(config, kitti_val=""))
-    assert has_validation(DataConfig(source="tfds")) and not has_validation(DataConfig())
+    assert opening.has_validation(config) and not opening.has_validation(dataclasses.replace(config, kitti_val=""))
+    assert opening.has_validation(DataConfig(source="tfds")) and not opening.has_validation(DataConfig())
     assert "config.data.kitti_dir is empty" in line_of(dataclasses.replace(config, kitti_dir=""))
     assert "config.data.kitti_train is empty" in line_of(dataclasses.replace(config, kitti_train=""))
     assert "config.data.kitti_val is empty" in line_of(dataclasses.replace(config, kitti_val=""), "val")

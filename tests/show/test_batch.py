@@ -150,6 +150,7 @@ def test_regions_to_ignore_of_a_detector_of_3d_boxes_have_no_rectangle(
     config.data.canvas = config.augment.height = config.augment.width = 64
     config.data.max_boxes = 4
     config.augment.kind, config.augment.flip, config.augment.color, config.augment.lighting = "none", 0.0, 0.0, 0.0
+    config.eval.resolution = "fixed"
     show(config, str(tmp_path / "batch.png"), train_source=source)
     assert "1 boxes (0 more" in capsys.readouterr().out
     picture = np.asarray(Image.open(tmp_path / "batch.png").convert("RGB"))[4:260, 4:260]
