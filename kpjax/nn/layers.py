@@ -156,16 +156,22 @@ def conv_transpose_4x4(x: Array, kernel: Array, precision: Precision = None) -> 
         x,
         kernel,
         cpu=functools.partial(_conv_transpose_phases, precision=precision),
+        cuda=lambda x, kernel: _conv_transpose_cudnn(x, kernel, precision),
         default=functools.partial(_conv_transpose_dilated, precision=precision),
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv_transpose_dilated(x: Array, kernel: Array, precision: Precision = None) -> Array:
     pads = [(2, 2), (2, 2)]
     return lax.conv_general_dilated(
         x, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=(2, 2), dimension_numbers=NHWC, precision=precision
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_transpose_cudnn(x: Array, kernel: Array, precision: Precision = None) -> Array:
+    """The same, with gradients in forms that cuDNN has."""
+    return _conv_transpose_dilated(x, kernel, precision)
 
 
 def _conv_transpose_saved(x: Array, kernel: Array, precision: Precision) -> tuple[Array, tuple[Array, Array]]:
@@ -189,7 +195,7 @@ def _conv_transpose_gradients(precision: Precision, saved: tuple[Array, Array], 
     return strided(g, kernel), dk
 
 
-_conv_transpose_dilated.defvjp(_conv_transpose_saved, _conv_transpose_gradients)
+_conv_transpose_cudnn.defvjp(_conv_transpose_saved, _conv_transpose_gradients)
 
 
 def _conv_transpose_phases(x: Array, kernel: Array, precision: Precision = None) -> Array:

@@ -98,12 +98,13 @@ def conv_transpose_oracle(x: np.ndarray, kernel: np.ndarray, g: np.ndarray) -> t
     return y, dx, dk
 
 
-@pytest.mark.parametrize("form", ["phases", "dilated", "chosen"])
+@pytest.mark.parametrize("form", ["phases", "dilated", "cudnn", "chosen"])
 @pytest.mark.parametrize("size", MAP_SIZES)
 def test_conv_transpose_is_pytorchs(form: str, size: tuple[int, int]) -> None:
     function = {
         "phases": layers._conv_transpose_phases,
         "dilated": layers._conv_transpose_dilated,
+        "cudnn": layers._conv_transpose_cudnn,
         "chosen": conv_transpose_4x4,
     }[form]
     x, kernel = normal(0, 3, *size, 5), normal(1, 4, 4, 5, 6)
