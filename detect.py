@@ -245,21 +245,26 @@ def complain(path: str, error: str) -> dict[str, str]:
 
 
 def class_labels(text: str, names: tuple[str, ...], count: int) -> frozenset[int] | None:
-    """--classes: the labels of names, or of numbers where the checkpoint has no names; None for all of them."""
+    """--classes: the labels of all classes of these names, or of numbers where the checkpoint has no names.
+
+    None for all of them.
+    """
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         return None
     known = names or tuple(map(str, range(count)))
-    folded = {name.casefold(): label for label, name in reversed(list(enumerate(known)))}
-    labels = set()
+    folded = [name.casefold() for name in known]
+    labels: set[int] = set()
     for name in wanted:
-        label = known.index(name) if name in known else folded.get(name.casefold())
-        if label is None:
+        # Two classes may have one name: it means both.
+        same = [k for k, other in enumerate(known) if other == name]
+        same = same or [k for k, other in enumerate(folded) if other == name.casefold()]
+        if not same:
             near = difflib.get_close_matches(name.casefold(), folded, n=1)
-            meant = f"did you mean {known[folded[near[0]]]!r}? " if near else ""
+            meant = f"did you mean {known[folded.index(near[0])]!r}? " if near else ""
             some = ", ".join(known[:NAMES_SHOWN]) + (f" and {count - NAMES_SHOWN} more" if count > NAMES_SHOWN else "")
             raise ConfigError(f"--classes: the checkpoint knows no {name!r}; {meant}it has {some}")
-        labels.add(label)
+        labels.update(same)
     return frozenset(labels)
 
 

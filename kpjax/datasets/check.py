@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,6 +62,7 @@ LARGE = "image larger than the canvas"
 PARTLY = "box partly outside the image"
 OVER = "image with more boxes than config.data.max_boxes"
 NO_BOXES = "image without boxes to train on"
+ONE_NAME = "class of the name of another one"
 UNLISTED = "image file that the JSON does not list"
 
 _MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA": ALPHA, "LA": ALPHA, "PA": ALPHA}
@@ -97,6 +99,7 @@ ACTIONS = {
     DEEP: ("made RGB of its upper 8 bits", "made RGB of its upper 8 bits"),
     NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
     LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
+    ONE_NAME: ("a class of its own", "a class of its own, named with its id"),
     UNLISTED: ("never read", "never read"),
     PASSING: ("stops the run", "stops the run"),
 }
@@ -131,10 +134,10 @@ class Collisions:
 class SplitReport:
     """What was found in a split.
 
-    objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes' areas in pixels of the network's
-    input, the whole image placed on it.  max_boxes: the setting that leaves no box out.  collisions: by keypoint.
-    stride: pixels a cell.  points: of objects' keypoints, where the model learns any.  solids: of 3D boxes,
-    where the data have them.  stop: the line with which a run would end, or "".
+    classes: `Source.distinct_classes`.  objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes'
+    areas in pixels of the network's input, the whole image placed on it.  max_boxes: the setting that leaves no box
+    out.  collisions: by keypoint.  stride: pixels a cell.  points: of objects' keypoints, where the model learns any.
+    solids: of 3D boxes, where the data have them.  stop: the line with which a run would end, or "".
     """
 
     split: str
@@ -193,6 +196,9 @@ def check_split(
     cases |= odd_points | odd_solids
     if empty:
         cases[NO_BOXES] = empty
+    alike = _of_one_name(source)
+    if alike:
+        cases[ONE_NAME] = alike
     unlisted = _unlisted(everything, getattr(config.data, split).images if config.data.source == "coco" else "")
     if unlisted:
         cases[UNLISTED] = unlisted
@@ -208,7 +214,7 @@ def check_split(
         split=split,
         name=source.name,
         images=len(source),
-        classes=source.classes,
+        classes=source.distinct_classes,
         objects=object_counts(source),
         class_counts=np.bincount(all_objects(source)[0].labels, minlength=len(source.classes)),
         sizes=np.sqrt(np.prod(np.maximum(_on_input(source, config)[:, 2:], 0), axis=1)),
@@ -287,11 +293,11 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
 
 def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tuple[str, list[str]]]:
     a = source.annotations
-    reasons = left_out(a, source.heights, source.widths, crowds)
+    reasons, names = left_out(a, source.heights, source.widths, crowds), source.distinct_classes
 
     def line(n: Any) -> str:
         image, box = int(a.image[n]), [round(float(v), 2) for v in a.bbox[n]]
-        name = "all classes" if a.label[n] == ALL_CLASSES else source.classes[a.label[n]]
+        name = "all classes" if a.label[n] == ALL_CLASSES else names[a.label[n]]
         return f"{source.files[image]}: annotation {a.ids[n]}, {name}, bbox {box}"
 
     for reason, kind in _LEFT_OUT.items():
@@ -309,6 +315,13 @@ def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tupl
 def _some(kind: str, found: list[str]) -> Iterator[tuple[str, list[str]]]:
     if found:
         yield kind, found
+
+
+def _of_one_name(source: Source) -> list[str]:
+    """Classes whose names are those of others, but for the case of letters and spaces around them."""
+    pairs = [(name.strip().casefold(), name, k) for name, k in zip(source.classes, source.category_ids, strict=True)]
+    counts = Counter(key for key, _, _ in pairs)
+    return [f"{source.name}: category {k}, {name!r}" for key, name, k in pairs if counts[key] > 1]
 
 
 def _unlisted(source: Source, folder: str) -> list[str]:

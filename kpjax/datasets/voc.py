@@ -83,6 +83,9 @@ def convert_voc(
     if classes is None:
         rest = [_parse(os.path.join(folder, s + ".xml"), images) for s in there if s not in pages]
         classes = sorted({o.name for page in [*pages.values(), *rest] for o in page.objects})
+    twice = [name for name, n in Counter(classes).items() if n > 1]
+    if twice:
+        raise DataError(f"the class {twice[0]!r} is named twice; name each once, in the order of their ids")
     if not classes:
         raise DataError(f"{folder}: no object has a class name; there is nothing to learn")
     ids = {name: k + 1 for k, name in enumerate(classes)}

@@ -35,6 +35,9 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     if not found:
         raise DataError(f"{images}: no image with one of the suffixes {', '.join(SUFFIXES)}")
     notes: Counter[str] = Counter()
+    for name, count in Counter(classes).items():
+        if count > 1:
+            notes[f"classes named {name!r}, each kept as a class of its own"] = count
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, file_name in enumerate(found, 1):

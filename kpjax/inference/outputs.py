@@ -26,7 +26,7 @@ class Evaluation:
         metric is "kitti" what `kpjax.metrics.kitti.stats` says; empty for a split without annotations.  text: the same
         as pycocotools, or KITTI's table, prints it.
     per_class: class name -> AP (of the keypoints, or in 3D, where these are the metric); nan for a class that these
-        images have no object of.
+        images have no object of.  Names are those of `Source.distinct_classes`: every class has its own.
     detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
         x y w h in image pixels, score, and keypoints (x, y, score of each) where the detector finds points; box3d (x,
         y, z, h, w, l, yaw) and alpha, see `kpjax.objects.Detections`, where it finds 3D boxes.  AP is that of exactly

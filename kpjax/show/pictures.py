@@ -34,6 +34,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         of_image[row["image_id"]].append(row)
     # of all images or of none: an image in which nothing is found is drawn like the others
     cameras = source.cameras if any("box3d" in row for row in evaluation.detections) else None
+    names = source.distinct_classes
     label_of = {category: k for k, category in enumerate(source.category_ids)}
     written = 0
     for index in range(evaluation.images):
@@ -55,10 +56,10 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
             boxes3d = np.array([row["box3d"] for row in rows], np.float32).reshape(-1, 7)
             annotated = None if source.labels3d is None else source.labels3d[index]
             found = dataclasses.replace(found, boxes3d=boxes3d)
-            drawn = draw_scene(image, found, cameras[index], source.classes, score_thr, annotated)
+            drawn = draw_scene(image, found, cameras[index], names, score_thr, annotated)
         else:
             large, found = enlarge(image, found)
-            drawn = draw_objects(large, found, source.classes, score_thr, source.points)
+            drawn = draw_objects(large, found, names, score_thr, source.points)
         Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
         written += 1
     return written

@@ -31,7 +31,9 @@ def write_plots(folder: str, evaluation: Evaluation, source: Source, least_score
     counts = confusion_matrix(truth, found, image_ids, source.category_ids, least_score=least_score)
     pictures = _curve_pictures(precision_recall(truth, found, image_ids, classes), "boxes", "IoU")
     pictures["confusion_matrix.png"] = draw_matrix(
-        counts, source.classes, f"objects (rows) as detected (columns), score from {least_score:g}, IoU from 0.5"
+        counts,
+        source.distinct_classes,
+        f"objects (rows) as detected (columns), score from {least_score:g}, IoU from 0.5",
     )
     if evaluation.metric == "keypoints":
         assert source.points is not None

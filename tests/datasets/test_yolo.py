@@ -65,6 +65,8 @@ def test_names_and_folders(layout):
     (root / "mine.txt").write_text("x\n\ny\n")
     converted = convert_yolo(str(root), split, names=str(root / "mine.txt"))
     assert [c["name"] for c in converted.instances["categories"]] == ["x", "y"]
+    (root / "data.yaml").write_text("names: [cat, dog, cat]")
+    assert "2 x classes named 'cat', each kept as a class of its own" in convert_yolo(str(root), split).notes
     for text, pattern in (("names: {1: a}", "number the classes"), ("{", "not a YAML"), ("nc: 3", "no list of class")):
         (root / "data.yaml").write_text(text)
         with pytest.raises(DataError, match=pattern):

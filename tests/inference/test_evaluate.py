@@ -112,6 +112,19 @@ def test_only_the_first_images():
     assert result.images == 2
 
 
+def test_two_classes_of_one_name_are_two(tmp_path):
+    """Names are no keys: the table, the plots and the pictures have each of the two."""
+    source = dataclasses.replace(fakes.marker_source(ITEMS[:1]), classes=("other", "other"))
+    result = evaluate(source)
+    assert result.per_class["other (id 3)"] == pytest.approx(1.0) and np.isnan(result.per_class["other (id 8)"])
+    assert [line.split()[-1] for line in class_table(result).splitlines()] == ["AP", "1.000", "-"]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kpjax.show.drawing.draw_objects", lambda image, found, names, *_: drawn.append(names) or image)
+        assert show(str(tmp_path), result, source) == 1
+    assert drawn == [("other (id 3)", "other (id 8)")]
+
+
 def test_a_class_without_boxes_has_no_ap():
     result = evaluate(fakes.marker_source([(20, 20, [(9, 9, 5, 0)])]))
     assert result.per_class["red"] == pytest.approx(1.0) and np.isnan(result.per_class["green"])

@@ -214,6 +214,9 @@ def test_unknown_classes_are_told_with_some_known_ones():
     with pytest.raises(ConfigError, match=r"no 'thnig 7'; did you mean 'thing 7'\? it has thing 0, .* and 72 more"):
         detect.class_labels("thing 1,thnig 7", names, 80)
     assert detect.class_labels("thing 3, THING 5", names, 80) == {3, 5}
+    assert detect.class_labels("other", ("other", "car", "other"), 3) == {0, 2}  # both classes of the name
+    assert detect.class_labels("OTHER", ("other", "car", "Other"), 3) == {0, 2}
+    assert detect.class_labels("other", ("other", "car", "Other"), 3) == {0}
     assert detect.class_labels("1,2", (), 3) == {1, 2} and detect.class_labels("", names, 80) is None
     with pytest.raises(ConfigError, match=r"no '3'; .*it has 0, 1, 2$"):
         detect.class_labels("3", (), 3)
