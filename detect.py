@@ -2,31 +2,39 @@
 
     python detect.py --checkpoint runs/shapes --out found photo.jpg 'holiday/*.jpg' folder/ clip.mp4
 
-Exit codes: 0 all done; 1 some inputs could not be read (each is named, the rest is done); 2 nothing could run.
+Exit codes: 0 all done; 1 some inputs could not be read or some results not written (each is named, the rest is done);
+2 nothing could run.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from kpjax.commands import flags
 from kpjax.data.kitti_files import read_calibration
-from kpjax.errors import ConfigError, DataError
+from kpjax.errors import ConfigError, DataError, UserError
 from kpjax.images import video
 from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
 from kpjax.inference.engine import select
 from kpjax.inference.inputs import list_inputs
-from kpjax.inference.outputs import check_output_folder, check_outputs, output_folder, rounded_points
+from kpjax.inference.outputs import (
+    check_output_folder,
+    check_outputs,
+    output_folder,
+    rounded_points,
+    write_json,
+    write_picture,
+)
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections, PointSet
 
@@ -83,27 +91,52 @@ def detect(args: argparse.Namespace) -> int:
     shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points)
     inputs = list(zip(items, outputs, cameras, strict=True))
     clips = [one for one in inputs if video.is_video(one[0])]
-    rows, unreadable = detect_images(predictor, [one for one in inputs if not video.is_video(one[0])], shown)
-    videos = []
-    for path, out, camera in clips:
-        row, error = detect_video(predictor, path, out, shown, camera)
-        videos += [row] if row else []
-        unreadable += [complain(path, error)] if error else []
-    with open(report, "w", encoding="utf-8") as file:
-        content: dict[str, Any] = {"names": list(predictor.names)}
-        if shown.points is not None:
-            content["keypoint_names"] = list(shown.points.names)
-        content |= {"images": rows, "videos": videos, "unreadable": unreadable}
-        json.dump(content, file, indent=1)
-    frames = [frame for row in videos for frame in row["frames"]]
-    count = sum(len(row["detections"]) for row in (*rows, *frames))
-    done = f"{len(rows)} images" + (f", {len(videos)} videos ({len(frames)} frames)" if clips else "")
+    results, done = Results(), False
+    try:
+        detect_images(predictor, [one for one in inputs if not video.is_video(one[0])], shown, results)
+        for path, out, camera in clips:
+            detect_video(predictor, path, out, shown, camera, results)
+        done = True
+    finally:  # what has been found is kept, whatever ends the run
+        if done or results.images or results.videos:
+            try:
+                write_json(report, results.as_json(predictor.names, shown.points), indent=1)
+            except UserError as error:
+                results.unwritten.append(complain(report, str(error)))
+    frames = [frame for row in results.videos for frame in row["frames"]]
+    count = sum(len(row["detections"]) for row in (*results.rows, *frames))
+    what = f"{len(results.rows)} images" + (f", {len(results.videos)} videos ({len(frames)} frames)" if clips else "")
     seconds = time.perf_counter() - started
-    print(f"{done}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
-    if unreadable and len(items) > 1:
-        kind = "inputs" if clips else "images"
-        print(f"error: {len(unreadable)} of {len(items)} {kind} could not be read", file=sys.stderr)
-    return 1 if unreadable else 0
+    print(f"{what}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
+    kind = "inputs" if clips else "images"
+    if results.unreadable and len(items) > 1:
+        print(f"error: {len(results.unreadable)} of {len(items)} {kind} could not be read", file=sys.stderr)
+    if results.unwritten and len(items) > 1:
+        print(f"error: {len(results.unwritten)} of {len(items) + 1} results could not be written", file=sys.stderr)
+    return 1 if results.unreadable or results.unwritten else 0
+
+
+@dataclasses.dataclass
+class Results:
+    """What detections.json holds: rows of images and videos, in the order of the inputs, and what went wrong.
+
+    unreadable: inputs, with what is wrong with each.  unwritten: inputs whose picture or video could not be written;
+    their rows have None in place of its name.
+    """
+
+    images: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)  # by the input's number
+    videos: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    unreadable: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    unwritten: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.images[index] for index in sorted(self.images)]
+
+    def as_json(self, names: tuple[str, ...], points: PointSet | None) -> dict[str, Any]:
+        keypoints = {} if points is None else {"keypoint_names": list(points.names)}
+        found = {"images": self.rows, "videos": self.videos}
+        return {"names": list(names)} | keypoints | found | {"unreadable": self.unreadable, "unwritten": self.unwritten}
 
 
 class Shown:
@@ -160,43 +193,67 @@ class Shown:
 
 
 def detect_images(
-    predictor: Predictor, images: list[tuple[str, str, np.ndarray | None]], shown: Shown
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Write the pictures of (input, output, camera) -> JSON rows in the inputs' order, and those of unreadable ones."""
-    from PIL import Image
+    predictor: Predictor, images: list[tuple[str, str, np.ndarray | None]], shown: Shown, results: Results
+) -> None:
+    """Write the pictures of (input, output, camera), and put the rows, or what went wrong, into `results`."""
     from tqdm import tqdm
 
-    rows: list[dict[str, Any] | None] = [None] * len(images)
-    unreadable = []
     cameras = [camera for _, _, camera in images] if predictor.detector.solid and images else None
     stream = predictor.stream([path for path, _, _ in images], cameras)
     for found in tqdm(stream, total=len(images), unit="image", disable=None if images else True):
         if found.detections is None or found.image is None:
-            unreadable.append(complain(found.name, found.error))
+            results.unreadable.append(complain(found.name, found.error))
             continue
         _, out, camera = images[found.index]
-        drawn = Image.fromarray(shown.picture(found.image, found.detections, camera))
-        drawn.save(out, quality=92, subsampling=0)  # colour at every pixel: lines are thin
-        rows[found.index] = {
+        picture: str | None = os.path.basename(out)
+        try:
+            write_picture(out, shown.picture(found.image, found.detections, camera))
+        except UserError as error:
+            results.unwritten.append(complain(found.name, str(error)))
+            picture = None
+        results.images[found.index] = {
             "file": found.name,
-            "picture": os.path.basename(out),
+            "picture": picture,
             "height": found.image.shape[0],
             "width": found.image.shape[1],
             "detections": shown.rows(found.detections),
         }
-    return [row for row in rows if row], unreadable
+
+
+class Film:
+    """A video that is written as long as that works: `error` says why it no longer does."""
+
+    def __init__(self, out: str, fps: float) -> None:
+        self.error = ""
+        self._writer = video.VideoWriter(out, fps)
+
+    def write(self, image: np.ndarray, seconds: float | None) -> None:
+        self._noted(self._writer.write, image, seconds)
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._noted(self._writer.__exit__, UserError if self.error else kind, error, trace)
+
+    def _noted(self, step: Callable[..., None], *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except (UserError, OSError) as error:
+            self.error = self.error or str(error)
 
 
 def detect_video(
-    predictor: Predictor, path: str, out: str, shown: Shown, camera: np.ndarray | None
-) -> tuple[dict[str, Any] | None, str]:
-    """Write the video with boxes -> its JSON row (None: nothing could be read), and what was wrong with it."""
+    predictor: Predictor, path: str, out: str, shown: Shown, camera: np.ndarray | None, results: Results
+) -> None:
+    """Write the video with boxes, and put its row, and what went wrong, into `results`."""
     from tqdm import tqdm
 
     try:
         clip = video.Video(path)
     except DataError as error:
-        return None, str(error)
+        results.unreadable.append(complain(path, str(error)))
+        return
     times: list[float] = []
 
     def images() -> Iterator[np.ndarray]:
@@ -204,21 +261,29 @@ def detect_video(
             times.append(seconds)
             yield image
 
+    size = {"height": clip.height, "width": clip.width, "fps": round(clip.fps, 3)}
     frames: list[dict[str, Any]] = []
+    row: dict[str, Any] = {"file": path, "video": None, **size, "frames": frames}
+    results.videos.append(row)
     waiting: dict[int, Any] = {}  # frames that came before one of a smaller number
     bar = tqdm(total=clip.count or None, unit="frame", desc=os.path.basename(path), disable=None)
-    with bar, video.VideoWriter(out, clip.fps) as writer:
+    with bar, Film(out, clip.fps) as film:
         for found in predictor.stream(images(), camera):
             waiting[found.index] = found
             while len(frames) in waiting:
                 ready = waiting.pop(len(frames))
-                seconds = None if clip.steady else times[ready.index]
-                writer.write(shown.picture(ready.image, ready.detections, camera), seconds)
-                row = {"frame": ready.index, "time": round(times[ready.index], 3)}
-                frames.append(row | {"detections": shown.rows(ready.detections)})
+                if not film.error:
+                    seconds = None if clip.steady else times[ready.index]
+                    film.write(shown.picture(ready.image, ready.detections, camera), seconds)
+                frame = {"frame": ready.index, "time": round(times[ready.index], 3)}
+                frames.append(frame | {"detections": shown.rows(ready.detections)})
                 bar.update()
-    size = {"height": clip.height, "width": clip.width, "fps": round(clip.fps, 3)}
-    return {"file": path, "video": os.path.basename(out), **size, "frames": frames}, clip.cut_off()
+    if film.error:
+        results.unwritten.append(complain(path, film.error))
+    else:
+        row["video"] = os.path.basename(out)
+    if clip.cut_off():
+        results.unreadable.append(complain(path, clip.cut_off()))
 
 
 def cameras_of(path: str | None, items: list[str], predictor: Predictor) -> list[np.ndarray | None]:

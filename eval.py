@@ -148,12 +148,13 @@ def main(values: absl_flags.FlagValues) -> int:
     result = evaluator(loaded.variables, source, views=views)
     if not first:
         return 0
+    # The numbers first: no file that cannot be written takes them away.
+    print(result.text or f"{source.name} has no annotations: detections only, no AP")
+    if arguments["per-class"] and result.per_class:
+        print(class_table(result), flush=True)
     write_detections(out, result)
     if show_dir:
         show(show_dir, result, source, PICTURE_SCORE)
-    print(result.text or f"{source.name} has no annotations: detections only, no AP")
-    if arguments["per-class"] and result.per_class:
-        print(class_table(result))
     if plots:
         from kpjax.show.plots import write_plots
 

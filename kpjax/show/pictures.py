@@ -12,7 +12,7 @@ from kpjax.data.source import Source
 from kpjax.errors import DataError
 from kpjax.images.decode import decode
 from kpjax.inference.evaluate import Evaluation
-from kpjax.inference.outputs import check_output_folder, check_outputs
+from kpjax.inference.outputs import check_output_folder, check_outputs, write_picture
 from kpjax.objects import Detections
 
 
@@ -22,8 +22,6 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
     Where they are 3D boxes, these are drawn, and the scene from above, with the annotated ones where there are any.
     Raises ConfigError, before it writes, where the source's images lie in that folder.
     """
-    from PIL import Image
-
     from kpjax.show.boxes3d import draw_scene
     from kpjax.show.drawing import draw_objects, enlarge
 
@@ -60,7 +58,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         else:
             large, found = enlarge(image, found)
             drawn = draw_objects(large, found, names, score_thr, source.points)
-        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
+        write_picture(_picture(folder, source, index), drawn)
         written += 1
     return written
 

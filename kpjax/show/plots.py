@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kpjax.data.source import Source
 from kpjax.inference.evaluate import Evaluation
+from kpjax.inference.outputs import write_picture
 from kpjax.metrics.analysis import PCK, RECALLS, Curves, confusion_matrix, keypoint_errors, precision_recall
 from kpjax.show.drawing import class_color
 
@@ -52,7 +53,7 @@ def write_plots(folder: str, evaluation: Evaluation, source: Source, least_score
     paths = []
     for name, picture in pictures.items():
         paths.append(os.path.join(folder, name))
-        Image.fromarray(picture).save(paths[-1])
+        write_picture(paths[-1], picture)
     return paths
 
 

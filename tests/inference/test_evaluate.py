@@ -23,7 +23,7 @@ from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.weights import Loaded, save_inference
 from kpjax.commands import flags
 from kpjax.config import Config, EvalConfig
-from kpjax.errors import ConfigError, DataError
+from kpjax.errors import ConfigError, DataError, UserError
 from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
 from kpjax.inference.outputs import class_table, write_detections
@@ -209,6 +209,36 @@ def test_files_and_pictures(tmp_path):
         assert picture.size == (5 * 70, 5 * 40)  # small pictures are enlarged
         assert np.asarray(picture).max() > 100  # a box is drawn on the black image
     assert len(os.listdir(tmp_path / "shown")) == len(ITEMS)
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path, monkeypatch):
+    source = fakes.marker_source(ITEMS[:1])
+    result = evaluate(source)
+
+    def full(self, path, **_):
+        (tmp_path / "half").rename(path)
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "half").write_text("half")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match=r"100\.jpg: No space left on device"):
+        show(str(tmp_path / "shown"), result, source)
+    assert not os.listdir(tmp_path / "shown")
+    (tmp_path / "found.json.unfinished").mkdir()
+    with pytest.raises(UserError, match=r"found\.json: Is a directory"):
+        write_detections(str(tmp_path / "found.json"), result)
+
+
+def test_the_numbers_are_printed_before_a_picture_that_cannot_be_written(run_eval, tmp_path, monkeypatch, capsys):
+    def full(self, path, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    out, shown = str(tmp_path / "out" / "found.json"), str(tmp_path / "shown")
+    assert run_eval("--checkpoint", "x", "--show-dir", shown, "--out", out) == 2
+    said = capsys.readouterr()
+    assert "Average Precision" in said.out and "No space left on device" in said.err
+    assert (tmp_path / "out" / "found.json").is_file()
 
 
 @pytest.fixture
