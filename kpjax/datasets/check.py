@@ -62,6 +62,7 @@ LARGE = "image larger than the canvas"
 PARTLY = "box partly outside the image"
 OVER = "image with more boxes than config.data.max_boxes"
 NO_BOXES = "image without boxes to train on"
+OTHERWISE = "image whose name the disk spells otherwise"
 ONE_NAME = "class of the name of another one"
 UNLISTED = "image file that the JSON does not list"
 
@@ -99,6 +100,7 @@ ACTIONS = {
     DEEP: ("made RGB of its upper 8 bits", "made RGB of its upper 8 bits"),
     NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
     LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
+    OTHERWISE: ("used: no other file can be meant", "used: no other file can be meant"),
     ONE_NAME: ("a class of its own", "a class of its own, named with its id"),
     UNLISTED: ("never read", "never read"),
     PASSING: ("stops the run", "stops the run"),
@@ -196,9 +198,9 @@ def check_split(
     cases |= odd_points | odd_solids
     if empty:
         cases[NO_BOXES] = empty
-    alike = _of_one_name(source)
-    if alike:
-        cases[ONE_NAME] = alike
+    for kind, odd in ((ONE_NAME, _of_one_name(source)), (OTHERWISE, _spelt_otherwise(source))):
+        if odd:
+            cases[kind] = odd
     unlisted = _unlisted(everything, getattr(config.data, split).images if config.data.source == "coco" else "")
     if unlisted:
         cases[UNLISTED] = unlisted
@@ -322,6 +324,19 @@ def _of_one_name(source: Source) -> list[str]:
     pairs = [(name.strip().casefold(), name, k) for name, k in zip(source.classes, source.category_ids, strict=True)]
     counts = Counter(key for key, _, _ in pairs)
     return [f"{source.name}: category {k}, {name!r}" for key, name, k in pairs if counts[key] > 1]
+
+
+def _spelt_otherwise(source: Source) -> list[str]:
+    """Images on the disk that the list names in another spelling."""
+    if not source.on_disk:
+        return []
+    names = [image["file_name"] for image in source.ground_truth()["images"]]
+    pairs = zip(source.files, names, strict=True)
+    return [
+        f"{path}: {source.name} has {name!r}"
+        for path, name in pairs
+        if not path.endswith((f"/{name}", f"{os.sep}{name}"))
+    ]
 
 
 def _unlisted(source: Source, folder: str) -> list[str]:

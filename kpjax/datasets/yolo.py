@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from kpjax.data.spellings import Spellings
 from kpjax.datasets.voc import Converted
 from kpjax.errors import DataError
 from kpjax.images.decode import SUFFIXES, size_of
@@ -59,7 +60,7 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
             notes[f"classes named {name!r}, each kept as a class of its own"] = count
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    lines = [_lines(os.path.join(labels, os.path.splitext(name)[0] + ".txt"), notes) for name in found]
+    lines = [_lines(path) for path in _label_files(labels, found, notes)]
     longer = [line for of_image in lines for line in of_image if len(line.numbers) > 5]
     kind = _declared(root, names) or _kind_of(longer, root)
     for image_id, (file_name, of_image) in enumerate(zip(found, lines, strict=True), 1):
@@ -223,9 +224,21 @@ def _size(path: str, notes: Counter[str]) -> tuple[int, int]:
     return height, width
 
 
-def _lines(path: str, notes: Counter[str]) -> list[_Line]:
-    if not os.path.exists(path):
-        notes["images without a label file: no objects"] += 1
+def _label_files(folder: str, images: Sequence[str], notes: Counter[str]) -> list[str]:
+    """The label file of each image, as the disk spells it; "" where there is none."""
+    names = [os.path.splitext(name)[0].replace(os.sep, "/") + ".txt" for name in images]
+    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    meant = Spellings(folder).meant(names, missing)
+    if len(missing) > len(meant):
+        notes["images without a label file: no objects"] = sum(name not in meant for name in missing)
+    if meant:
+        notes["label files whose names are spelt otherwise than their images'"] = len(meant)
+    gone = set(missing) - set(meant)
+    return ["" if name in gone else os.path.join(folder, meant.get(name, name)) for name in names]
+
+
+def _lines(path: str) -> list[_Line]:
+    if not path:
         return []
     found = []
     for n, text in enumerate(_text(path).splitlines(), 1):
