@@ -9,7 +9,6 @@ Exit codes: 0 all done; 1 some inputs could not be read or some results not writ
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import os
 import sys
@@ -116,7 +115,6 @@ def detect(args: argparse.Namespace) -> int:
     return 1 if results.unreadable or results.unwritten else 0
 
 
-@dataclasses.dataclass
 class Results:
     """What detections.json holds: rows of images and videos, in the order of the inputs, and what went wrong.
 
@@ -124,10 +122,11 @@ class Results:
     their rows have None in place of its name.
     """
 
-    images: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)  # by the input's number
-    videos: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    unreadable: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    unwritten: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    def __init__(self) -> None:
+        self.images: dict[int, dict[str, Any]] = {}  # by the input's number
+        self.videos: list[dict[str, Any]] = []
+        self.unreadable: list[dict[str, str]] = []
+        self.unwritten: list[dict[str, str]] = []
 
     @property
     def rows(self) -> list[dict[str, Any]]:
