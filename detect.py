@@ -47,6 +47,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="detections", help="folder for pictures, videos and detections.json")
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score to draw and to write")
     parser.add_argument("--classes", default="", metavar="NAME,...", help="only these classes (default: all)")
+    parser.add_argument(
+        "--max-dets",
+        type=int,
+        help="most detections of an image or a frame (default: the checkpoint's own, mostly 100)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="images of one size, or frames, that run together")
     parser.add_argument(
         "--preset",
@@ -76,8 +81,11 @@ def detect(args: argparse.Namespace) -> int:
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
     check_outputs([*outputs, *parts, report], items, "--out")
     check_output_folder(args.out, items, "--out")
-    chosen_nms = {"nms": args.nms} if args.nms else {}
-    predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
+    if args.max_dets is not None and args.max_dets < 1:
+        raise ConfigError(f"--max-dets is {args.max_dets}; it must be at least 1")
+    options = {"nms": args.nms, "top_k": args.max_dets}
+    chosen = {key: value for key, value in options.items() if value}
+    predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen)
     labels = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
     cameras = cameras_of(args.calib, items, predictor)
     output_folder(args.out)
@@ -87,7 +95,7 @@ def detect(args: argparse.Namespace) -> int:
     if predictor.detector.solid and not args.calib:
         print("camera of KITTI's usual images: with another one boxes are elsewhere, and --calib names it")
     started = time.perf_counter()
-    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points)
+    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points, args.max_dets)
     inputs = list(zip(items, outputs, cameras, strict=True))
     clips = [one for one in inputs if video.is_video(one[0])]
     results, done = Results(), False
@@ -108,6 +116,9 @@ def detect(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     print(f"{what}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
     kind = "inputs" if clips else "images"
+    full = sum(len(row["detections"]) >= predictor.top_k for row in (*results.rows, *frames))
+    if full and args.max_dets is None:
+        print(f"{full} of them have {predictor.top_k} objects, the most there can be; --max-dets raises that")
     if results.unreadable and len(items) > 1:
         print(f"error: {len(results.unreadable)} of {len(items)} {kind} could not be read", file=sys.stderr)
     if results.unwritten and len(items) > 1:
@@ -147,15 +158,18 @@ class Shown:
         score_thr: float,
         labels: frozenset[int] | None,
         points: PointSet | None = None,
+        most: int | None = None,
     ) -> None:
-        self.names, self.score_thr, self.labels, self.points = names, score_thr, labels, points
+        self.names, self.score_thr, self.labels, self.points, self.most = names, score_thr, labels, points, most
 
     def kept(self, found: Detections) -> Detections:
         """Those that are shown."""
         keep = found.scores >= self.score_thr
         if self.labels is not None:
             keep &= np.isin(found.labels, list(self.labels))
-        return select(found, keep)
+        found = select(found, keep)
+        # a pose model's several scales are merged uncut
+        return found if self.most is None else select(found, np.arange(len(found)) < self.most)
 
     def rows(self, found: Detections) -> list[dict[str, Any]]:
         """As JSON; keypoints in the order of the file's "keypoint_names", x, y and score of each.

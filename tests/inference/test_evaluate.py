@@ -498,6 +498,23 @@ def test_table_with_other_numbers_of_detections(run_eval, tmp_path, capsys):
     assert list(result.stats) == [*STATS[:6], "AR2", "AR100", "AR200", *STATS[9:]]
 
 
+@pytest.mark.parametrize("top_k, at", [(100, "300 and 1000"), (300, "1000"), (1000, "")])
+def test_a_limit_below_the_table_s_is_said(run_eval, tmp_path, capsys, top_k, at):
+    (tmp_path / "c.py").write_text(
+        "from kpjax.config import Config\n\n\ndef get_config():\n    c = Config(steps=1)\n    c.model.name = 'marker'\n"
+        f"    c.data.val.images, c.data.val.annotations = {str(tmp_path)!r}, {str(tmp_path / 'val.json')!r}\n"
+        "    return c\n"
+    )
+    arguments = ["--checkpoint", "x", "--max-dets", "100,300,1000", "--out", str(tmp_path / "o.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_program, "settings", lambda given, loaded, path: (loaded.detector, given or loaded.config))
+        config_of = ["--config", str(tmp_path / "c.py"), f"--config.eval.top_k={top_k}"]
+        assert run_eval(*config_of, *arguments, "--config.eval.score_threshold=0.05") == 0
+    said = capsys.readouterr().out
+    assert (f"config.eval.top_k = {top_k} keeps" in said and f"recall at {at} is that at {top_k}" in said) == bool(at)
+    assert "config.eval.score_threshold = 0.05 leaves out" in said
+
+
 def test_plots_are_written(run_eval, tmp_path, capsys):
     plots = tmp_path / "plots"
     assert run_eval("--checkpoint", "x", "--plots", str(plots), "--out", str(tmp_path / "o.json")) == 0

@@ -209,6 +209,35 @@ def test_detect_shows_the_chosen_classes_alone(tmp_path, predictor, monkeypatch,
         assert (drawn[..., 0] - drawn[..., 2] > 50).any() == ("red" in wanted)
 
 
+def test_the_most_detections_of_an_image_are_set_and_said(tmp_path, monkeypatch, capsys):
+    given = []
+
+    def load(path, preset, **options):
+        given.append(options)
+        return Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES, **options)
+
+    monkeypatch.setattr(predict, "load", load)
+    photo, out = tmp_path / "0.png", tmp_path / "out"
+    photo.write_bytes(
+        fakes.png(fakes.picture(160, 160, [(8 + 12 * x, 8 + 12 * y, 3, 0) for x in range(12) for y in range(12)]))
+    )
+    for more, count in (
+        ((), 100),
+        (("--max-dets", "120"), 120),
+        (("--max-dets", "1000"), 144),
+        (("--max-dets", "1"), 1),
+    ):
+        assert detect.main([str(photo), "--checkpoint", "x", "--out", str(out), *more]) == 0
+        assert len(json.loads((out / "detections.json").read_text())["images"][0]["detections"]) == count
+        said = "1 of them have 100 objects, the most there can be; --max-dets raises that"
+        assert (said in capsys.readouterr().out) == (not more)
+        assert given.pop() == {"batch": 1} | ({"top_k": int(more[1])} if more else {})
+    assert detect.main([str(photo), "--checkpoint", "x", "--out", str(out), "--max-dets", "0"]) == 2
+    assert "--max-dets is 0; it must be at least 1" in capsys.readouterr().err
+    crowded = Detections(np.zeros((5, 4), np.float32), np.ones(5, np.float32), np.zeros(5, np.int32))
+    assert len(detect.Shown((), 0.3, None, most=3).kept(crowded)) == 3  # a pose model's scales are merged uncut
+
+
 def test_unknown_classes_are_told_with_some_known_ones():
     names = tuple(f"thing {i}" for i in range(80))
     with pytest.raises(ConfigError, match=r"no 'thnig 7'; did you mean 'thing 7'\? it has thing 0, .* and 72 more"):
