@@ -2,31 +2,38 @@
 
     python detect.py --checkpoint runs/shapes --out found photo.jpg 'holiday/*.jpg' folder/ clip.mp4
 
-Exit codes: 0 all done; 1 some inputs could not be read (each is named, the rest is done); 2 nothing could run.
+Exit codes: 0 all done; 1 some inputs could not be read or some results not written (each is named, the rest is done);
+2 nothing could run.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from kpjax.commands import flags
 from kpjax.data.kitti_files import read_calibration
-from kpjax.errors import ConfigError, DataError
+from kpjax.errors import ConfigError, DataError, UserError
 from kpjax.images import video
 from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
 from kpjax.inference.engine import select
 from kpjax.inference.inputs import list_inputs
-from kpjax.inference.outputs import check_output_folder, check_outputs, output_folder, rounded_points
+from kpjax.inference.outputs import (
+    check_output_folder,
+    check_outputs,
+    output_folder,
+    rounded_points,
+    write_json,
+    write_picture,
+)
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections, PointSet
 
@@ -41,6 +48,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="detections", help="folder for pictures, videos and detections.json")
     parser.add_argument("--score-thr", type=float, default=0.3, help="least score to draw and to write")
     parser.add_argument("--classes", default="", metavar="NAME,...", help="only these classes (default: all)")
+    parser.add_argument(
+        "--max-dets",
+        type=int,
+        help="most detections of an image or a frame (default: the checkpoint's own, mostly 100)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="images of one size, or frames, that run together")
     parser.add_argument(
         "--preset",
@@ -70,8 +82,11 @@ def detect(args: argparse.Namespace) -> int:
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
     check_outputs([*outputs, *parts, report], items, "--out")
     check_output_folder(args.out, items, "--out")
-    chosen_nms = {"nms": args.nms} if args.nms else {}
-    predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen_nms)
+    if args.max_dets is not None and args.max_dets < 1:
+        raise ConfigError(f"--max-dets is {args.max_dets}; it must be at least 1")
+    options = {"nms": args.nms, "top_k": args.max_dets}
+    chosen = {key: value for key, value in options.items() if value}
+    predictor = predict.load(args.checkpoint, args.preset, batch=args.batch, **chosen)
     labels = class_labels(args.classes, predictor.names, predictor.detector.num_classes)
     cameras = cameras_of(args.calib, items, predictor)
     output_folder(args.out)
@@ -81,30 +96,58 @@ def detect(args: argparse.Namespace) -> int:
     if predictor.detector.solid and not args.calib:
         print("camera of KITTI's usual images: with another one boxes are elsewhere, and --calib names it")
     started = time.perf_counter()
-    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points)
+    shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points, args.max_dets)
     inputs = list(zip(items, outputs, cameras, strict=True))
     clips = [one for one in inputs if video.is_video(one[0])]
-    rows, unreadable = detect_images(predictor, [one for one in inputs if not video.is_video(one[0])], shown)
-    videos = []
-    for path, out, camera in clips:
-        row, error = detect_video(predictor, path, out, shown, camera)
-        videos += [row] if row else []
-        unreadable += [complain(path, error)] if error else []
-    with open(report, "w", encoding="utf-8") as file:
-        content: dict[str, Any] = {"names": list(predictor.names)}
-        if shown.points is not None:
-            content["keypoint_names"] = list(shown.points.names)
-        content |= {"images": rows, "videos": videos, "unreadable": unreadable}
-        json.dump(content, file, indent=1)
-    frames = [frame for row in videos for frame in row["frames"]]
-    count = sum(len(row["detections"]) for row in (*rows, *frames))
-    done = f"{len(rows)} images" + (f", {len(videos)} videos ({len(frames)} frames)" if clips else "")
+    results, done = Results(), False
+    try:
+        detect_images(predictor, [one for one in inputs if not video.is_video(one[0])], shown, results)
+        for path, out, camera in clips:
+            detect_video(predictor, path, out, shown, camera, results)
+        done = True
+    finally:  # what has been found is kept, whatever ends the run
+        if done or results.images or results.videos:
+            try:
+                write_json(report, results.as_json(predictor.names, shown.points), indent=1)
+            except UserError as error:
+                results.unwritten.append(complain(report, str(error)))
+    frames = [frame for row in results.videos for frame in row["frames"]]
+    count = sum(len(row["detections"]) for row in (*results.rows, *frames))
+    what = f"{len(results.rows)} images" + (f", {len(results.videos)} videos ({len(frames)} frames)" if clips else "")
     seconds = time.perf_counter() - started
-    print(f"{done}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
-    if unreadable and len(items) > 1:
-        kind = "inputs" if clips else "images"
-        print(f"error: {len(unreadable)} of {len(items)} {kind} could not be read", file=sys.stderr)
-    return 1 if unreadable else 0
+    print(f"{what}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
+    kind = "inputs" if clips else "images"
+    full = sum(len(row["detections"]) >= predictor.top_k for row in (*results.rows, *frames))
+    if full and args.max_dets is None:
+        print(f"{full} of them have {predictor.top_k} objects, the most there can be; --max-dets raises that")
+    if results.unreadable and len(items) > 1:
+        print(f"error: {len(results.unreadable)} of {len(items)} {kind} could not be read", file=sys.stderr)
+    if results.unwritten and len(items) > 1:
+        print(f"error: {len(results.unwritten)} of {len(items) + 1} results could not be written", file=sys.stderr)
+    return 1 if results.unreadable or results.unwritten else 0
+
+
+class Results:
+    """What detections.json holds: rows of images and videos, in the order of the inputs, and what went wrong.
+
+    unreadable: inputs, with what is wrong with each.  unwritten: inputs whose picture or video could not be written;
+    their rows have None in place of its name.
+    """
+
+    def __init__(self) -> None:
+        self.images: dict[int, dict[str, Any]] = {}  # by the input's number
+        self.videos: list[dict[str, Any]] = []
+        self.unreadable: list[dict[str, str]] = []
+        self.unwritten: list[dict[str, str]] = []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.images[index] for index in sorted(self.images)]
+
+    def as_json(self, names: tuple[str, ...], points: PointSet | None) -> dict[str, Any]:
+        keypoints = {} if points is None else {"keypoint_names": list(points.names)}
+        found = {"images": self.rows, "videos": self.videos}
+        return {"names": list(names)} | keypoints | found | {"unreadable": self.unreadable, "unwritten": self.unwritten}
 
 
 class Shown:
@@ -116,15 +159,18 @@ class Shown:
         score_thr: float,
         labels: frozenset[int] | None,
         points: PointSet | None = None,
+        most: int | None = None,
     ) -> None:
-        self.names, self.score_thr, self.labels, self.points = names, score_thr, labels, points
+        self.names, self.score_thr, self.labels, self.points, self.most = names, score_thr, labels, points, most
 
     def kept(self, found: Detections) -> Detections:
         """Those that are shown."""
         keep = found.scores >= self.score_thr
         if self.labels is not None:
             keep &= np.isin(found.labels, list(self.labels))
-        return select(found, keep)
+        found = select(found, keep)
+        # a pose model's several scales are merged uncut
+        return found if self.most is None else select(found, np.arange(len(found)) < self.most)
 
     def rows(self, found: Detections) -> list[dict[str, Any]]:
         """As JSON; keypoints in the order of the file's "keypoint_names", x, y and score of each.
@@ -161,43 +207,67 @@ class Shown:
 
 
 def detect_images(
-    predictor: Predictor, images: list[tuple[str, str, np.ndarray | None]], shown: Shown
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Write the pictures of (input, output, camera) -> JSON rows in the inputs' order, and those of unreadable ones."""
-    from PIL import Image
+    predictor: Predictor, images: list[tuple[str, str, np.ndarray | None]], shown: Shown, results: Results
+) -> None:
+    """Write the pictures of (input, output, camera), and put the rows, or what went wrong, into `results`."""
     from tqdm import tqdm
 
-    rows: list[dict[str, Any] | None] = [None] * len(images)
-    unreadable = []
     cameras = [camera for _, _, camera in images] if predictor.detector.solid and images else None
     stream = predictor.stream([path for path, _, _ in images], cameras)
     for found in tqdm(stream, total=len(images), unit="image", disable=None if images else True):
         if found.detections is None or found.image is None:
-            unreadable.append(complain(found.name, found.error))
+            results.unreadable.append(complain(found.name, found.error))
             continue
         _, out, camera = images[found.index]
-        drawn = Image.fromarray(shown.picture(found.image, found.detections, camera))
-        drawn.save(out, quality=92, subsampling=0)  # colour at every pixel: lines are thin
-        rows[found.index] = {
+        picture: str | None = os.path.basename(out)
+        try:
+            write_picture(out, shown.picture(found.image, found.detections, camera))
+        except UserError as error:
+            results.unwritten.append(complain(found.name, str(error)))
+            picture = None
+        results.images[found.index] = {
             "file": found.name,
-            "picture": os.path.basename(out),
+            "picture": picture,
             "height": found.image.shape[0],
             "width": found.image.shape[1],
             "detections": shown.rows(found.detections),
         }
-    return [row for row in rows if row], unreadable
+
+
+class Film:
+    """A video that is written as long as that works: `error` says why it no longer does."""
+
+    def __init__(self, out: str, fps: float) -> None:
+        self.error = ""
+        self._writer = video.VideoWriter(out, fps)
+
+    def write(self, image: np.ndarray, seconds: float | None) -> None:
+        self._noted(self._writer.write, image, seconds)
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._noted(self._writer.__exit__, UserError if self.error else kind, error, trace)
+
+    def _noted(self, step: Callable[..., None], *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except (UserError, OSError) as error:
+            self.error = self.error or str(error)
 
 
 def detect_video(
-    predictor: Predictor, path: str, out: str, shown: Shown, camera: np.ndarray | None
-) -> tuple[dict[str, Any] | None, str]:
-    """Write the video with boxes -> its JSON row (None: nothing could be read), and what was wrong with it."""
+    predictor: Predictor, path: str, out: str, shown: Shown, camera: np.ndarray | None, results: Results
+) -> None:
+    """Write the video with boxes, and put its row, and what went wrong, into `results`."""
     from tqdm import tqdm
 
     try:
         clip = video.Video(path)
     except DataError as error:
-        return None, str(error)
+        results.unreadable.append(complain(path, str(error)))
+        return
     times: list[float] = []
 
     def images() -> Iterator[np.ndarray]:
@@ -205,21 +275,29 @@ def detect_video(
             times.append(seconds)
             yield image
 
+    size = {"height": clip.height, "width": clip.width, "fps": round(clip.fps, 3)}
     frames: list[dict[str, Any]] = []
+    row: dict[str, Any] = {"file": path, "video": None, **size, "frames": frames}
+    results.videos.append(row)
     waiting: dict[int, Any] = {}  # frames that came before one of a smaller number
     bar = tqdm(total=clip.count or None, unit="frame", desc=os.path.basename(path), disable=None)
-    with bar, video.VideoWriter(out, clip.fps) as writer:
+    with bar, Film(out, clip.fps) as film:
         for found in predictor.stream(images(), camera):
             waiting[found.index] = found
             while len(frames) in waiting:
                 ready = waiting.pop(len(frames))
-                seconds = None if clip.steady else times[ready.index]
-                writer.write(shown.picture(ready.image, ready.detections, camera), seconds)
-                row = {"frame": ready.index, "time": round(times[ready.index], 3)}
-                frames.append(row | {"detections": shown.rows(ready.detections)})
+                if not film.error:
+                    seconds = None if clip.steady else times[ready.index]
+                    film.write(shown.picture(ready.image, ready.detections, camera), seconds)
+                frame = {"frame": ready.index, "time": round(times[ready.index], 3)}
+                frames.append(frame | {"detections": shown.rows(ready.detections)})
                 bar.update()
-    size = {"height": clip.height, "width": clip.width, "fps": round(clip.fps, 3)}
-    return {"file": path, "video": os.path.basename(out), **size, "frames": frames}, clip.cut_off()
+    if film.error:
+        results.unwritten.append(complain(path, film.error))
+    else:
+        row["video"] = os.path.basename(out)
+    if clip.cut_off():
+        results.unreadable.append(complain(path, clip.cut_off()))
 
 
 def cameras_of(path: str | None, items: list[str], predictor: Predictor) -> list[np.ndarray | None]:
@@ -262,21 +340,26 @@ def complain(path: str, error: str) -> dict[str, str]:
 
 
 def class_labels(text: str, names: tuple[str, ...], count: int) -> frozenset[int] | None:
-    """--classes: the labels of names, or of numbers where the checkpoint has no names; None for all of them."""
+    """--classes: the labels of all classes of these names, or of numbers where the checkpoint has no names.
+
+    None for all of them.
+    """
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         return None
     known = names or tuple(map(str, range(count)))
-    folded = {name.casefold(): label for label, name in reversed(list(enumerate(known)))}
-    labels = set()
+    folded = [name.casefold() for name in known]
+    labels: set[int] = set()
     for name in wanted:
-        label = known.index(name) if name in known else folded.get(name.casefold())
-        if label is None:
+        # Two classes may have one name: it means both.
+        same = [k for k, other in enumerate(known) if other == name]
+        same = same or [k for k, other in enumerate(folded) if other == name.casefold()]
+        if not same:
             near = difflib.get_close_matches(name.casefold(), folded, n=1)
-            meant = f"did you mean {known[folded[near[0]]]!r}? " if near else ""
+            meant = f"did you mean {known[folded.index(near[0])]!r}? " if near else ""
             some = ", ".join(known[:NAMES_SHOWN]) + (f" and {count - NAMES_SHOWN} more" if count > NAMES_SHOWN else "")
             raise ConfigError(f"--classes: the checkpoint knows no {name!r}; {meant}it has {some}")
-        labels.add(label)
+        labels.update(same)
     return frozenset(labels)
 
 

@@ -110,7 +110,7 @@ def main(values: absl_flags.FlagValues) -> int:
     ev.check_classes(detector, source, loaded.names)
     ev.check_points(detector, source)
     ev.check_cameras(detector, source)
-    for flag in (f for f in ("plots", "oracle") if arguments[f] and not annotated):
+    for flag in (f for f in ("plots", "oracle", "max-dets") if arguments[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
     if arguments["max-dets"] and detector.solid:
         raise ConfigError(f"--max-dets is for COCO's table, and {detector.name} is measured by KITTI's; leave it out")
@@ -130,6 +130,9 @@ def main(values: absl_flags.FlagValues) -> int:
             f"resolution {config.eval.resolution}, "
             f"batches of {engine.batch} on {engine.mesh.size} x {jax.devices()[0].device_kind}"
         )
+    if annotated and first:
+        for line in limits(config, detector, options["max_dets"]):
+            print(f"limit       {line}")
     if oracle and first:
         print(f"oracle      {', '.join(oracle)} from the annotations: an analysis, not the detector's AP")
     own = ev.own_views(detector, config, source)
@@ -150,12 +153,13 @@ def main(values: absl_flags.FlagValues) -> int:
     result = evaluator(loaded.variables, source, views=views)
     if not first:
         return 0
+    # The numbers first: no file that cannot be written takes them away.
+    print(result.text or f"{source.name} has no annotations: detections only, no AP")
+    if arguments["per-class"] and result.per_class:
+        print(class_table(result), flush=True)
     write_detections(out, result)
     if show_dir:
         show(show_dir, result, source, PICTURE_SCORE)
-    print(result.text or f"{source.name} has no annotations: detections only, no AP")
-    if arguments["per-class"] and result.per_class:
-        print(class_table(result))
     if plots:
         from kpjax.show.plots import write_plots
 
@@ -184,6 +188,26 @@ def max_dets(text: str) -> tuple[int, int, int]:
     if not 0 < least < middle < most or 100 not in (least, middle, most):
         raise ConfigError(f"--max-dets is {text!r}; give three ascending numbers, one of them 100, e.g. 100,300,1000")
     return least, middle, most
+
+
+def limits(config: Config, detector: Any, most: tuple[int, int, int]) -> list[str]:
+    """What keeps detections out of COCO's table, a line each.  most: the table's numbers of detections an image."""
+    if detector.metric == "kitti":
+        return []
+    said = []
+    top_k, beyond = config.eval.top_k, [number for number in most if number > config.eval.top_k]
+    # a pose model's scales are merged uncut
+    if beyond and not (detector.points and len(detector.protocols[config.eval.preset].scales) > 1):
+        said.append(
+            f"config.eval.top_k = {top_k} keeps an image from having more detections: recall at "
+            f"{' and '.join(map(str, beyond))} is that at {top_k}, and --config.eval.top_k={most[-1]}, "
+            "with --config, lifts it"
+        )
+    if config.eval.score_threshold:
+        said.append(
+            f"config.eval.score_threshold = {config.eval.score_threshold:g} leaves out detections of that score or less"
+        )
+    return said
 
 
 def what_differs(exact: list[Any], fewer: list[Any]) -> str:

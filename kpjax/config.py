@@ -1,9 +1,9 @@
 """The configuration of a run: nested dataclasses, one a subject.
 
 A file in `configs/` returns a `Config`; `--config.optim.lr=1e-3` on the command
-line changes one field of it.  A key that does not exist is an error (see
-`kpjax.commands.flags`), and `Config.check` tests values and the rules between fields once,
-before anything is allocated.
+line changes one field of it.  A key that does not exist is an error, in the file and on
+the command line, and `Config.check` tests values and the rules between fields once, before
+anything is allocated.
 
 Units: sizes are pixels of the network's input unless a name says otherwise.
 """
@@ -11,14 +11,49 @@ Units: sizes are pixels of the network's input unless a name says otherwise.
 # No `from __future__ import annotations` here: ml_collections reads the fields' types, which
 # have to be classes and not their names.
 import dataclasses
+import difflib
+import functools
 import json
 import pathlib
 import runpy
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from kpjax.errors import ConfigError
 
+_Group = TypeVar("_Group")
 
+
+def _only_its_fields(group: type[_Group]) -> type[_Group]:
+    """A dataclass of settings that refuses any other name, and another group's type where a group belongs.
+
+    Without it a misspelt assignment in a file of settings would add an attribute that nobody reads.
+    """
+    hints, make = get_type_hints(group), group.__init__
+
+    @functools.wraps(make)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        for name in values:
+            if name not in hints:
+                raise ConfigError(unknown_key(name, *_paths(group)))
+        make(self, *args, **values)
+
+    def assign(self: Any, name: str, value: Any) -> None:
+        if name not in hints:
+            raise ConfigError(unknown_key(name, *_paths(group)))
+        if dataclasses.is_dataclass(hints[name]):
+            _check_group(value, hints[name], f"{_paths(group)[0]}.{name}")
+        object.__setattr__(self, name, value)
+
+    def missing(self: Any, name: str) -> Any:
+        # Python asks for names like __deepcopy__ too, which need not exist.
+        raise AttributeError(name if name.startswith("__") else unknown_key(name, *_paths(group)))
+
+    for name, method in (("__init__", init), ("__setattr__", assign), ("__getattr__", missing)):
+        setattr(group, name, method)
+    return group
+
+
+@_only_its_fields
 @dataclasses.dataclass
 class ModelConfig:
     """Which network, and how it computes."""
@@ -35,6 +70,7 @@ class ModelConfig:
     options: dict = dataclasses.field(default_factory=dict)  # fields of the model's own config, e.g. width
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class SplitConfig:
     """One split of a data set: a folder of images and a COCO instances file."""
@@ -43,6 +79,7 @@ class SplitConfig:
     annotations: str = ""  # COCO instances JSON
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class DataConfig:
     """Where images and boxes come from, and how they reach the device."""
@@ -79,6 +116,7 @@ class DataConfig:
     prefetch: int = 2  # batches ready ahead of the device
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class AugmentConfig:
     """What happens to an image on its way into the training step (on the device)."""
@@ -101,6 +139,7 @@ class AugmentConfig:
     photometric: bool = False  # mmdetection's brightness, contrast, saturation, hue and channel order instead
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class OptimConfig:
     """Optimiser, learning rate and what limits a step."""
@@ -126,6 +165,7 @@ class OptimConfig:
     offset_lr: float = 1.0  # the rate of the convolutions that predict deformable ones' offsets, as a fraction of lr
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class EvalConfig:
     """How a split is evaluated."""
@@ -143,6 +183,7 @@ class EvalConfig:
     max_canvases: int = 0  # most canvas sizes a scale: fewer programs, slightly different detections; 0: no limit
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class CheckpointConfig:
     """What is kept on disk."""
@@ -151,6 +192,7 @@ class CheckpointConfig:
     keep: int = 2  # the newest so many; the best by AP is kept beside them
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class ShardingConfig:
     """How the devices are laid out."""
@@ -158,6 +200,7 @@ class ShardingConfig:
     fsdp: int = 1  # devices that share one copy of the parameters
 
 
+@_only_its_fields
 @dataclasses.dataclass
 class Config:
     """Everything a run depends on.  See the groups above for each field."""
@@ -278,6 +321,26 @@ class Config:
         return self
 
 
+def unknown_key(name: str, *paths: str) -> str:
+    """What is wrong with a setting `name` of a group that has none, and the nearest one.
+
+    paths: where the group stands, "config.optim"; both of the splits, which are alike.
+    """
+    path = paths[0]
+    keys = list(_keys(Config))
+    own = [key for key in keys if key.rpartition(".")[0] == path]
+    initials = "".join(word[0] for word in name.split("_") if word)  # learning_rate: lr
+    near = (
+        [key for key in own if key.rpartition(".")[2] == initials]
+        or [key for key in keys if key.rpartition(".")[2] == name]  # config.lr: config.optim.lr
+        or difflib.get_close_matches(f"{path}.{name}", keys, n=1, cutoff=0.9)  # config.eval_every: config.eval.every
+        or own
+        or keys
+    )
+    best = difflib.get_close_matches(f"{path}.{name}", near, n=1, cutoff=0.0)
+    return f"{' or '.join(paths)} has no key {name!r}; did you mean {best[0]}?"
+
+
 def recipe(name: str) -> Config:
     """The configuration of configs/NAME.py, for a recipe that starts from another one.
 
@@ -345,6 +408,26 @@ def shared(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if key.removeprefix("config.data.") not in own}
 
 
+def _keys(kind: Any, path: str = "config") -> dict[str, Any]:
+    """The names of all settings and groups below `path` -> their types, "config.optim": OptimConfig."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        found[f"{path}.{name}"] = hint
+        if dataclasses.is_dataclass(hint):
+            found |= _keys(hint, f"{path}.{name}")
+    return found
+
+
+def _paths(kind: type) -> list[str]:
+    """Where groups of a kind stand among the settings: ["config.optim"]."""
+    return [path for path, hint in ({"config": Config} | _keys(Config)).items() if hint is kind]
+
+
+def _check_group(value: Any, kind: Any, path: str) -> None:
+    if type(value) is not kind:
+        raise ConfigError(f"{path} is a {type(value).__name__}; it must be a kpjax.config.{kind.__name__}")
+
+
 def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
@@ -393,9 +476,7 @@ def _check_types(node: Any, path: str) -> None:
     for key, hint in get_type_hints(type(node)).items():
         value, here = getattr(node, key), f"{path}.{key}"
         if dataclasses.is_dataclass(hint):
-            if type(value) is not hint:
-                wanted = getattr(hint, "__name__", hint)
-                raise ConfigError(f"{here} is a {type(value).__name__}; it must be a {wanted}")
+            _check_group(value, hint, here)
             _check_types(value, here)
         elif hint is float:
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.struct
@@ -98,6 +99,19 @@ def mirror_by_names(names: Sequence[str]) -> tuple[int, ...]:
 
     found = [partner(j, name.casefold()) for j, name in enumerate(names)]
     return tuple(k if found[k] == j else j for j, k in enumerate(found))
+
+
+def distinct_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Names of classes by their ids, made different where two share one: "other (id 1)" and "other (id 3)".
+
+    COCO's categories are what their ids are.  Where names are keys, or are written beside numbers, two of one name
+    would be taken for one.
+    """
+    found, counts = dict(names), Counter(names.values())
+    while max(counts.values(), default=0) > 1:
+        found = {k: f"{name} (id {k})" if counts[name] > 1 else name for k, name in found.items()}
+        counts = Counter(found.values())
+    return found
 
 
 @flax.struct.dataclass

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -104,3 +108,43 @@ def test_renamed_keys_lead_to_keys_that_exist() -> None:
     keys = configs.flat(Config())
     assert not [new for new in configs.RENAMED.values() if new not in keys]
     assert not [old for old in configs.RENAMED if old in keys]
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (lambda c: setattr(c.optim, "learning_rate", 5.0), "key 'learning_rate'; did you mean config.optim.lr?"),
+        (lambda c: setattr(c, "eval_every", 1), "config has no key 'eval_every'; did you mean config.eval.every?"),
+        (lambda c: setattr(c, "lr", 1.0), "config has no key 'lr'; did you mean config.optim.lr?"),
+        (lambda c: setattr(c.data.val, "annotation", "x"), "config.data.train or config.data.val has no key"),
+        (lambda c: setattr(c, "optim", {"lr": 1.0}), "config.optim is a dict; it must be a kpjax.config.OptimConfig"),
+        (lambda c: setattr(c.data, "train", c.optim), "config.data.train is a OptimConfig"),
+        (lambda c: Config(btach=2), "config has no key 'btach'; did you mean config.batch?"),  # type: ignore[call-arg]
+        (lambda c: dataclasses.replace(c.eval, top=2), "config.eval has no key 'top'; did you mean config.eval.top_k?"),
+        (lambda c: c.optimizer, "config has no key 'optimizer'; did you mean config.optim?"),
+        (lambda c: Config(data={"canvas": 3}), "config.data is a dict"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_name_that_does_not_exist_is_refused_with_the_nearest_one(change: Callable[[Config], Any], text: str) -> None:
+    config = Config(steps=3)
+    with pytest.raises((ConfigError, AttributeError)) as caught:
+        change(config)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert config == Config(steps=3)
+
+
+def test_every_group_refuses_unknown_names() -> None:
+    groups = [hint for hint in configs._keys(Config).values() if dataclasses.is_dataclass(hint)]
+    assert len(groups) == 9
+    for group in [Config, *groups]:
+        with pytest.raises(ConfigError, match="has no key 'no_such'"):
+            group().no_such = 1  # type: ignore[operator]
+
+
+def test_settings_are_copied_replaced_and_pickled() -> None:
+    config = Config(steps=3)
+    config.data.train.images, config.model.options = "x", {"width": 8}
+    assert copy.copy(config) == copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    other = dataclasses.replace(config, steps=4)
+    assert configs.differences(config, other) == ["config.steps: 3 -> 4"] and other.data.train.images == "x"
+    assert not hasattr(config, "stepz")

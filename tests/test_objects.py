@@ -38,6 +38,7 @@ from kpjax.objects import (
     Geometry,
     Objects,
     PointSet,
+    distinct_names,
     in_mirror_order,
     map_coordinates,
     mirror_by_names,
@@ -292,3 +293,10 @@ def test_fields_that_are_none_stay_none() -> None:
     moved = map_coordinates(objects, lambda xy: xy + 1)
     assert moved.points is None and moved.solid is None and (moved.boxes == 1).all()
     assert len(jax.tree.leaves(objects)) == 3 and len(dataclasses.fields(objects)) == 6
+
+
+def test_names_of_classes_are_made_different() -> None:
+    assert distinct_names({1: "other", 2: "car", 3: "other"}) == {1: "other (id 1)", 2: "car", 3: "other (id 3)"}
+    assert distinct_names({4: "a", 5: "b"}) == {4: "a", 5: "b"} and distinct_names({}) == {}
+    odd = distinct_names({1: "a", 2: "a", 3: "a (id 1)"})
+    assert len(set(odd.values())) == 3

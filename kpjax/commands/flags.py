@@ -7,18 +7,19 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
+import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from kpjax.config import Config
-from kpjax.errors import ConfigError, UserError
+from kpjax.config import Config, unknown_key
+from kpjax.errors import ConfigError, UserError, one_line, origins
 from kpjax.parallel import distributed
 from kpjax.parallel.cluster import find
 from kpjax.parallel.compiling import keep_compiled
@@ -30,11 +31,38 @@ _REFUSALS = (
 )
 
 
+class _ConfigFile(absl_flags.ArgumentParser):  # type: ignore[type-arg]
+    """Runs a configuration file.  ml_collections' own parser puts off some errors and loses the line of others."""
+
+    def parse(self, argument: str) -> Config:
+        """FILE or FILE:ARGUMENT of get_config -> its configuration.  Raises ConfigError with file and line."""
+        path, *given = argument.split(":", 1)
+        try:
+            get_config = runpy.run_path(path).get("get_config")
+            if get_config is None:
+                raise ConfigError("it has no function get_config(); define one that returns a kpjax.config.Config")
+            config = get_config(*given)
+            if config is None:
+                raise ConfigError("its get_config() returns nothing; end it with `return config`")
+            if not isinstance(config, Config):
+                raise ConfigError(f"its get_config() returns a {type(config).__name__}, not a kpjax.config.Config")
+        except Exception as error:
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+            if isinstance(error, SyntaxError) and error.filename == path:
+                lines, text = [error.lineno], f"{type(error).__name__}: {error.msg}"
+            else:
+                text = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+            where = f"{path}, line {lines[-1]}" if lines else path
+            raise ConfigError(f"the --config file {where}: {text}") from error
+        return config
+
+
 def define_config(values: absl_flags.FlagValues) -> None:
     """Add `--config FILE` and `--config.key=value`."""
     config_flags.DEFINE_config_file(
         "config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values
     )
+    values["config"].parser = _ConfigFile()
 
 
 def define_processes(values: absl_flags.FlagValues) -> None:
@@ -79,13 +107,7 @@ def read_config(values: absl_flags.FlagValues) -> Config:
     config = values["config"].value
     if config is None:
         raise ConfigError("no --config given; name one of the files in configs/, e.g. --config configs/shapes_r18.py")
-    try:
-        is_config = isinstance(config, Config)
-    except Exception as error:
-        raise ConfigError(str(error)) from error
-    if not is_config:
-        raise ConfigError("the --config file did not return a kpjax.config.Config from get_config()")
-    return config.check()
+    return cast(Config, config).check()
 
 
 def config_of(path: str, settings: Sequence[str] = ()) -> Config:
@@ -123,9 +145,7 @@ def _check_config_arguments(argv: list[str]) -> None:
                 keys = [k for k in vars(node)] if hasattr(node, "__dict__") else []
                 if part not in keys:
                     here = ".".join(["config", *parts[:depth]])
-                    near = difflib.get_close_matches(part, keys, n=1, cutoff=0.0)
-                    hint = f"; did you mean {here}.{near[0]}?" if near else ""
-                    raise ConfigError(f"--{name}: {here} has no key {part!r}{hint}")
+                    raise ConfigError(f"--{name}: {unknown_key(part, here)}")
                 node = getattr(node, part)
 
 
@@ -139,11 +159,10 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     try:
         rest = values(argv)
     except absl_flags.Error as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    except (SyntaxError, ImportError, AttributeError, TypeError, ValueError, KeyError, NameError) as error:
-        raise ConfigError(
-            f"the --config file or a --config.key=value cannot be used: {' '.join(str(error).split())}"
-        ) from error
+        ours = [one for one in origins(error) if isinstance(one, ConfigError)]  # absl puts its own words before it
+        raise (ours[0] if ours else ConfigError(str(error).splitlines()[0])) from error
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"a --config.key=value cannot be used: {one_line(error)}") from error
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name value")
     return values

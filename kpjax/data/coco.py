@@ -59,8 +59,8 @@ def CocoFolder(
     named = keypoints is not False and any(category.get("keypoints") for category in data["categories"])
     points = point_set(data["categories"], annotations) if needed or named else None
     objects = _annotations(data["annotations"], annotations, index, numbers, mistake, points)
-    require_images(folder, names, annotations, bad_images, mistake)
-    paths = [files.join(folder, name) for name in names]
+    there = require_images(folder, names, annotations, bad_images, mistake)
+    paths = [files.join(folder, name) for name in there]
     return make_source(
         name=annotations,
         classes=classes,

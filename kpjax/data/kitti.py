@@ -62,8 +62,8 @@ def KittiFolder(
     folder, lists = _folders(files.absolute(os.path.expanduser(root)))
     path, names = _frames(lists, split)
     images, labels = _images(folder, names), _each(folder, "label_2", names)
-    require_images(files.join(folder, "image_2"), images, path, bad_images, mistake)
-    paths = [files.join(files.join(folder, "image_2"), image) for image in images]
+    there = require_images(files.join(folder, "image_2"), images, path, bad_images, mistake)
+    paths = [files.join(files.join(folder, "image_2"), image) for image in there]
     with ThreadPoolExecutor(_THREADS) as pool:
         read = list(pool.map(_read, paths, labels, _each(folder, "calib", names)))
     for frame in read:

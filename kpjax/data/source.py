@@ -20,7 +20,7 @@ import numpy as np
 
 from kpjax.data.kitti_files import KittiObjects
 from kpjax.errors import ConfigError, DataError
-from kpjax.objects import ALL_CLASSES, IGNORE, OBJECT, UNLABELLED, Objects, PointSet, Solid
+from kpjax.objects import ALL_CLASSES, IGNORE, OBJECT, UNLABELLED, Objects, PointSet, Solid, distinct_names
 
 CROWD = "crowd"
 REGION = "region to ignore"
@@ -100,6 +100,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def distinct_classes(self) -> tuple[str, ...]:
+        """(K,) the classes' names, with their COCO ids where two share one: for tables, pictures and keys."""
+        return tuple(distinct_names(dict(zip(self.category_ids, self.classes, strict=True))).values())
 
 
 def without_empty_images(source: Source) -> Source:

@@ -34,6 +34,19 @@ from kpjax.data.source import (
     without_empty_images,
 )
 from kpjax.datasets.check_3d import AWAY, BEHIND, NO_CLASS, NO_SIZE, SolidsReport, look_at_solids
+from kpjax.datasets.check_mistakes import (
+    BELOW_CELL,
+    FRACTIONS,
+    ONE_NAME,
+    OTHERWISE,
+    POINT_FRACTIONS,
+    TINY,
+    TWICE,
+    TWO_IDS,
+    line_of,
+    probable_mistakes,
+    too_small,
+)
 from kpjax.datasets.check_points import NO_POINTS, OUTSIDE_BOX, OUTSIDE_IMAGE, PointsReport, look_at_points
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
@@ -53,10 +66,11 @@ from kpjax.errors import (
 )
 from kpjax.images.decode import SUFFIXES, fitted_size, read_header
 from kpjax.images.geometry import square_crop, whole_side
-from kpjax.objects import ALL_CLASSES, Objects, Placed, PointSet, map_coordinates
+from kpjax.objects import Objects, Placed, PointSet, map_coordinates
 
 TURNED = "image with an EXIF rotation"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
+DARK = "16-bit image whose upper bits are empty"
 NOT_JPEG = "image that is no JPEG"
 LARGE = "image larger than the canvas"
 PARTLY = "box partly outside the image"
@@ -68,6 +82,7 @@ _MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA"
 _BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE, PASSING)
 _LEFT_OUT = {CROWD: "crowd", REGION: REGION, NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
 _REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY, INCOMPLETE)
+_DARK = 64  # of 255: less is brightest where values have 14 of 16 bits, as those of sensors with 10, 12 or 14
 _CHUNK = 4096  # objects encoded at a time
 
 # What is done with each kind: (in training, in evaluation).
@@ -98,6 +113,15 @@ ACTIONS = {
     DEEP: ("made RGB of its upper 8 bits", "made RGB of its upper 8 bits"),
     NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
     LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
+    FRACTIONS: ("used as pixels", "used as pixels"),
+    POINT_FRACTIONS: ("used as pixels", "used as pixels"),
+    TINY: ("used, though there is nothing of it to see", "as annotated"),
+    BELOW_CELL: ("used", "as annotated"),
+    TWICE: ("used twice: both want one peak", "as annotated: one of them counts as missed"),
+    TWO_IDS: ("used as several images", "an image each, with the objects of its id alone"),
+    DARK: ("made RGB of its upper 8 bits, nearly black", "made RGB of its upper 8 bits, nearly black"),
+    OTHERWISE: ("used: no other file can be meant", "used: no other file can be meant"),
+    ONE_NAME: ("a class of its own", "a class of its own, named with its id"),
     UNLISTED: ("never read", "never read"),
     PASSING: ("stops the run", "stops the run"),
 }
@@ -132,10 +156,10 @@ class Collisions:
 class SplitReport:
     """What was found in a split.
 
-    objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes' areas in pixels of the network's
-    input, the whole image placed on it.  max_boxes: the setting that leaves no box out.  collisions: by keypoint.
-    stride: pixels a cell.  points: of objects' keypoints, where the model learns any.  solids: of 3D boxes,
-    where the data have them.  stop: the line with which a run would end, or "".
+    classes: `Source.distinct_classes`.  objects: (N,) trainable objects an image.  sizes: (n,) square roots of boxes'
+    areas in pixels of the network's input, the whole image placed on it.  max_boxes: the setting that leaves no box
+    out.  collisions: by keypoint.  stride: pixels a cell.  points: of objects' keypoints, where the model learns any.
+    solids: of 3D boxes, where the data have them.  stop: the line with which a run would end, or "".
     """
 
     split: str
@@ -187,7 +211,18 @@ def check_split(
     for kind, text, bad in _look_at_images(source, config, decode, progress):
         cases.setdefault(kind, []).append(text)
         first_bad = first_bad or bad
-    for kind, found in _look_at_boxes(source, config.data.max_boxes, config.data.crowds):
+    stop, stride, collisions = "", 0, {}
+    try:
+        detector = detector_of(len(source.classes), source.points)
+        stride, collisions = detector.stride, count_collisions(source, config, detector)
+    except ConfigError as error:
+        stop = str(error)
+    on_input = _on_input(source, config)
+    for kind, found in (
+        *_look_at_boxes(source, config.data.max_boxes, config.data.crowds),
+        *too_small(source, config.data.crowds, on_input, stride),
+        *probable_mistakes(source),
+    ):
         cases.setdefault(kind, []).extend(found)
     points, odd_points = look_at_points(source, config.data.crowds)
     solids, odd_solids = look_at_solids(source)
@@ -209,12 +244,14 @@ def check_split(
         split=split,
         name=source.name,
         images=len(source),
-        classes=source.classes,
+        classes=source.distinct_classes,
         objects=object_counts(source),
         class_counts=np.bincount(all_objects(source)[0].labels, minlength=len(source.classes)),
-        sizes=np.sqrt(np.prod(np.maximum(_on_input(source, config)[:, 2:], 0), axis=1)),
+        sizes=np.sqrt(np.prod(np.maximum(on_input[:, 2:], 0), axis=1)),
         max_boxes=max(1, int(object_counts(source).max(initial=0))),
         oddities=oddities,
+        collisions=collisions,
+        stride=stride,
         points=points,
         solids=solids,
     )
@@ -222,11 +259,7 @@ def check_split(
         report.stop = str(mistakes[0])
     elif first_bad is not None and not skip:
         report.stop = f"{first_bad}; or set config.data.bad_images='skip'"
-    try:
-        detector = detector_of(len(source.classes), source.points)
-        report.stride, report.collisions = detector.stride, count_collisions(source, config, detector)
-    except ConfigError as error:
-        report.stop = report.stop or str(error)
+    report.stop = report.stop or stop
     return report, source
 
 
@@ -268,9 +301,10 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
             turned = stated == (header.width, header.height) and header.orientation > 4 and stated[0] != stated[1]
             more = "; the annotations state the size of the turned image" if turned else ""
             found.append((TURNED, f"{name}: EXIF orientation {header.orientation}{more}", None))
-        kind = DEEP if header.mode.startswith("I") else _MODES.get(header.mode)
+        kind = DEEP if header.deep else _MODES.get(header.mode)
         if kind:
             found.append((kind, f"{name}: {header.mode}", None))
+        suspicious |= header.deep
         if header.kind not in ("JPEG", "MPO"):
             found.append((NOT_JPEG, f"{name}: {header.kind}", None))
         if max(stated) > canvas:
@@ -279,7 +313,13 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
         try:
             # Pillow decides, as in training: it gets all that TensorFlow refuses, and refuses more.  TensorFlow's
             # libjpeg also writes to the terminal.
-            decode_checked(source, i, canvas)
+            pixels = decode_checked(source, i, canvas)
+            top = int(pixels.max(initial=0))
+            if any(f[0] == DEEP for f in found) and top < _DARK:
+                bits = 8 + top.bit_length() if top else "8 or fewer"
+                found.append(
+                    (DARK, f"{name}: its brightest value becomes {top} of 255, as if it had {bits} bits", None)
+                )
         except DataError as bad:
             # Keep an EXIF rotation, which may be the reason; nothing else matters for an unusable image.
             return [(bad.kind, str(bad), bad), *(f for f in found if f[0] == TURNED)]
@@ -287,14 +327,8 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
 
 
 def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tuple[str, list[str]]]:
-    a = source.annotations
+    a, line = source.annotations, line_of(source)
     reasons = left_out(a, source.heights, source.widths, crowds)
-
-    def line(n: Any) -> str:
-        image, box = int(a.image[n]), [round(float(v), 2) for v in a.bbox[n]]
-        name = "all classes" if a.label[n] == ALL_CLASSES else source.classes[a.label[n]]
-        return f"{source.files[image]}: annotation {a.ids[n]}, {name}, bbox {box}"
-
     for reason, kind in _LEFT_OUT.items():
         yield from _some(kind, [line(n) for n in np.flatnonzero(reasons == reason)])
     right, bottom = source.widths[a.image], source.heights[a.image]

@@ -83,6 +83,7 @@ def look_at_points(source: Source, crowds: str) -> tuple[PointsReport | None, di
     if source.points is None or a.keypoints is None:
         return None, {}
     used = np.flatnonzero(left_out(a, source.heights, source.widths, crowds) == "")
+    classes = source.distinct_classes
     names, xy, seen = source.points.names, a.keypoints[used, :, :2], a.keypoints[used, :, 2]
     labelled = seen != UNLABELLED
     low, side = a.bbox[used, None, :2], a.bbox[used, None, 2:]
@@ -91,7 +92,7 @@ def look_at_points(source: Source, crowds: str) -> tuple[PointsReport | None, di
     outside_image = labelled & _outside(xy, np.zeros_like(image), image)
 
     def line(n: int) -> str:
-        return f"{source.files[a.image[used[n]]]}: annotation {a.ids[used[n]]}, {source.classes[a.label[used[n]]]}"
+        return f"{source.files[a.image[used[n]]]}: annotation {a.ids[used[n]]}, {classes[a.label[used[n]]]}"
 
     def point(n: int, j: int) -> str:
         x, y = xy[n, j]

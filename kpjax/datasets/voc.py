@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from kpjax.data.spellings import Spellings, hint
 from kpjax.errors import DataError
 from kpjax.images.decode import SUFFIXES
 
@@ -79,10 +80,20 @@ def convert_voc(
     if not stems:
         raise DataError(f"{list_file or folder}: lists no image")
     notes: Counter[str] = Counter()
-    pages = {stem: _parse(os.path.join(folder, stem + ".xml"), images) for stem in stems}
+    pictures, wanted = Spellings(images), [f"{stem}.xml" for stem in stems]
+    meant = Spellings(folder).meant(wanted, sorted({*wanted} - {f"{stem}.xml" for stem in there}))
+    named = {stem: meant.get(f"{stem}.xml", f"{stem}.xml") for stem in stems}
+    pages = {stem: _parse(os.path.join(folder, name), images, pictures) for stem, name in named.items()}
     if classes is None:
-        rest = [_parse(os.path.join(folder, s + ".xml"), images) for s in there if s not in pages]
+        rest = [
+            _parse(os.path.join(folder, f"{s}.xml"), images, pictures)
+            for s in there
+            if f"{s}.xml" not in set(named.values())
+        ]
         classes = sorted({o.name for page in [*pages.values(), *rest] for o in page.objects})
+    twice = [name for name, n in Counter(classes).items() if n > 1]
+    if twice:
+        raise DataError(f"the class {twice[0]!r} is named twice; name each once, in the order of their ids")
     if not classes:
         raise DataError(f"{folder}: no object has a class name; there is nothing to learn")
     ids = {name: k + 1 for k, name in enumerate(classes)}
@@ -139,7 +150,7 @@ def _read_list(root: str, list_file: str) -> list[str]:
     return stems
 
 
-def _parse(path: str, images: str) -> _Page:
+def _parse(path: str, images: str, pictures: Spellings) -> _Page:
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
@@ -158,7 +169,7 @@ def _parse(path: str, images: str) -> _Page:
         xmin, ymin, xmax, ymax = (_number(thing, f"bndbox/{c}", path) for c in ("xmin", "ymin", "xmax", "ymax"))
         difficult = (thing.findtext("difficult") or "0").strip() not in ("", "0")
         objects.append(_Object(name, (xmin, ymin, xmax, ymax), difficult))
-    return _Page(path, _image_file(root, stem, images, path), width, height, tuple(objects))
+    return _Page(path, _image_file(root, stem, images, path, pictures), width, height, tuple(objects))
 
 
 def _number(node: ElementTree.Element, key: str, path: str) -> float:
@@ -172,13 +183,19 @@ def _number(node: ElementTree.Element, key: str, path: str) -> float:
     return value
 
 
-def _image_file(root: ElementTree.Element, stem: str, images: str, path: str) -> str:
+def _image_file(root: ElementTree.Element, stem: str, images: str, path: str, pictures: Spellings) -> str:
     # <filename> is often that of another machine: the name of the XML file decides, <filename> only its suffix.
     named = os.path.splitext((root.findtext("filename") or "").strip())[1]
     for suffix in (named, *SUFFIXES, *(s.upper() for s in SUFFIXES)):
         if suffix and os.path.exists(os.path.join(images, stem + suffix)):
             return stem + suffix
-    raise DataError(f"{os.path.join(images, stem + (named or SUFFIXES[0]))}: image not found; {path} describes it")
+    fits = {name for suffix in (named, *SUFFIXES) if suffix for name in pictures.fitting(stem + suffix)}
+    xml_of = {name: os.path.join(os.path.dirname(path), os.path.splitext(name)[0] + ".xml") for name in fits}
+    if len(fits) == 1 and not any(map(os.path.exists, xml_of.values())):  # else it is another XML file's
+        return fits.pop()
+    name = stem + (named or SUFFIXES[0])
+    like = hint(sorted(fits) or pictures.like(name) or pictures.fitting(root.findtext("filename") or stem))
+    raise DataError(f"{os.path.join(images, name)}: image not found; {path} describes it{like}")
 
 
 def _box(thing: _Object, page: _Page, zero_based: bool, notes: Counter[str]) -> list[float] | None:

@@ -1,17 +1,36 @@
-"""Converting YOLO labels (a text file an image: class cx cy w h, as fractions) to a COCO instances dictionary."""
+"""Converting YOLO labels (a text file an image: class cx cy w h, as fractions) to a COCO instances dictionary.
+
+Lines of three formats begin alike: a box of 5 numbers, a box with keypoints behind it, and an outline of x y pairs.  A
+data.yaml says which by `kpt_shape` or `task`; without it the lines of the whole set have to leave one reading.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
+from kpjax.data.spellings import Spellings
 from kpjax.datasets.voc import Converted
 from kpjax.errors import DataError
 from kpjax.images.decode import SUFFIXES, size_of
 
-_NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
+_YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
+_NAME_FILES = (*_YAML_FILES, "classes.txt", "obj.names")
+_TASKS = {"detect": "outline", "segment": "outline", "obb": "outline", "pose": "pose"}  # what lines of > 5 numbers are
+_ROUNDING = 0.05  # of coordinates, which are fractions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A line of a label file.  where: its file and number.  numbers: 5 or more, the class first, all finite."""
+
+    where: str
+    text: str
+    numbers: tuple[float, ...]
 
 
 def convert_yolo(root: str, split: str | None = None, *, names: str | None = None) -> Converted:
@@ -20,8 +39,9 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     images/SPLIT with labels/SPLIT, SPLIT/images with SPLIT/labels, or without a split images with labels.
     names: file of the class names, a YAML with a `names` entry or one name a line; None: data.yaml,
         classes.txt or the like in root. Class k gets the id k + 1.
-    A line with more than five numbers is an outline; its bounding box is taken. An image without a label
-    file has no objects. Sizes are read from the images' headers.
+    A line with more than five numbers is a box with keypoints, which are left out, or an outline, whose bounding box
+    is taken: as `kpt_shape` or `task` of the YAML says, else as all lines allow. An image without a label file has no
+    objects. Sizes are read from the images' headers.
     Raises DataError, one line, on what cannot be read.
     """
     images, labels = _folders(root, split)
@@ -35,12 +55,18 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     if not found:
         raise DataError(f"{images}: no image with one of the suffixes {', '.join(SUFFIXES)}")
     notes: Counter[str] = Counter()
+    for name, count in Counter(classes).items():
+        if count > 1:
+            notes[f"classes named {name!r}, each kept as a class of its own"] = count
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, file_name in enumerate(found, 1):
+    lines = [_lines(path) for path in _label_files(labels, found, notes)]
+    longer = [line for of_image in lines for line in of_image if len(line.numbers) > 5]
+    kind = _declared(root, names) or _kind_of(longer, root)
+    for image_id, (file_name, of_image) in enumerate(zip(found, lines, strict=True), 1):
         height, width = _size(os.path.join(images, file_name), notes)
         entries.append({"id": image_id, "file_name": file_name.replace(os.sep, "/"), "width": width, "height": height})
-        for category, box in _boxes(os.path.join(labels, os.path.splitext(file_name)[0] + ".txt"), classes, notes):
+        for category, box in _boxes(of_image, kind, classes, notes):
             x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
             annotations.append(
                 {
@@ -84,35 +110,106 @@ def _names(root: str, names: str | None) -> list[str]:
     path = next((p for p in paths if os.path.isfile(p)), None)
     if path is None:
         raise DataError(f"{names or root}: no file of class names; give one with --names (a data.yaml or a text file)")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    text = _text(path)
     if path.endswith((".yaml", ".yml")):
         listed = _from_yaml(text, path)
     else:
-        listed = [line.strip() for line in text.splitlines() if line.strip()]
+        listed = [_unquoted(line.strip()) for line in text.splitlines() if line.strip()]
     if not listed:
         raise DataError(f"{path}: no class names")
+    if not all(listed):
+        raise DataError(f"{path}: class {listed.index('')} has no name")
     return listed
 
 
-def _from_yaml(text: str, path: str) -> list[str]:
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:  # Windows' editors begin a file with a byte order mark
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].strip() if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" else name
+
+
+def _yaml(text: str, path: str) -> dict[str, Any]:
+    """A YAML file's entries, all values as they are written: `no`, `1.0` and `2024-01-01` are names, too."""
     import yaml
 
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())[:120]})") from error
-    names = data.get("names") if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _from_yaml(text: str, path: str) -> list[str]:
+    names = _yaml(text, path).get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DataError(f"{path}: 'names' has the keys {sorted(names)}; number the classes 0, 1, 2, ...")
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list):
+        numbers = {int(key): name for key, name in names.items() if key.isdecimal()}
+        if len(numbers) < len(names) or sorted(numbers) != list(range(len(names))):
+            raise DataError(f"{path}: 'names' has the keys {', '.join(names)}; number the classes 0, 1, 2, ...")
+        names = [numbers[k] for k in range(len(numbers))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: no list of class names under 'names'")
-    return [str(name) for name in names]
+    return [name.strip() for name in names]
+
+
+def _declared(root: str, names: str | None) -> str:
+    """What a YAML file says that lines of more than five numbers are: "pose", "outline", or "" where it does not."""
+    given = [names] if names and names.endswith((".yaml", ".yml")) else []
+    path = next(filter(os.path.isfile, [*given, *(os.path.join(root, name) for name in _YAML_FILES)]), None)
+    data = _yaml(_text(path), path) if path else {}
+    shape, task = data.get("kpt_shape"), data.get("task")
+    if task is not None and task not in _TASKS:
+        raise DataError(f"{path}: task is {task!r}; give one of {', '.join(_TASKS)}")
+    if shape is None:
+        return _TASKS.get(task or "", "")
+    numbers = shape if isinstance(shape, list) and all(isinstance(n, str) and n.isdecimal() for n in shape) else []
+    if len(numbers) != 2 or not int(numbers[0]) or int(numbers[1]) not in (2, 3):
+        raise DataError(f"{path}: kpt_shape is {shape}; give the number of keypoints, and 2 or 3 numbers of each")
+    if task not in (None, "pose"):
+        raise DataError(f"{path}: task is {task!r}, and kpt_shape belongs to task 'pose'; remove one of them")
+    return "pose"
+
+
+def _kind_of(longer: Sequence[_Line], root: str) -> str:
+    """What lines of more than five numbers are, of all their set: "pose" or "outline".  DataError where both can be."""
+    odd = next((line for line in longer if not _may_be_outline(line)), None)
+    if odd is None:
+        first = longer[0] if longer else None
+        one_length = len({len(line.numbers) for line in longer}) == 1
+        if first is None or not one_length or not all(map(_may_be_pose, longer)):
+            return "outline"
+        raise DataError(
+            f"{first.where} is {first.text[:60]!r}, an outline or a box with keypoints; say which in "
+            f"{os.path.join(root, _YAML_FILES[0])}: `task: segment`, or `kpt_shape: [NUMBER, 2 or 3]`"
+        )
+    wrong = next((line for line in longer if not _may_be_pose(line)), None)
+    if wrong is None:
+        return "pose"
+    _refuse(wrong if _may_be_pose(odd) else odd)
+
+
+def _may_be_outline(line: _Line) -> bool:
+    numbers = line.numbers[1:]
+    return len(numbers) % 2 == 0 and len(numbers) >= 6 and _fractions(numbers)
+
+
+def _may_be_pose(line: _Line) -> bool:
+    """Whether a box within the image comes first, and keypoints of x y, or x y visibility, behind it."""
+    (cx, cy, w, h), rest = line.numbers[1:5], line.numbers[5:]
+    corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    if not (w > 0 and h > 0 and min(corners) >= -0.01 and max(corners) <= 1.01):
+        return False
+    seen = len(rest) % 3 == 0 and set(rest[2::3]) <= {0, 1, 2} and _fractions(rest[::3]) and _fractions(rest[1::3])
+    return seen or (len(rest) % 2 == 0 and _fractions(rest))
+
+
+def _fractions(numbers: Sequence[float]) -> bool:
+    return all(-_ROUNDING <= number <= 1 + _ROUNDING for number in numbers)
 
 
 def _size(path: str, notes: Counter[str]) -> tuple[int, int]:
@@ -127,38 +224,72 @@ def _size(path: str, notes: Counter[str]) -> tuple[int, int]:
     return height, width
 
 
-def _boxes(path: str, classes: list[str], notes: Counter[str]) -> list[tuple[int, list[float]]]:
-    """(class, [x, y, w, h] as fractions, inside the image) of each line."""
-    if not os.path.exists(path):
-        notes["images without a label file: no objects"] += 1
+def _label_files(folder: str, images: Sequence[str], notes: Counter[str]) -> list[str]:
+    """The label file of each image, as the disk spells it; "" where there is none."""
+    names = [os.path.splitext(name)[0].replace(os.sep, "/") + ".txt" for name in images]
+    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    meant = Spellings(folder).meant(names, missing)
+    if len(missing) > len(meant):
+        notes["images without a label file: no objects"] = sum(name not in meant for name in missing)
+    if meant:
+        notes["label files whose names are spelt otherwise than their images'"] = len(meant)
+    gone = set(missing) - set(meant)
+    return ["" if name in gone else os.path.join(folder, meant.get(name, name)) for name in names]
+
+
+def _lines(path: str) -> list[_Line]:
+    if not path:
         return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    boxes = []
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
+    found = []
+    for n, text in enumerate(_text(path).splitlines(), 1):
+        if not text.strip():
             continue
-        where = f"{path}:{n}"
         try:
-            numbers = [float(word) for word in line.split()]
+            numbers = tuple(float(word) for word in text.split())
         except ValueError:
-            numbers = [math.nan]
-        if not all(map(math.isfinite, numbers)) or not (len(numbers) == 5 or (len(numbers) >= 7 and len(numbers) % 2)):
-            raise DataError(f"{where} is {line[:60]!r}; give class cx cy w h, or class x1 y1 x2 y2 x3 y3 ...")
+            numbers = (math.nan,)
+        line = _Line(f"{path}:{n}", text, numbers)
+        if not all(map(math.isfinite, numbers)) or len(numbers) < 5 or len(numbers) == 6:
+            _refuse(line)
+        found.append(line)
+    return found
+
+
+def _refuse(line: _Line) -> NoReturn:
+    if len(line.numbers) > 6 and max(map(abs, line.numbers[1:])) > 2:
+        raise DataError(f"{line.where} is {line.text[:60]!r}; coordinates are fractions of the image, between 0 and 1")
+    raise DataError(
+        f"{line.where} is {line.text[:60]!r}; give class cx cy w h, with keypoints behind them where the YAML has "
+        "kpt_shape, or class x1 y1 x2 y2 x3 y3 ..."
+    )
+
+
+def _boxes(lines: Sequence[_Line], kind: str, classes: list[str], notes: Counter[str]) -> list[tuple[int, list[float]]]:
+    """(class, [x, y, w, h] as fractions, inside the image) of each line.  kind: of lines of more than five numbers."""
+    boxes = []
+    for line in lines:
+        numbers, count = line.numbers, len(line.numbers)
         category = int(numbers[0])
         if category != numbers[0] or not 0 <= category < len(classes):
-            raise DataError(f"{where} has the class {line.split()[0]}; the names give 0 to {len(classes) - 1}")
-        if len(numbers) == 5:
-            cx, cy, w, h = numbers[1:]
+            raise DataError(
+                f"{line.where} has the class {line.text.split()[0]}; the names give 0 to {len(classes) - 1}"
+            )
+        if count == 5 or kind == "pose":
+            if (count - 5) % 2 and (count - 5) % 3:
+                _refuse(line)
+            if count > 5:
+                notes["boxes with keypoints, which are left out"] += 1
+            cx, cy, w, h = numbers[1:5]
             corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
         else:
+            if count % 2 == 0:
+                _refuse(line)
             notes["outlines turned into their bounding boxes"] += 1
             corners = [f(numbers[k::2]) for f in (min, max) for k in (1, 2)]
         if max(map(abs, corners)) > 2:
-            raise DataError(f"{where} is {line[:60]!r}; coordinates are fractions of the image, between 0 and 1")
+            raise DataError(
+                f"{line.where} is {line.text[:60]!r}; coordinates are fractions of the image, between 0 and 1"
+            )
         inside = [min(max(c, 0.0), 1.0) for c in corners]
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             notes["boxes dropped: no area inside the image"] += 1

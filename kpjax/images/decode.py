@@ -55,7 +55,8 @@ class Header:
     """What an image file's header and end state.
 
     kind, mode: Pillow's names, e.g. "JPEG" and "CMYK".  height, width: pixels as stored.  orientation: EXIF's, 1..8.
-    ended: whether the file has its format's end marker; False for formats without one.
+    ended: whether the file has its format's end marker; False for formats without one.  deep: whether a value has 16
+    bits, of which 8 are kept; Pillow's mode does not say it of colour images.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Header:
     width: int
     orientation: int
     ended: bool
+    deep: bool = False
 
 
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -77,6 +79,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
             image = Image.open(file)
         # Not the method of PngImageFile, which decodes all pixels first in case EXIF data follows them.
         orientation = Image.Image.getexif(image).get(0x0112, 1)
+        deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
         end = _ENDS.get(image.format or "", b"")
         file.seek(0, 2)
         file.seek(max(0, file.tell() - len(end)))
@@ -87,6 +90,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
             width=image.width,
             orientation=orientation if orientation in range(1, 9) else 1,
             ended=bool(end) and file.read(len(end)) == end,
+            deep=deep,
         )
     except Exception as error:
         file.seek(0)

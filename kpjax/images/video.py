@@ -144,10 +144,14 @@ class VideoWriter:
         if kind is None and not self._whole():
             self._remove()
             raise UserError(f"{self.path}: the video could not be written whole; is the disk full?")
-        if kind is None:
-            os.replace(self.part, self.path)
-        else:
+        if kind is not None:
             self._remove()
+            return
+        try:
+            os.replace(self.part, self.path)
+        except OSError as problem:
+            self._remove()
+            raise UserError(f"{self.path}: {problem.strerror}") from problem
 
     def _whole(self) -> bool:
         """Whether the file holds all frames written: OpenCV does not report failed writes."""

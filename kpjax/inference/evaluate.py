@@ -352,7 +352,7 @@ def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_det
         # COCO's lines of both begin alike and call both similarities IoU
         text = f"keypoints, by object keypoint similarity:\n{text}\nboxes, by IoU:\n{lines}"
         stats |= of_boxes
-    pairs = zip(source.classes, source.category_ids, strict=True)
+    pairs = zip(source.distinct_classes, source.category_ids, strict=True)
     per_class = {name: per_category.get(category, float("nan")) for name, category in pairs}
     return dataclasses.replace(result, stats=stats, text=text, per_class=per_class)
 

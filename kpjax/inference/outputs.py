@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from kpjax.data.kitti_files import FIELDS, KittiObjects, objects_of_rows, write_objects
 from kpjax.data.source import Source
-from kpjax.errors import ConfigError
+from kpjax.errors import ConfigError, UserError, one_line
 from kpjax.objects import Detections
 
 
@@ -26,7 +27,7 @@ class Evaluation:
         metric is "kitti" what `kpjax.metrics.kitti.stats` says; empty for a split without annotations.  text: the same
         as pycocotools, or KITTI's table, prints it.
     per_class: class name -> AP (of the keypoints, or in 3D, where these are the metric); nan for a class that these
-        images have no object of.
+        images have no object of.  Names are those of `Source.distinct_classes`: every class has its own.
     detections: rows of COCO's result format: image_id, category_id (the annotation file's own), bbox
         x y w h in image pixels, score, and keypoints (x, y, score of each) where the detector finds points; box3d (x,
         y, z, h, w, l, yaw) and alpha, see `kpjax.objects.Detections`, where it finds 3D boxes.  AP is that of exactly
@@ -126,7 +127,9 @@ def write_kitti_results(folder: str, evaluation: Evaluation, source: Source) -> 
     found = kitti_objects(evaluation.detections, source.image_ids[: evaluation.images].tolist(), names)
     for path, objects in zip(source.files, found, strict=False):
         stem = os.path.splitext(os.path.basename(path))[0]
-        write_objects(os.path.join(folder, f"{stem}.txt"), objects)
+        result = os.path.join(folder, f"{stem}.txt")
+        with _writing(result, result):
+            write_objects(result, objects)
 
 
 def in_the_image(evaluation: Evaluation) -> float:
@@ -145,10 +148,43 @@ def rounded_points(keypoints: Any) -> np.ndarray:
 def write_detections(path: str, evaluation: Evaluation) -> None:
     """Write the rows as JSON in COCO's result format; the file appears only once it is complete."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    write_json(path, evaluation.detections)
+
+
+def write_json(path: str, content: Any, indent: int | None = None) -> None:
+    """Write JSON; the file appears only once it is complete.  Raises UserError, one line, where that fails."""
     unfinished = f"{path}.unfinished"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump(evaluation.detections, file)
-    os.replace(unfinished, path)
+    with _writing(path, unfinished):
+        with open(unfinished, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=indent)
+        os.replace(unfinished, path)
+
+
+def write_picture(path: str, picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as JPEG or PNG, by the name.  Raises UserError, one line, where that fails."""
+    from PIL import Image
+
+    # of a JPEG, colour at every pixel: lines are thin
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.lower().endswith((".jpg", ".jpeg")) else {}
+    with _writing(path, path):
+        Image.fromarray(picture).save(path, **options)
+
+
+@contextlib.contextmanager
+def _writing(path: str, unfinished: str) -> Iterator[None]:
+    """Around writing a file: where that fails, what is there of it is removed, and the error names it.
+
+    A write to a full disk fails without a name.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if os.path.isfile(unfinished) and os.access(unfinished, os.W_OK):  # else it is an older file, kept from writing
+            with contextlib.suppress(OSError):
+                os.remove(unfinished)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
+        raise
 
 
 def class_table(evaluation: Evaluation) -> str:

@@ -116,7 +116,7 @@ class Predictor:
         self.detector = detector
         self.preset = preset
         self.names = tuple(names)
-        self.batch = batch
+        self.batch, self.top_k = batch, top_k
         self.resolution, self.size, self.max_side = resolution, size, max_side
         self.engine = make_engine(detector, mesh, preset=preset, top_k=top_k, batch=batch)
         self.camera = self._camera(camera)

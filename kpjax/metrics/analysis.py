@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpjax.metrics.coco import run_coco
-from kpjax.objects import PointSet
+from kpjax.objects import PointSet, distinct_names
 
 RECALLS = np.linspace(0, 1, 101)  # COCO's
 SAME_OBJECT = 0.1  # least OKS of a detection and the object whose keypoints its own are compared with
@@ -23,7 +23,7 @@ class Curves:
 
     by_threshold: mean over the classes, at IoU (of keypoints: OKS) 0.5, 0.75 and over all ten.  by_size: the same over
     all ten of small, medium and large objects (COCO's limits of 32 and 96 pixels squared; its keypoints have no small
-    ones).  by_class: of each class at 0.5.
+    ones).  by_class: of each class at 0.5, named as `kpjax.objects.distinct_names` does.
     """
 
     by_threshold: dict[str, np.ndarray]
@@ -42,6 +42,7 @@ def precision_recall(
 
     classes: category id -> name.  points: what the keypoints are; None: boxes.  The rest: see `coco.measure`.
     """
+    names = distinct_names(classes)
     run, measure = run_coco(ground_truth, detections, image_ids, points=points), "IoU" if points is None else "OKS"
     precision = np.where(run.eval["precision"] > -1, run.eval["precision"], np.nan)[..., -1]  # (T, R, K, A)
 
@@ -58,7 +59,7 @@ def precision_recall(
             f"{measure} 0.50:0.95": mean(precision[:, :, :, 0]),
         },
         by_size={name: mean(precision[:, :, :, a]) for a, name in enumerate(run.params.areaRngLbl) if a},
-        by_class={classes[int(c)]: precision[0, :, k, 0] for k, c in enumerate(run.params.catIds)},
+        by_class={names[int(c)]: precision[0, :, k, 0] for k, c in enumerate(run.params.catIds)},
     )
 
 

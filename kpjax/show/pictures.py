@@ -12,7 +12,7 @@ from kpjax.data.source import Source
 from kpjax.errors import DataError
 from kpjax.images.decode import decode
 from kpjax.inference.evaluate import Evaluation
-from kpjax.inference.outputs import check_output_folder, check_outputs
+from kpjax.inference.outputs import check_output_folder, check_outputs, write_picture
 from kpjax.objects import Detections
 
 
@@ -22,8 +22,6 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
     Where they are 3D boxes, these are drawn, and the scene from above, with the annotated ones where there are any.
     Raises ConfigError, before it writes, where the source's images lie in that folder.
     """
-    from PIL import Image
-
     from kpjax.show.boxes3d import draw_scene
     from kpjax.show.drawing import draw_objects, enlarge
 
@@ -34,6 +32,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
         of_image[row["image_id"]].append(row)
     # of all images or of none: an image in which nothing is found is drawn like the others
     cameras = source.cameras if any("box3d" in row for row in evaluation.detections) else None
+    names = source.distinct_classes
     label_of = {category: k for k, category in enumerate(source.category_ids)}
     written = 0
     for index in range(evaluation.images):
@@ -55,11 +54,11 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
             boxes3d = np.array([row["box3d"] for row in rows], np.float32).reshape(-1, 7)
             annotated = None if source.labels3d is None else source.labels3d[index]
             found = dataclasses.replace(found, boxes3d=boxes3d)
-            drawn = draw_scene(image, found, cameras[index], source.classes, score_thr, annotated)
+            drawn = draw_scene(image, found, cameras[index], names, score_thr, annotated)
         else:
             large, found = enlarge(image, found)
-            drawn = draw_objects(large, found, source.classes, score_thr, source.points)
-        Image.fromarray(drawn).save(_picture(folder, source, index), quality=92, subsampling=0)
+            drawn = draw_objects(large, found, names, score_thr, source.points)
+        write_picture(_picture(folder, source, index), drawn)
         written += 1
     return written
 

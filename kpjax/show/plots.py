@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kpjax.data.source import Source
 from kpjax.inference.evaluate import Evaluation
+from kpjax.inference.outputs import write_picture
 from kpjax.metrics.analysis import PCK, RECALLS, Curves, confusion_matrix, keypoint_errors, precision_recall
 from kpjax.show.drawing import class_color
 
@@ -31,7 +32,9 @@ def write_plots(folder: str, evaluation: Evaluation, source: Source, least_score
     counts = confusion_matrix(truth, found, image_ids, source.category_ids, least_score=least_score)
     pictures = _curve_pictures(precision_recall(truth, found, image_ids, classes), "boxes", "IoU")
     pictures["confusion_matrix.png"] = draw_matrix(
-        counts, source.classes, f"objects (rows) as detected (columns), score from {least_score:g}, IoU from 0.5"
+        counts,
+        source.distinct_classes,
+        f"objects (rows) as detected (columns), score from {least_score:g}, IoU from 0.5",
     )
     if evaluation.metric == "keypoints":
         assert source.points is not None
@@ -50,7 +53,7 @@ def write_plots(folder: str, evaluation: Evaluation, source: Source, least_score
     paths = []
     for name, picture in pictures.items():
         paths.append(os.path.join(folder, name))
-        Image.fromarray(picture).save(paths[-1])
+        write_picture(paths[-1], picture)
     return paths
 
 

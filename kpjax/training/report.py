@@ -12,6 +12,7 @@ from kpjax.detectors.base import Detector
 from kpjax.parallel.compiling import memory_of
 from kpjax.training.optimizer import scaled
 from kpjax.training.step import TrainState
+from kpjax.training.unused import unused
 
 
 def describe_run(
@@ -33,6 +34,7 @@ def describe_run(
     over = count_over(source, config.data.max_boxes)
     dropped = dict(source.dropped) | ({f"over {config.data.max_boxes} in an image": over} if over else {})
     reasons = ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "none"
+    largest = int(max(source.heights.max(), source.widths.max()))
     memory, cost = memory_of(step), step.cost_analysis() or {}
     total, arguments, temporaries = (n / 2**20 for n in (memory.total, memory.arguments, memory.temporaries))
     size = f"{total:,.0f} MiB a device ({arguments:,.0f} arguments, {temporaries:,.0f} temporaries), " if total else ""
@@ -50,6 +52,7 @@ def describe_run(
             f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
             f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
         )
+    lines += [f"note     {line}" for line in unused(config, largest)]
     if start:
         lines.append(f"resuming at step {start}")
     return "\n".join(lines)

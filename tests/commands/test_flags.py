@@ -52,15 +52,44 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], text: str) -> None:
     assert text in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_configuration(tmp_path: pathlib.Path) -> None:
-    for name, content in {
-        "dict.py": "def get_config():\n    return {'a': 1}\n",
-        "broken.py": "def get_config(:\n",
-    }.items():
-        (tmp_path / name).write_text(content)
-        with pytest.raises(ConfigError) as caught:
-            read("--config", str(tmp_path / name))
-        assert "--config file" in str(caught.value) and "\n" not in str(caught.value)
+GET = "from kpjax.config import Config, recipe\ndef get_config():\n    c = Config(steps=1)\n"
+
+
+@pytest.mark.parametrize(
+    "content, line, text",
+    [
+        ("def get_config():\n    return {'a': 1}\n", None, "returns a dict, not a kpjax.config.Config"),
+        ("def get_config(:\n", 1, "SyntaxError: "),
+        (GET, None, "its get_config() returns nothing; end it with `return config`"),
+        ("def config():\n    return 1\n", None, "no function get_config()"),
+        (GET + "    c.optim.learning_rate = 1\n    return c\n", 4, "did you mean config.optim.lr?"),
+        (GET + "    c.optimizer.lr = 1\n    return c\n", 4, "did you mean config.optim?"),
+        (GET + "    c.optim = dict(lr=1)\n    return c\n", 4, "config.optim is a dict"),
+        (GET + "    return 1 / 0\n", 4, "ZeroDivisionError: division by zero"),
+        (GET + "    assert c.batch == 3, 'a batch\\nof 3'\n", 4, "AssertionError: a batch of 3"),
+        (GET + "    open('no such file')\n", 4, "FileNotFoundError: [Errno 2]"),
+        ("import no_such_module\n", 1, "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("open('no such file')\n", 1, "FileNotFoundError: [Errno 2]"),
+        (GET + "    return recipe('none_such')\n", 4, "starts from"),
+        (GET + "    raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'why')\n", 4, "UnicodeDecodeError: "),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--config.batch=8",)])
+def test_a_mistake_in_a_file_is_one_line_with_its_place(
+    content: str, line: int | None, text: str, more: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read("--config", str(tmp_path / "mine.py"), *more)
+    said, where = str(caught.value), f"the --config file {tmp_path / 'mine.py'}{f', line {line}' if line else ''}: "
+    assert said.startswith(where) and text in said and "\n" not in said
+
+
+def test_a_file_is_run_once_and_takes_an_argument(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = "from kpjax.config import Config\nprint('run')\ndef get_config(n):\n    return Config(steps=int(n))\n"
+    (tmp_path / "mine.py").write_text(content)
+    config = read(f"--config={tmp_path / 'mine.py'}:7", "--config.batch=8")
+    assert (config.steps, config.batch) == (7, 8) and capsys.readouterr().out == "run\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.commands.check_data import count_bins, size_bins
+from kpjax.commands.check_data import as_json, count_bins, size_bins
 from kpjax.config import Config, DataConfig
 from kpjax.data.opening import open_source, training_images
 from kpjax.data.pipeline import train_batches
@@ -226,6 +226,16 @@ def test_odd_formats_turned_images_and_files_that_nobody_lists(folder: Callable[
     assert names[check.WRONG_SIZE] == ["6.jpg"] and names[check.TURNED] == ["6.jpg"]
     assert "orientation 6; the annotations state the size of the turned image" in cases[check.TURNED][0]
     assert first_epoch(config.data) == ""
+
+
+def test_classes_of_one_name_are_told_and_counted_apart(folder: Callable[..., DataConfig]) -> None:
+    config = settings(folder(lambda d: [c.update(name="seven") for c in d["categories"] if c["id"] == 3]))
+    cases, report = found(config)
+    assert [case.partition(": ")[2] for case in cases[check.ONE_NAME]] == ["category 3, 'seven'", "category 7, 'seven'"]
+    assert report.classes == ("seven (id 3)", "seven (id 7)", "none")
+    assert as_json(report)["boxes_by_class"] == {"seven (id 3)": 3, "seven (id 7)": 6, "none": 0}
+    cases, _ = found(settings(folder(lambda d: d["categories"][0].update(name=" Three"))))
+    assert len(cases[check.ONE_NAME]) == 2
 
 
 def test_decode_finds_what_headers_do_not_show(folder: Callable[..., DataConfig]) -> None:

@@ -56,6 +56,8 @@ def test_every_split_has_the_classes_of_the_whole_root(root):
     some = convert_voc(str(root), str(root / "ImageSets/Main/train.txt"))
     assert some.instances["categories"] == expected
     assert [a["category_id"] for a in some.instances["annotations"]] == [2, 1]
+    with pytest.raises(DataError, match="'emu' is named twice"):
+        convert_voc(str(root), classes=["emu", "dog", "emu"])
     given = convert_voc(str(root), classes=["emu", "dog"])
     assert [c["name"] for c in given.instances["categories"]] == ["emu", "dog"]
     assert any("'cat' dropped" in note and note.startswith("1 x") for note in given.notes)

@@ -65,6 +65,8 @@ def test_names_and_folders(layout):
     (root / "mine.txt").write_text("x\n\ny\n")
     converted = convert_yolo(str(root), split, names=str(root / "mine.txt"))
     assert [c["name"] for c in converted.instances["categories"]] == ["x", "y"]
+    (root / "data.yaml").write_text("names: [cat, dog, cat]")
+    assert "2 x classes named 'cat', each kept as a class of its own" in convert_yolo(str(root), split).notes
     for text, pattern in (("names: {1: a}", "number the classes"), ("{", "not a YAML"), ("nc: 3", "no list of class")):
         (root / "data.yaml").write_text(text)
         with pytest.raises(DataError, match=pattern):
@@ -77,3 +79,88 @@ def test_names_and_folders(layout):
     (images / "bad.jpg").write_text("no")
     with pytest.raises(DataError, match=r"bad\.jpg"):
         convert_yolo(str(root), split, names=str(root / "mine.txt"))
+
+
+BOX, KEYPOINTS, SEEN = "0 0.5 0.5 0.5 0.5", " 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7", " 0.4 0.4 2 0.6 0.6 1"
+OUTLINE = "0 0.3 0.3 0.9 0.3 0.9 0.6"  # as a box it would end outside the image
+
+
+def boxes_of(layout, text, declared="", names="[a, b]"):
+    root, split, _, labels = layout
+    (labels / "one.txt").write_text(text)
+    (labels / "deep" / "two.txt").unlink(missing_ok=True)
+    (root / "data.yaml").write_text(f"names: {names}\n{declared}\n")
+    converted = convert_yolo(str(root), split)
+    return [a["bbox"] for a in converted.instances["annotations"]], converted.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "declared"),
+    [
+        (BOX + KEYPOINTS, "kpt_shape: [4, 2]"),
+        (BOX + SEEN, "kpt_shape: [2, 3]"),
+        (BOX + " 0.4 0.4 0", "kpt_shape: [1, 3]"),
+        (BOX + KEYPOINTS, "task: pose"),
+        (BOX + SEEN, ""),  # no outline has a coordinate of 2
+        (BOX + " 0.4 0.4 1", ""),  # nor an odd number of them
+    ],
+)
+def test_the_box_of_a_line_with_keypoints_is_its_own(layout, text, declared):
+    boxes, notes = boxes_of(layout, f"{text}\n{BOX}\n", declared)
+    assert boxes == [[10, 5, 20, 10], [10, 5, 20, 10]]
+    assert "1 x boxes with keypoints, which are left out" in notes
+
+
+def test_outlines_without_a_declaration(layout):
+    """Two lengths, or one line that is no box of the image, are outlines; else the file has to say."""
+    square = "0 0.4 0.4 0.6 0.4 0.6 0.6 0.4 0.6"
+    for text, declared in (
+        (OUTLINE, ""),
+        (f"{square}\n{OUTLINE}", ""),
+        (square, "task: segment"),
+        (square, "task: obb"),
+    ):
+        boxes, notes = boxes_of(layout, text, declared)
+        assert boxes[0] == pytest.approx([16, 8, 8, 4] if text[:20] == square[:20] else [12, 6, 24, 6])
+        assert any("outlines" in note for note in notes)
+    with pytest.raises(
+        DataError, match=r"one\.txt:1 is .* an outline or a box with keypoints; .*data\.yaml: `task: seg"
+    ):
+        boxes_of(layout, square)
+    with pytest.raises(DataError, match=r"one\.txt:1 is .* an outline or a box with keypoints"):
+        boxes_of(layout, BOX + KEYPOINTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "declared", "pattern"),
+    [
+        (BOX, "kpt_shape: 17", "kpt_shape is 17"),
+        (BOX, "kpt_shape: [17, 4]", "kpt_shape is"),
+        (BOX, "task: classify", "task is 'classify'"),
+        (BOX, "task: obb\nkpt_shape: [17, 3]", "remove one"),
+        (BOX + " 0.9", "", r"one\.txt:1 is"),  # a score
+        (BOX + " 0.1 0.2 0.3 0.4 0.5", "kpt_shape: [2, 3]", r"one\.txt:1 is"),
+        (BOX + " 0.4 0.4 2", "task: segment", r"one\.txt:1 is"),
+        ("0 10 10 20 10 20 20", "", r"one\.txt:1.*fractions"),
+        (f"{BOX}{SEEN}\n{OUTLINE}", "", r"one\.txt:2 is"),
+    ],
+)
+def test_what_fits_no_format_is_refused(layout, text, declared, pattern):
+    with pytest.raises(DataError, match=pattern) as caught:
+        boxes_of(layout, text, declared)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_and_labels_as_windows_and_yaml_write_them(layout):
+    root, split, _, labels = layout
+    (labels / "one.txt").write_bytes("\ufeff1 0.5 0.5 0.5 0.5\r\n0 0.5 0.5 0.5 0.5\r\n".encode())
+    (root / "mine.txt").write_bytes("\ufeff\"traffic light\"\r\n'dog'\r\n".encode())
+    data = convert_yolo(str(root), split, names=str(root / "mine.txt")).instances
+    assert [c["name"] for c in data["categories"]] == ["traffic light", "dog"]
+    assert [a["category_id"] for a in data["annotations"]] == [1, 2, 1]
+    (root / "data.yaml").write_bytes("\ufeffnames:\r\n  0: no\r\n  1: 'on'\r\n  2: 1.0\r\n  3: null\r\n".encode())
+    names = [c["name"] for c in convert_yolo(str(root), split).instances["categories"]]
+    assert names == ["no", "on", "1.0", "null"]
+    (root / "data.yaml").write_text("names: [cat, ]\n".replace(", ]", ", '']"))
+    with pytest.raises(DataError, match="class 1 has no name"):
+        convert_yolo(str(root), split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import struct
 from typing import Any
@@ -165,6 +166,41 @@ def test_detect_draws_and_writes_a_video(tmp_path: pathlib.Path, run: Any, predi
     for i, frame in enumerate(frames):  # the left edge of the red object's box moves with it
         column = frame[9 * 8, :, 0].astype(int)
         assert column[(4 + 2 * i) * 8 : (4 + 2 * i) * 8 + 2].max() > 120, i
+
+
+def test_a_video_that_cannot_be_written_keeps_its_detections(tmp_path: pathlib.Path, run: Any, capfd: Any) -> None:
+    """Its name is too long with .part; the other inputs are done, and detections.json has the frames of all."""
+    long = lossless(tmp_path / f"{'v' * 251}.avi", moving(4))
+    other = lossless(tmp_path / "w.avi", moving(3))
+    (tmp_path / "0.png").write_bytes(fakes.png(moving(1)[0]))
+    out = tmp_path / "out"
+    assert run(long, other, tmp_path / "0.png", "--out", out) == 1
+    errors = capfd.readouterr().err
+    assert f"{'v' * 251}.mp4: a video of 384x256 pixels cannot be written there" in errors and "Traceback" not in errors
+    assert sorted(p.name for p in out.iterdir()) == ["0.jpg", "detections.json", "w.mp4"]
+    written = json.loads((out / "detections.json").read_text())
+    assert [(row["video"], len(row["frames"])) for row in written["videos"]] == [(None, 4), ("w.mp4", 3)]
+    assert all(len(frame["detections"]) == 2 for row in written["videos"] for frame in row["frames"])
+    assert [row["file"] for row in written["unwritten"]] == [str(long)] and len(written["images"]) == 1
+
+
+@pytest.mark.parametrize("broken", ["_whole", "os.replace"])
+def test_a_video_that_fails_at_its_end_keeps_its_detections(
+    tmp_path: pathlib.Path, run: Any, monkeypatch: Any, broken: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    if broken == "_whole":
+        monkeypatch.setattr(VideoWriter, "_whole", lambda self: False)
+    else:
+        real = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: refuse() if str(b).endswith(".mp4") else real(a, b))
+    out = tmp_path / "out"
+    assert run(lossless(tmp_path / "w.avi", moving(3)), "--out", out) == 1
+    assert [p.name for p in out.iterdir()] == ["detections.json"]
+    (row,) = json.loads((out / "detections.json").read_text())["videos"]
+    assert row["video"] is None and len(row["frames"]) == 3
 
 
 def test_predictor_gives_the_frames_of_a_video(tmp_path: pathlib.Path, predictor: Predictor) -> None:

@@ -23,7 +23,7 @@ from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.weights import Loaded, save_inference
 from kpjax.commands import flags
 from kpjax.config import Config, EvalConfig
-from kpjax.errors import ConfigError, DataError
+from kpjax.errors import ConfigError, DataError, UserError
 from kpjax.images.views import keep_view, make_view, share_canvases
 from kpjax.inference import evaluate as ev
 from kpjax.inference.outputs import class_table, write_detections
@@ -112,6 +112,19 @@ def test_only_the_first_images():
     assert result.images == 2
 
 
+def test_two_classes_of_one_name_are_two(tmp_path):
+    """Names are no keys: the table, the plots and the pictures have each of the two."""
+    source = dataclasses.replace(fakes.marker_source(ITEMS[:1]), classes=("other", "other"))
+    result = evaluate(source)
+    assert result.per_class["other (id 3)"] == pytest.approx(1.0) and np.isnan(result.per_class["other (id 8)"])
+    assert [line.split()[-1] for line in class_table(result).splitlines()] == ["AP", "1.000", "-"]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kpjax.show.drawing.draw_objects", lambda image, found, names, *_: drawn.append(names) or image)
+        assert show(str(tmp_path), result, source) == 1
+    assert drawn == [("other (id 3)", "other (id 8)")]
+
+
 def test_a_class_without_boxes_has_no_ap():
     result = evaluate(fakes.marker_source([(20, 20, [(9, 9, 5, 0)])]))
     assert result.per_class["red"] == pytest.approx(1.0) and np.isnan(result.per_class["green"])
@@ -196,6 +209,36 @@ def test_files_and_pictures(tmp_path):
         assert picture.size == (5 * 70, 5 * 40)  # small pictures are enlarged
         assert np.asarray(picture).max() > 100  # a box is drawn on the black image
     assert len(os.listdir(tmp_path / "shown")) == len(ITEMS)
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path, monkeypatch):
+    source = fakes.marker_source(ITEMS[:1])
+    result = evaluate(source)
+
+    def full(self, path, **_):
+        (tmp_path / "half").rename(path)
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "half").write_text("half")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match=r"100\.jpg: No space left on device"):
+        show(str(tmp_path / "shown"), result, source)
+    assert not os.listdir(tmp_path / "shown")
+    (tmp_path / "found.json.unfinished").mkdir()
+    with pytest.raises(UserError, match=r"found\.json: Is a directory"):
+        write_detections(str(tmp_path / "found.json"), result)
+
+
+def test_the_numbers_are_printed_before_a_picture_that_cannot_be_written(run_eval, tmp_path, monkeypatch, capsys):
+    def full(self, path, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    out, shown = str(tmp_path / "out" / "found.json"), str(tmp_path / "shown")
+    assert run_eval("--checkpoint", "x", "--show-dir", shown, "--out", out) == 2
+    said = capsys.readouterr()
+    assert "Average Precision" in said.out and "No space left on device" in said.err
+    assert (tmp_path / "out" / "found.json").is_file()
 
 
 @pytest.fixture
@@ -453,6 +496,23 @@ def test_table_with_other_numbers_of_detections(run_eval, tmp_path, capsys):
         fakes.variables(), fakes.marker_source(ITEMS), progress=False
     )
     assert list(result.stats) == [*STATS[:6], "AR2", "AR100", "AR200", *STATS[9:]]
+
+
+@pytest.mark.parametrize("top_k, at", [(100, "300 and 1000"), (300, "1000"), (1000, "")])
+def test_a_limit_below_the_table_s_is_said(run_eval, tmp_path, capsys, top_k, at):
+    (tmp_path / "c.py").write_text(
+        "from kpjax.config import Config\n\n\ndef get_config():\n    c = Config(steps=1)\n    c.model.name = 'marker'\n"
+        f"    c.data.val.images, c.data.val.annotations = {str(tmp_path)!r}, {str(tmp_path / 'val.json')!r}\n"
+        "    return c\n"
+    )
+    arguments = ["--checkpoint", "x", "--max-dets", "100,300,1000", "--out", str(tmp_path / "o.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_program, "settings", lambda given, loaded, path: (loaded.detector, given or loaded.config))
+        config_of = ["--config", str(tmp_path / "c.py"), f"--config.eval.top_k={top_k}"]
+        assert run_eval(*config_of, *arguments, "--config.eval.score_threshold=0.05") == 0
+    said = capsys.readouterr().out
+    assert (f"config.eval.top_k = {top_k} keeps" in said and f"recall at {at} is that at {top_k}" in said) == bool(at)
+    assert "config.eval.score_threshold = 0.05 leaves out" in said
 
 
 def test_plots_are_written(run_eval, tmp_path, capsys):

@@ -209,11 +209,43 @@ def test_detect_shows_the_chosen_classes_alone(tmp_path, predictor, monkeypatch,
         assert (drawn[..., 0] - drawn[..., 2] > 50).any() == ("red" in wanted)
 
 
+def test_the_most_detections_of_an_image_are_set_and_said(tmp_path, monkeypatch, capsys):
+    given = []
+
+    def load(path, preset, **options):
+        given.append(options)
+        return Predictor(fakes.marker_detector(), fakes.variables(), names=fakes.CLASSES, **options)
+
+    monkeypatch.setattr(predict, "load", load)
+    photo, out = tmp_path / "0.png", tmp_path / "out"
+    photo.write_bytes(
+        fakes.png(fakes.picture(160, 160, [(8 + 12 * x, 8 + 12 * y, 3, 0) for x in range(12) for y in range(12)]))
+    )
+    for more, count in (
+        ((), 100),
+        (("--max-dets", "120"), 120),
+        (("--max-dets", "1000"), 144),
+        (("--max-dets", "1"), 1),
+    ):
+        assert detect.main([str(photo), "--checkpoint", "x", "--out", str(out), *more]) == 0
+        assert len(json.loads((out / "detections.json").read_text())["images"][0]["detections"]) == count
+        said = "1 of them have 100 objects, the most there can be; --max-dets raises that"
+        assert (said in capsys.readouterr().out) == (not more)
+        assert given.pop() == {"batch": 1} | ({"top_k": int(more[1])} if more else {})
+    assert detect.main([str(photo), "--checkpoint", "x", "--out", str(out), "--max-dets", "0"]) == 2
+    assert "--max-dets is 0; it must be at least 1" in capsys.readouterr().err
+    crowded = Detections(np.zeros((5, 4), np.float32), np.ones(5, np.float32), np.zeros(5, np.int32))
+    assert len(detect.Shown((), 0.3, None, most=3).kept(crowded)) == 3  # a pose model's scales are merged uncut
+
+
 def test_unknown_classes_are_told_with_some_known_ones():
     names = tuple(f"thing {i}" for i in range(80))
     with pytest.raises(ConfigError, match=r"no 'thnig 7'; did you mean 'thing 7'\? it has thing 0, .* and 72 more"):
         detect.class_labels("thing 1,thnig 7", names, 80)
     assert detect.class_labels("thing 3, THING 5", names, 80) == {3, 5}
+    assert detect.class_labels("other", ("other", "car", "other"), 3) == {0, 2}  # both classes of the name
+    assert detect.class_labels("OTHER", ("other", "car", "Other"), 3) == {0, 2}
+    assert detect.class_labels("other", ("other", "car", "Other"), 3) == {0}
     assert detect.class_labels("1,2", (), 3) == {1, 2} and detect.class_labels("", names, 80) is None
     with pytest.raises(ConfigError, match=r"no '3'; .*it has 0, 1, 2$"):
         detect.class_labels("3", (), 3)
@@ -338,17 +370,67 @@ def test_detect_writes_to_no_folder_of_a_result_s_name_nor_among_its_inputs(
     assert [p.name for p in out.iterdir()] == [name or "beach.png"]
 
 
-def test_detect_reports_a_full_disk_in_one_line(tmp_path, predictor, monkeypatch, capsys):
+def three(folder):
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(fakes.png(fakes.picture(30, 36, [(i + 8, 9, 4, 1)])))
+    return folder
+
+
+def test_a_full_disk_costs_the_pictures_and_no_detections(tmp_path, predictor, monkeypatch, capsys):
+    """Each picture is named, nothing of it is left, the rest is done, and detections.json has all of them."""
     monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    real, out, photos = Image.Image.save, tmp_path / "out", three(tmp_path / "photos")
 
-    def full(self, path, **_):
-        raise OSError(errno.ENOSPC, "No space left on device", path)
+    def full(self, path, **options):
+        if not str(path).endswith("1.jpg"):
+            return real(self, path, **options)
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")  # as from a write, which knows no name
 
-    (tmp_path / "0.png").write_bytes(fakes.png(fakes.picture(30, 36, OBJECTS)))
     monkeypatch.setattr(Image.Image, "save", full)
-    assert detect.main([str(tmp_path / "0.png"), "--checkpoint", "x", "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "No space left" in error and "0.jpg" in error
+    assert detect.main([str(photos), "--checkpoint", "x", "--out", str(out)]) == 1
+    errors = capsys.readouterr().err
+    assert f"error: {out / '1.jpg'}: No space left on device" in errors and "Traceback" not in errors
+    assert sorted(p.name for p in out.iterdir()) == ["0.jpg", "2.jpg", "detections.json"]
+    written = json.loads((out / "detections.json").read_text())
+    assert [row["picture"] for row in written["images"]] == ["0.jpg", None, "2.jpg"]
+    assert [len(row["detections"]) for row in written["images"]] == [1, 1, 1]
+    assert [Path(row["file"]).name for row in written["unwritten"]] == ["1.png"] and not written["unreadable"]
+
+
+def test_a_report_that_cannot_be_written_is_named(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "detections.json").write_text("older")
+
+    def full(content, file, **options):
+        file.write("[")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", full)
+        assert detect.main([str(three(tmp_path / "photos")), "--checkpoint", "x", "--out", str(out)]) == 1
+    assert f"error: {out / 'detections.json'}: No space left on device" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "detections.json"]
+    assert (out / "detections.json").read_text() == "older"
+
+
+def test_what_was_found_is_written_whatever_ends_the_run(tmp_path, predictor, monkeypatch):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    real, drawn = detect.Shown.picture, []
+
+    def stopped(self, *arguments):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(detect.Shown, "picture", stopped)
+    out = tmp_path / "out"
+    assert detect.main([str(three(tmp_path / "photos")), "--checkpoint", "x", "--out", str(out)]) == 130
+    assert len(json.loads((out / "detections.json").read_text())["images"]) == 2
 
 
 def test_the_public_names():

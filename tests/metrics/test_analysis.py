@@ -68,6 +68,12 @@ def test_curves() -> None:
     assert np.isnan(nothing.by_class["green"]).all() and np.isnan(nothing.by_size["large"]).all()
 
 
+def test_two_classes_of_one_name_have_a_curve_each() -> None:
+    curves = precision_recall(TRUTH, [row(2, 8, C)], [1, 2], {3: "other", 8: "other"}).by_class
+    np.testing.assert_allclose(curves["other (id 8)"], 1.0)
+    np.testing.assert_allclose(curves["other (id 3)"], 0.0)
+
+
 def test_pictures_show_what_they_are_given() -> None:
     half = np.where(RECALLS <= 0.5, 1.0, 0.0)
     curves = {"steps": half, "none": np.full(101, np.nan)}

@@ -1,0 +1,59 @@
+"""Settings without an effect are said; no recipe has any."""
+
+from __future__ import annotations
+
+import pathlib
+import runpy
+from typing import Any
+
+import pytest
+
+from kpjax.config import Config
+from kpjax.training.unused import unused
+
+FILES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_recipes_set_nothing_in_vain(path: pathlib.Path) -> None:
+    assert unused(runpy.run_path(str(path))["get_config"]()) == []
+
+
+@pytest.mark.parametrize(
+    "key, value, other, used",
+    [
+        ("optim.momentum", 0.8, "optim.name", "sgd"),
+        ("optim.gamma", 0.2, "optim.schedule", "step"),
+        ("optim.drops", (0.5,), "optim.schedule", "step"),
+        ("optim.warmup_start", 0.1, "optim.warmup_steps", 10),
+        ("augment.shift", 0.3, "augment.kind", "shift"),
+        ("augment.border", 64, "augment.kind", "window"),
+        ("data.tfds_dir", "x", "data.source", "tfds"),
+        ("data.train.images", "x", "data.source", "coco"),
+        ("eval.max_side", 800, "eval.resolution", "keep"),
+    ],
+)
+def test_a_setting_that_another_one_makes_void(key: str, value: Any, other: str, used: Any) -> None:
+    config = Config(steps=1)
+    config.optim.schedule, config.augment.kind = "cosine", "none"
+    config.data.source, config.eval.resolution = "kitti", "fixed"
+
+    def put(name: str, given: Any) -> None:
+        *groups, last = name.split(".")
+        node: Any = config
+        for group in groups:
+            node = getattr(node, group)
+        setattr(node, last, given)
+
+    put(key, value)
+    (line,) = unused(config)
+    assert line.startswith(f"config.{key} = ") and f"has no effect: config.{other} is " in line
+    put(other, used)
+    assert unused(config) == []
+
+
+def test_a_canvas_that_is_smaller_than_the_input() -> None:
+    config = Config(steps=1)
+    config.augment.height = config.augment.width = 1024
+    assert unused(config, 600) == []  # no image is shrunk
+    assert "config.data.canvas = 640 shrinks images, the largest of 2000 pixels" in unused(config, 2000)[0]
