@@ -22,6 +22,7 @@ from kpjax.person import PERSON
 
 _MODULES_SHOWN = 40
 _LEFT_OUT_SHOWN = 20
+_FITS = 0.9  # the share of names and shapes with which a file is of a model; trunks alone are more than half
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,14 +156,14 @@ def _left_out(weights: convert.Weights) -> str:
 def _hint(model: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """Which model the file is of instead, or what it holds where it is of none."""
     builders = {name: functools.partial(_build, name, options) for name in MODELS}
+    if convert.is_backbone(state_dict):
+        return "; it is a backbone alone, as an ImageNet classifier is: --config.init_from starts a training from it"
     name, share = convert.resembles(state_dict, builders)
     if share >= 0.5 and name == model:
         beside = _beside(model, state_dict)
         return f"; it looks like {name} with {f'{beside} beside it' if beside else 'some missing or of another shape'}"
-    if share >= 0.5:
+    if share >= _FITS:
         return f"; it looks like {name}: try --model {name}"
-    if convert.is_classifier(state_dict):
-        return "; it is an ImageNet classifier, for --config.init_from of a training, and no detector"
     holds = f"; it holds {convert.listed(state_dict)}"
     near = convert.nearest(state_dict, builders)
     if not near.known:

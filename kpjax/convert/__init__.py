@@ -39,7 +39,7 @@ __all__ = [
     "destination",
     "find_weights",
     "import_torch",
-    "is_classifier",
+    "is_backbone",
     "listed",
     "load_backbone",
     "nearest",
@@ -215,6 +215,6 @@ def nearest(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], 
     return best
 
 
-def is_classifier(state_dict: Mapping[str, Any]) -> bool:
-    """Whether it is an ImageNet classifier, of which a backbone can start (`load_backbone`)."""
+def is_backbone(state_dict: Mapping[str, Any]) -> bool:
+    """Whether it is a backbone alone, perhaps with its classifier (`load_backbone`)."""
     return any(all(destination(rules, key) is not None for key in state_dict) for rules in BACKBONES.values())

@@ -12,7 +12,7 @@ import sys
 # Python 2's names of modules are in old files.
 _STANDARD = sys.stdlib_module_names | {"__builtin__", "commands", "copy_reg", "cPickle", "exceptions", "popen2"}
 _PLAIN = ["bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range"]
-_PLAIN += ["set", "slice", "str", "tuple"]
+_PLAIN += ["set", "slice", "str", "tuple", "xrange"]
 
 # Of the standard library only these: its functions and some of its classes do things.
 _HARMLESS = {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _PLAIN}
@@ -42,6 +42,7 @@ _HARMLESS |= {
     "io.BytesIO",
     "_io.BytesIO",
     "logging.getLogger",
+    "os.stat_result",
     "random.Random",
     "re._compile",
     "time.struct_time",

@@ -174,7 +174,7 @@ def read(file: BinaryIO, storages: dict[str, Storage] | None = None, nested: Rea
         elif name not in ("PROTO", "FRAME"):
             raise PickleRefused(
                 f"refused: it holds the instruction {name}, which no file of tensors needs; "
-                "save it with torch.save, or with pickle's protocol 4"
+                "save it with pickle's protocol 2, as torch.save does"
             )
     raise PickleRefused("it is cut off")
 

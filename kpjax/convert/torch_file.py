@@ -242,6 +242,8 @@ def _array(value: Any, flat: np.ndarray | None) -> np.ndarray:
     if isinstance(value, Tensor):
         if flat is None or 0 in value.shape:
             return np.zeros(value.shape, np.float32)
+        if flat.dtype.name.startswith("float8"):  # of which NumPy makes no views
+            flat = flat.astype(np.float32)
         step = flat.itemsize
         value = np.lib.stride_tricks.as_strided(flat[value.offset :], value.shape, [s * step for s in value.strides])
     array = np.array(value, order="C")
