@@ -157,7 +157,9 @@ def _hint(model: str, state_dict: Mapping[str, Any], options: Mapping[str, Any])
     """Which model the file is of instead, or what it holds where it is of none."""
     builders = {name: functools.partial(_build, name, options) for name in MODELS}
     if convert.is_backbone(state_dict):
-        return "; it is a backbone alone, as an ImageNet classifier is: --config.init_from starts a training from it"
+        return (
+            "; the models here know a backbone alone in it, as of an ImageNet classifier: --config.init_from takes it"
+        )
     name, share = convert.resembles(state_dict, builders)
     if share >= 0.5 and name == model:
         beside = _beside(model, state_dict)

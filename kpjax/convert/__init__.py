@@ -7,6 +7,7 @@ variables = kpjax.import_torch(detector, read_torch_file("ctdet_coco_res18.pth")
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -158,6 +159,11 @@ def count_points(det: Detector, state_dict: Mapping[str, Any]) -> int:
     return 0
 
 
+@functools.lru_cache(maxsize=32)
+def _shapes_of(build: Callable[[int], Detector]) -> dict[str, tuple[int, ...]]:
+    return leaf_shapes(build(_MARK))
+
+
 def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], Detector]]) -> tuple[str, float]:
     """The model whose table knows most of the checkpoint's keys and leaves, and that share; ("", 0.0) for none.
 
@@ -172,7 +178,7 @@ def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int]
         build, known = models[name], known_by[name]
         if len(known) <= max(most, 0.5) * len(state_dict):  # the share of filled leaves can only lower it
             break
-        shapes = leaf_shapes(build(_MARK))
+        shapes = _shapes_of(build)
         filled = 0
         for key in known:
             shape = shapes.get(targets[name][key] or "")
@@ -207,7 +213,7 @@ def nearest(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], 
     for name in sorted(models, key=lambda name: -len(targets[name])):
         if len(targets[name]) < max(best.known, 1):  # a network has at most the names that its table knows
             break
-        leaves = leaf_shapes(models[name](1))
+        leaves = _shapes_of(models[name])
         known = sum(not path or path in leaves for path in targets[name])
         missing = len(leaves) - len(set(targets[name]) & set(leaves))
         if known and (known, -missing) > closeness:

@@ -195,8 +195,11 @@ def _weights(chosen: _Set, further: Sequence[_Set]) -> Weights:
     others = [str(key) for key in place.levels[-1] if key not in held]
     left_out |= dict.fromkeys(f"{inside}.{key}" if inside else key for key in others)
     taken = set(chosen.keys)
-    groups = collections.Counter(_group(key, chosen.prefix) for key in place.keys if key not in taken)
-    beside = {(group if count == 1 else f"{group}*"): group for group, count in groups.items()}
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for key in place.keys:
+        if key not in taken:
+            groups[_group(key, chosen.prefix)].append(key)
+    beside = {(keys[0] if len(keys) == 1 else f"{group}*"): group for group, keys in groups.items()}
     flat = "ema_*" if place.flat else ""
     left_out |= dict.fromkeys([*beside, *([flat] if flat else [])])
     other_sets: dict[str, None] = {flat: None} if flat else {}
