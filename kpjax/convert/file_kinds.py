@@ -12,7 +12,7 @@ _SHOWN = 60  # letters of a text
 _FEW = 3  # entries of an archive
 _AGAIN = "download the file itself again"
 _UNPACK = "unpack it first"
-_OTHER = "convert needs a file of PyTorch or safetensors"
+_OTHER = "give a file of PyTorch or safetensors"
 
 # (place, bytes that stand there, what it is, what to do)
 _MAGIC = (

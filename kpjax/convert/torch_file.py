@@ -78,13 +78,15 @@ def read_torch_weights(path: str | pathlib.Path) -> Weights:
             arrays = _arrays(weights.state_dict, read_storage, os.fstat(file.fileno()).st_size)
             return dataclasses.replace(weights, state_dict=arrays)
     except (PickleRefused, ImportMismatch) as error:
-        text = "".join(letter if letter.isprintable() else " " for letter in str(error))
-        raise TorchFileError(f"{path}: {' '.join(text.split())[:300]}") from None
+        raise TorchFileError(f"{path}: {_line(error)[:300]}") from None
     except Exception as error:  # the kinds differ with the damage: struct.error, BadZipFile, KeyError, IndexError, ...
-        text = " ".join(str(error).split())[:120]
-        raise TorchFileError(
-            f"{path}: cut off or damaged, or no PyTorch file ({type(error).__name__}: {text}); download it again"
-        ) from None
+        what = f"{type(error).__name__}: {_line(error)[:120]}"
+        raise TorchFileError(f"{path}: cut off or damaged, or no PyTorch file ({what}); download it again") from None
+
+
+def _line(error: Exception) -> str:
+    """An error's text on one line, without what a file's author could send to a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
 
 
 def _readable(weights: Weights) -> Weights:
