@@ -219,7 +219,7 @@ class Config:
     log_every: int = 10
     deterministic: bool = False  # GPU: bitwise repeatable operations, slower
     init_from: str = (
-        ""  # weights to start from: an ImageNet ResNet or DLA .pth, a kpjax checkpoint, a released detector's file
+        ""  # weights to start from: an ImageNet ResNet or DLA file, a kpjax checkpoint, a released detector's file
     )
 
     def check(self) -> "Config":

@@ -21,11 +21,13 @@ from kpjax.errors import ConfigError, UserError
 from kpjax.person import PERSON
 
 _MODULES_SHOWN = 40
+_LEFT_OUT_SHOWN = 20
+_FITS = 0.9  # the share of names and shapes with which a file is of a model; trunks alone are more than half
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.description = "Turn a released PyTorch checkpoint (.pth, .pth.tar, .pkl) into an inference checkpoint."
+    parser.description = "Turn a checkpoint of PyTorch or safetensors into an inference checkpoint."
     parser.add_argument("file", metavar="FILE", help="the checkpoint; nothing in it is run, PyTorch is not needed")
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(list_models())}")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the inference checkpoint")
@@ -60,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
         return build(args.model, classes, **options)
 
     of_classes(1)  # an unknown model or option, before the file is read
-    state_dict, left_out = convert.read_torch_checkpoint(args.file)
+    weights = convert.read_torch_weights(args.file)
+    state_dict = weights.state_dict
     classes = convert.count_classes(of_classes, state_dict)
     detector = of_classes(classes or 80)
     try:
         variables = convert.import_torch(detector, state_dict)
     except convert.ImportMismatch as error:
-        raise UserError(f"{args.file}: {error.one_line()}{_hint(args.model, state_dict)}") from None
+        raise UserError(f"{args.file}: {error.one_line()}{_hint(args.model, state_dict, options)}") from None
     names = class_names(args.names, detector)
     bad = [path for path, leaf in flatten(variables).items() if not np.isfinite(leaf).all()]
     if bad:
@@ -77,8 +80,10 @@ def run(args: argparse.Namespace) -> int:
         )
     save_inference(args.out, detector, variables, names)
     print(_summary(detector, state_dict, variables))
-    if left_out:
-        print(f"left out  {', '.join(left_out)}: beside the weights in the file")
+    if weights.average:
+        print(f"weights   {weights.taken}, an average by its name; the file has no others")
+    if weights.left_out:
+        print(f"left out  {_left_out(weights)}: beside the weights in the file")
     print(
         f"classes   {detector.num_classes}: {', '.join(names[:5]) + (', ...' if len(names) > 5 else '') or 'no names'}"
     )
@@ -137,15 +142,48 @@ def _value(text: str) -> Any:
     return text
 
 
-def _hint(model: str, state_dict: Mapping[str, Any]) -> str:
-    builders = {name: functools.partial(build, name) for name in MODELS}
+def _left_out(weights: convert.Weights) -> str:
+    """What lay beside the weights; a second set of weights is named as that, and which was taken."""
+    names = [convert.shown(name) for name in weights.left_out]
+    for i, name in enumerate(weights.left_out):
+        if name in weights.other_sets:
+            names[i] += f" (another set of weights; those of {weights.taken or 'the network itself'} were taken)"
+    return ", ".join(names[:_LEFT_OUT_SHOWN]) + (
+        f" and {len(names) - _LEFT_OUT_SHOWN} more" if len(names) > _LEFT_OUT_SHOWN else ""
+    )
+
+
+def _hint(model: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Which model the file is of instead, or what it holds where it is of none."""
+    builders = {name: functools.partial(_build, name, options) for name in MODELS}
+    if convert.is_backbone(state_dict):
+        return (
+            "; the models here know a backbone alone in it, as of an ImageNet classifier: --config.init_from takes it"
+        )
     name, share = convert.resembles(state_dict, builders)
-    if share < 0.5:
-        return "; it looks like none of the models here"
-    if name == model:
+    if share >= 0.5 and name == model:
         beside = _beside(model, state_dict)
         return f"; it looks like {name} with {f'{beside} beside it' if beside else 'some missing or of another shape'}"
-    return f"; it looks like {name}: try --model {name}"
+    if share >= _FITS:
+        return f"; it looks like {name}: try --model {name}"
+    holds = f"; it holds {convert.listed(state_dict)}"
+    near = convert.nearest(state_dict, builders)
+    if not near.known:
+        return f"; it looks like none of the models here, which have none of its names{holds}"
+    if near.known == len(state_dict) and not near.missing:
+        same = "give them as --option" if near.model == model else f"try --model {near.model} with --option"
+        return f"; its names are those of {near.model}, its sizes are other ones: {same}{holds}"
+    none = "it looks like none of the models here, " if 2 * near.known < len(state_dict) else ""
+    lacks = f" and misses {near.missing}" if near.missing else ""
+    return f"; {none}the nearest is {near.model}, which has {near.known} of its {len(state_dict)} names{lacks}{holds}"
+
+
+def _build(name: str, options: Mapping[str, Any], classes: int) -> Detector:
+    """A model with the options that were given, where it has them."""
+    try:
+        return build(name, classes, **options)
+    except ConfigError:
+        return build(name, classes)
 
 
 def _beside(model: str, state_dict: Mapping[str, Any]) -> str:
@@ -166,7 +204,7 @@ def _summary(detector: Detector, state_dict: Mapping[str, Any], variables: Mappi
     moved: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0])
     dropped: dict[str, int] = collections.Counter()
     for key, value in state_dict.items():
-        path = convert.destination(convert.RULES[detector.import_rules], key.removeprefix("module."))
+        path = convert.destination(convert.RULES[detector.import_rules], key)
         if path:
             entry = moved[key.rsplit(".", 1)[0].split(".")[0], "/".join(path.split("/")[1:3])]
             entry[0], entry[1] = entry[0] + 1, entry[1] + int(value.size)

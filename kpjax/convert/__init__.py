@@ -7,67 +7,51 @@ variables = kpjax.import_torch(detector, read_torch_file("ctdet_coco_res18.pth")
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kpjax.convert import dla, hourglass, resnet
+from kpjax.convert import resnet
 from kpjax.convert.rules import (
     ImportMismatch,
-    Rule,
     Variables,
     apply_rules,
     destination,
     flatten,
     leaf_shapes,
     unflatten,
-    unwrap,
 )
-from kpjax.convert.torch_file import TorchFileError, read_torch_checkpoint, read_torch_file
+from kpjax.convert.state_dict import Weights, find_weights, listed, shown, unwrap
+from kpjax.convert.tables import BACKBONES, RULES
+from kpjax.convert.torch_file import TorchFileError, read_torch_checkpoint, read_torch_file, read_torch_weights
 from kpjax.detectors.base import Detector
 
 __all__ = [
     "BackboneLoad",
     "ImportMismatch",
+    "Nearest",
     "TorchFileError",
+    "Weights",
     "class_axes",
     "count_classes",
     "count_points",
     "destination",
+    "find_weights",
     "import_torch",
+    "is_backbone",
+    "listed",
     "load_backbone",
+    "nearest",
     "read_torch_checkpoint",
     "read_torch_file",
+    "read_torch_weights",
     "resembles",
+    "shown",
 ]
 
-# Detector.import_rules -> the table that reads its released checkpoints.
-RULES: dict[str, tuple[Rule, ...]] = {
-    "xingyizhou_resnet": resnet.XINGYIZHOU_RESNET,
-    "xingyizhou_resnet_dcn": resnet.XINGYIZHOU_RESNET_DCN,
-    "xingyizhou_dla": dla.XINGYIZHOU_DLA,
-    "xingyizhou_dlav0": dla.XINGYIZHOU_DLAV0,
-    "xingyizhou_resnet_pose": resnet.XINGYIZHOU_RESNET_POSE,
-    "xingyizhou_dla_pose": dla.XINGYIZHOU_DLA_POSE,
-    "xingyizhou_hourglass_pose": hourglass.XINGYIZHOU_HOURGLASS_POSE,
-    "xingyizhou_resnet_3d": resnet.XINGYIZHOU_RESNET_3D,
-    "xingyizhou_dla_3d": dla.XINGYIZHOU_DLA_3D,
-    "mmdet_resnet": resnet.MMDET_RESNET,
-    "cornernet": hourglass.CORNERNET,
-    "cornernet_mmdet": hourglass.MMDET_CORNERNET,
-    "triplet": hourglass.TRIPLET,
-    "xingyizhou_hourglass": hourglass.XINGYIZHOU_HOURGLASS,
-    "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
-}
-
 _MARK = 7919  # classes; a prime: only sides that depend on the number of classes are multiples of it
-
-# A leaf that only one kind of trunk has -> the table that reads that kind's ImageNet classifiers.
-_BACKBONES: dict[str, tuple[Rule, ...]] = {
-    f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
-    f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +72,8 @@ class BackboneLoad:
 def import_torch(det: Detector, state_dict: Mapping[str, Any]) -> Variables:
     """The variables of a released checkpoint: {"params": ..., "batch_stats": ...} of float32 NumPy arrays.
 
-    state_dict: {key: array}, of NumPy arrays or torch tensors in PyTorch's layouts; one that is
-    wrapped in "state_dict" or "model", or whose keys begin with `module.`, is accepted.
+    state_dict: {key: array}, of NumPy arrays or torch tensors in PyTorch's layouts; dictionaries around it, and
+    prefixes of wrappers before its keys (`module.`, `_orig_mod.`, ...), are accepted.
     Raises ImportMismatch, with every difference, unless each key is known and each leaf of the
     network is filled with an array of its own shape.
     """
@@ -105,16 +89,19 @@ def load_backbone(
     """Start a network's trunk from an ImageNet classifier: a ResNet of torchvision or timm, a DLA of ucbdrive.
 
     variables: the network's own {"params", "batch_stats"}, as `det.net.init` makes them.
-    source: a .pth file, or its state dict.  The channel order of the first kernel is left as
+    source: a file of PyTorch or safetensors, or its state dict; of a whole network the part that is such a trunk.
+    The channel order of the first kernel is left as
     it is, as in xingyizhou's training, which feeds BGR to weights that were trained on RGB.
     Raises ImportMismatch where the trunk does not fit, TorchFileError where the file cannot be read.
     """
-    state_dict = unwrap(source) if isinstance(source, Mapping) else read_torch_file(source)
     leaves = flatten(variables)
     wanted = {path: leaf.shape for path, leaf in leaves.items() if path.split("/", 1)[1].startswith(resnet.TRUNK + "/")}
-    rules = next((table for leaf, table in _BACKBONES.items() if leaf in wanted), None)
+    rules = next((table for leaf, table in BACKBONES.items() if leaf in wanted), None)
     if rules is None:
         raise ImportMismatch(f"{det.name}: this model has no backbone to start from an ImageNet checkpoint")
+    given = source if isinstance(source, Mapping) else read_torch_file(source)
+    weights = find_weights(given, lambda key: destination(rules, key) is not None)
+    state_dict = weights.state_dict
     filled = apply_rules(rules, state_dict, wanted, f"the backbone of {det.name}")
     dropped = {
         key: rule.drop
@@ -126,7 +113,10 @@ def load_backbone(
         variables=unflatten({**leaves, **filled}),
         loaded=tuple(filled),
         kept=tuple(path for path in leaves if path not in filled),
-        ignored=tuple(f"{key}: {reason}" for key, reason in dropped.items()),
+        ignored=(
+            *(f"{key}: {reason}" for key, reason in dropped.items()),
+            *(f"{name}: beside the backbone" for name in weights.left_out),
+        ),
     )
 
 
@@ -169,6 +159,11 @@ def count_points(det: Detector, state_dict: Mapping[str, Any]) -> int:
     return 0
 
 
+@functools.lru_cache(maxsize=32)
+def _shapes_of(build: Callable[[int], Detector]) -> dict[str, tuple[int, ...]]:
+    return leaf_shapes(build(_MARK))
+
+
 def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], Detector]]) -> tuple[str, float]:
     """The model whose table knows most of the checkpoint's keys and leaves, and that share; ("", 0.0) for none.
 
@@ -183,7 +178,7 @@ def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int]
         build, known = models[name], known_by[name]
         if len(known) <= max(most, 0.5) * len(state_dict):  # the share of filled leaves can only lower it
             break
-        shapes = leaf_shapes(build(_MARK))
+        shapes = _shapes_of(build)
         filled = 0
         for key in known:
             shape = shapes.get(targets[name][key] or "")
@@ -193,3 +188,39 @@ def resembles(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int]
         if share > most:
             best, most = name, share
     return best, most
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+    """The model that knows most of a checkpoint's names, whatever its arrays' shapes.
+
+    model: its name; "" where no model knows a single one.  known: how many of the checkpoint's keys its network has.
+    missing: how many of the network's arrays the checkpoint lacks.
+    """
+
+    model: str
+    known: int
+    missing: int
+
+
+def nearest(state_dict: Mapping[str, Any], models: Mapping[str, Callable[[int], Detector]]) -> Nearest:
+    """Every model's table is asked.  models: name -> (number of classes -> Detector)."""
+    targets: dict[str, list[str]] = {}
+    for name, build in models.items():
+        paths = (destination(RULES.get(build(1).import_rules, ()), key) for key in state_dict)
+        targets[name] = [path for path in paths if path is not None]
+    best, closeness = Nearest("", 0, 0), (0, 0)
+    for name in sorted(models, key=lambda name: -len(targets[name])):
+        if len(targets[name]) < max(best.known, 1):  # a network has at most the names that its table knows
+            break
+        leaves = _shapes_of(models[name])
+        known = sum(not path or path in leaves for path in targets[name])
+        missing = len(leaves) - len(set(targets[name]) & set(leaves))
+        if known and (known, -missing) > closeness:
+            best, closeness = Nearest(name, known, missing), (known, -missing)
+    return best
+
+
+def is_backbone(state_dict: Mapping[str, Any]) -> bool:
+    """Whether it is a backbone alone, perhaps with its classifier (`load_backbone`)."""
+    return any(all(destination(rules, key) is not None for key in state_dict) for rules in BACKBONES.values())

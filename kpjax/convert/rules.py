@@ -104,26 +104,6 @@ def unflatten(flat: Mapping[str, Any]) -> Variables:
     return tree
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict inside a checkpoint, without a `module.` prefix.
-
-    Training frameworks store it under "state_dict" or "model"; DataParallel prefixes every key.
-    Raises ImportMismatch where no state dict is found.
-    """
-    inner: Any = checkpoint
-    for name in ("state_dict", "model"):
-        if isinstance(inner, Mapping) and isinstance(inner.get(name), Mapping):
-            inner = inner[name]
-    if not isinstance(inner, Mapping) or not inner:
-        raise ImportMismatch("no state dict found: expected {key: array}, or that under 'state_dict' or 'model'")
-    while all(isinstance(key, str) and key.startswith("module.") for key in inner):
-        inner = {key.removeprefix("module."): value for key, value in inner.items()}
-    for key, value in inner.items():
-        if not isinstance(key, str) or not hasattr(value, "shape"):
-            raise ImportMismatch(f"not a state dict: the value of {key!r} is a {type(value).__name__}, not an array")
-    return dict(inner)
-
-
 _compiled = functools.lru_cache(maxsize=None)(re.compile)  # re keeps 512, fewer than an hourglass has rules
 
 

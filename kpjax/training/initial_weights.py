@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from kpjax import detectors
+from kpjax import convert, detectors
+from kpjax.checkpoint.orbax import absolute
 from kpjax.checkpoint.weights import load_inference
 from kpjax.detectors.base import Detector
 from kpjax.detectors.center_config import CenterNetConfig
@@ -40,8 +41,15 @@ def _in_words(detector: Detector) -> str:
 
 
 def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) -> TrainState:
+    """The state with the weights of a checkpoint: a folder is one of kpjax, a file one of PyTorch or safetensors.
+
+    Raises ConfigError or CheckpointError where they cannot be read or do not fit.
+    """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if path.endswith((".pth", ".pt", ".tar", ".pkl")):
+    place = absolute(path)
+    if not place.exists():
+        raise ConfigError(f"config.init_from: {path}: no such file, checkpoint or work directory")
+    if not place.is_dir():
         variables, lines = _from_torch(path, detector, variables)
     else:
         loaded = load_inference(path)
@@ -65,7 +73,6 @@ def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, lis
     That is one of this model, for any points, or of the boxes on the same network: then this model's further heads
     start anew too.
     """
-    from kpjax import convert
 
     def build(classes: int, points: int = 0) -> Detector:
         options = dict(detector.options)
@@ -79,15 +86,25 @@ def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, lis
         return detectors.build(detector.boxes_model, classes, **options)
 
     try:
-        state_dict = convert.read_torch_file(path)
+        weights = convert.read_torch_weights(path)
+        state_dict = weights.state_dict
         classes = convert.count_classes(build, state_dict)
         if classes:
             count = convert.count_points(detector, state_dict)
             released = build_boxes if detector.boxes_model and not count else functools.partial(build, points=count)
-            return _matching(variables, convert.import_torch(released(classes), state_dict))
+            matching, lines = _matching(variables, convert.import_torch(released(classes), state_dict))
+            return matching, [*_sets(weights), *lines]
         backbone = convert.load_backbone(detector, variables, state_dict)
     except convert.TorchFileError as error:
         raise ConfigError(f"config.init_from: {error}") from error
     except convert.ImportMismatch as error:
         raise ConfigError(f"config.init_from: {path}: {error.one_line()}") from error
-    return backbone.variables, [f"  initialised anew: {key}" for key in backbone.kept]
+    return backbone.variables, [*_sets(weights), *(f"  initialised anew: {key}" for key in backbone.kept)]
+
+
+def _sets(weights: convert.Weights) -> list[str]:
+    """Which weights were taken, where a file has several sets."""
+    taken = weights.taken or "the network itself"
+    return [
+        f"  left out: {convert.shown(name)}, another set of weights; {taken} was taken" for name in weights.other_sets
+    ]

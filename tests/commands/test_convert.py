@@ -73,7 +73,72 @@ def test_a_wrong_file_says_what_it_looks_like(tmp_path: pathlib.Path, capsys: An
         assert name == model and share == 1.0
     assert convert(file, "centernet_r18", tmp_path / "out") == 2
     assert str(file) in (text := one_error(capsys)) and "does not fit centernet_r18" in text
+    assert text.endswith("; it looks like centernet_r18_mmdet: try --model centernet_r18_mmdet\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_another_model_or_of_none(tmp_path: pathlib.Path, capsys: Any) -> None:
+    """The names decide which model is the nearest, and "none" is said where none knows a good part of them."""
+    rng, file = np.random.default_rng(0), tmp_path / "weights"
+    trunk = {key: rng.random(shape, np.float32) for key, shape in released.trunk((2, 2, 2, 2), False, 8)}
+    foreign = {f"features.{i}.weight": np.zeros((64, 3, 3, 3), np.float32) for i in range(20)}
+    wider = released.arrays("centernet_r18_mmdet", 3, width=16, deconv=(8, 8, 8), head_channels=8)
+    retina = {f"backbone.{key}": value for key, value in trunk.items()} | {
+        f"neck.{key}": value for key, value in trunk.items()
+    }
+    for state, said in (
+        (
+            wider,
+            "are those of centernet_r18_mmdet, its sizes are other ones: try --model centernet_r18_mmdet with --opt",
+        ),
+        (
+            released.arrays("centernet_r18", 3, width=16),
+            "its sizes are other ones: give them as --option; it holds conv1",
+        ),
+        (
+            {f"body.{key}": value for key, value in trunk.items()} | foreign,
+            "know a backbone alone in it, as of an ImageNet classifier: --config.init_from",
+        ),
+        (
+            retina,
+            "the nearest is centernet_r18_mmdet, which has 120 of its 240 names and misses 42; it holds backbone.conv1",
+        ),
+        (foreign, "none of the models here, which have none of its names; it holds features.0.weight (64, 3, 3, 3), "),
+        (
+            {"conv1.weight": trunk["conv1.weight"]} | foreign,
+            "none of the models here, the nearest is centernet_r18, which",
+        ),
+    ):
+        tb.save(file, state)
+        assert convert(file, "centernet_r18", tmp_path / "out") == 2
+        assert said in (text := one_error(capsys)), text
+        assert ("none of the models" in text) == ("none of the models" in said)
+
+
+def test_which_set_of_weights_was_taken(tmp_path: pathlib.Path, capsys: Any) -> None:
+    file, state = tmp_path / "epoch_1", checkpoint("centernet_r18_mmdet")
+    arrays, half = list(state.values()), [value * np.asarray(0.5, value.dtype) for value in state.values()]
+    own = tb.dictionary({key: tb.tensor(str(i), value) for i, (key, value) in enumerate(state.items())})
+    average = {f"module.{key}": tb.tensor(str(i), value) for i, (key, value) in enumerate(state.items(), len(arrays))}
+    for content, lines in (
+        (
+            {"state_dict": own, "ema_state_dict": tb.dictionary(average), "meta": b"}"},
+            ("left out  ema_state_dict (another",),
+        ),
+        ({"meta": b"}", "ema_state_dict": tb.dictionary(average)}, ("weights   ema_state_dict.module.*, an average",)),
+    ):
+        file.write_bytes(tb.zip_file(b"\x80\x02" + tb.dictionary(content) + b".", [*arrays, *half]))
+        assert convert(file, "centernet_r18_mmdet", tmp_path / "out") == 0
+        said = capsys.readouterr().out
+        assert all(line in said for line in lines) and "meta: beside the weights" in said
+        kernel = load_inference(str(tmp_path / "out")).variables["params"]["backbone"]["trunk"]["conv1"]["kernel"]
+        wanted = state["backbone.conv1.weight"].transpose(2, 3, 1, 0) * (1 if "state_dict" in content else 0.5)
+        np.testing.assert_array_equal(kernel, wanted)
+    # Names of a file's author stay on their line.
+    tb.save(file, state, wrapper="state_dict", beside={"a\n\x1b[31mb": tb.number(1), "x" * 500: tb.number(1)})
+    assert convert(file, "centernet_r18_mmdet", tmp_path / "out") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("left out"))
+    assert line == f"left out  a [31mb, {'x' * 60}...: beside the weights in the file"
 
 
 def test_a_file_with_more_in_it_says_what(tmp_path: pathlib.Path, capsys: Any) -> None:

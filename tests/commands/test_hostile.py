@@ -89,6 +89,7 @@ def test_contents_that_do_not_fit(
     file = tmp_path / "weights.pth"
     # What a file looks like instead is compared with every model; test_convert.py does that.
     monkeypatch.setattr(convert, "resembles", lambda *_: ("", 0.0))
+    monkeypatch.setattr(convert, "nearest", lambda *_: convert.Nearest("", 0, 0))
     for name, wrong in hostile.unfitting(state):
         tb.save(file, wrong)
         text = refused(file, train=name in ("half the keys", "a channel less"))

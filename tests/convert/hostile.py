@@ -28,6 +28,9 @@ def programs(trace: str) -> dict[str, bytes]:
     stacked = tb.text("os") + tb.text("system") + b"\x93"  # STACK_GLOBAL
     code = tb.text(f"open({trace!r}, 'w')")
     array = tb.tensor("0", np.ones(1, np.float32))
+    path = _named("builtins", "getattr") + b"(" + tb.call("pathlib.PosixPath", tb.text(trace))
+    stacked_path = tb.text("pathlib") + tb.text("Path.cwd") + b"\x93"
+    inner = tb.legacy_file(b"\x80\x02" + system + one + b"R.", [])
     return {
         "GLOBAL, REDUCE": system + one + b"R",
         "STACK_GLOBAL, REDUCE": stacked + one + b"R",
@@ -55,6 +58,18 @@ def programs(trace: str) -> dict[str, bytes]:
         "NEXT_BUFFER": b"\x97",
         "BYTEARRAY8": b"\x96" + struct.pack("<Q", 3) + b"abc",
         "FROZENSET": b"(K\x01\x91",
+        "a class that starts programs": _named("subprocess", "Popen") + one + b"R",
+        "a library's function": _named("torch.hub", "load") + one + b"R",
+        "a program's own function": _named("__main__", "main") + b")R",
+        "a method of a path": path + b"X\x06\x00\x00\x00unlinktR)R",
+        "a method by its name": stacked_path + b")R",
+        "a rebuilt function": tb.call("copyreg._reconstructor", system, _named("builtins", "object"), b"N"),
+        "a new function": b"ccopyreg\n__newobj__\n(" + system + command + b"tR",
+        "a partial, called": _named("functools", "partial") + b"(" + system + command + b"tR)R",
+        "a tensor of a function": tb.call("torch._tensor._rebuild_from_type_v2", system, b"N", one, b"N"),
+        "a pickle in a pickle": tb.call("torch.storage._load_from_bytes", tb.data(inner)),
+        "a settings object with a call inside": _named("project.settings", "Settings") + b"(" + system + one + b"RtR",
+        "a key": b"}" + system + one + b"RK\x01s",
         "objects in an array": pickle.dumps(np.array([print], dtype=object), 2)[2:-1],
     }
 

@@ -34,13 +34,21 @@ def call(function: str, *arguments: bytes) -> bytes:
     return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
 
 
-def tensor(key: str, array: np.ndarray, *, numel: int | None = None, strides: tuple[int, ...] | None = None) -> bytes:
+def data(content: bytes) -> bytes:
+    return b"B" + struct.pack("<I", len(content)) + content
+
+
+def storage(key: str, array: np.ndarray, numel: int | None = None) -> bytes:
     kind = f"ctorch\n{STORAGES[array.dtype.name]}Storage\n".encode()
-    storage = b"(" + text("storage") + kind + text(key) + text("cpu") + number(array.size if numel is None else numel)
+    count = number(array.size if numel is None else numel)
+    return b"(" + text("storage") + kind + text(key) + text("cpu") + count + b"tQ"
+
+
+def tensor(key: str, array: np.ndarray, *, numel: int | None = None, strides: tuple[int, ...] | None = None) -> bytes:
     steps = tuple(s // array.itemsize for s in array.strides) if strides is None else strides
     return call(
         "torch._utils._rebuild_tensor_v2",
-        storage + b"tQ",
+        storage(key, array, numel),
         number(0),
         numbers(array.shape),
         numbers(steps),
