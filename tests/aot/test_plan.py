@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import kpjax
 from kpjax.aot import plan as plans
-from kpjax.aot.tpu import Topology, parse_topology
+from kpjax.aot.topology import Topology
+from kpjax.aot.tpu import parse_topology
 from kpjax.config import Config
 from kpjax.errors import ConfigError
 from tests.tiny import tiny_config

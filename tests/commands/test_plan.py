@@ -14,8 +14,10 @@ import jax
 import pytest
 
 from kpjax.__main__ import main
+from kpjax.aot import tpu
 from kpjax.aot.plan import Plan
-from kpjax.aot.tpu import Topology, find_libtpu
+from kpjax.aot.topology import Topology
+from kpjax.aot.tpu import find_libtpu
 from kpjax.commands import plan as command
 from kpjax.errors import UserError
 
@@ -45,8 +47,8 @@ def file(tmp_path: pathlib.Path) -> str:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile for the eight devices of the tests, without libtpu."""
-    monkeypatch.setattr(command, "prepare", lambda library: None)
-    monkeypatch.setattr(command, "find_libtpu", lambda given: "")
+    monkeypatch.setattr(tpu, "prepare", lambda library: None)
+    monkeypatch.setattr(tpu, "find_libtpu", lambda given: "")
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
 
 
@@ -68,7 +70,7 @@ def test_a_mistake_is_one_line(
     file: str, arguments: tuple[str, ...], text: str, here: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     if "--libtpu" in arguments:
-        monkeypatch.setattr(command, "find_libtpu", find_libtpu)
+        monkeypatch.setattr(tpu, "find_libtpu", find_libtpu)
     assert main(["plan", "--config", file, *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and text in said
