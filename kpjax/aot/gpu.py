@@ -180,7 +180,7 @@ def find_cuda_library(given: str = "") -> str:
     place = pathlib.Path(given)
     inside = f"xla_cuda*/{_LIBRARY}"
     names = (_LIBRARY, inside, f"jax_plugins/{inside}", f"lib/python3*/site-packages/jax_plugins/{inside}")
-    found = [place] if place.is_file() else sorted(path for name in names for path in place.glob(name))
+    found = [place] if place.is_file() and place.name == _LIBRARY else sorted(path for name in names for path in place.glob(name))
     if not found:
         raise UserError(f"no {_LIBRARY} in {given}; {_how_to_get_it()}")
     path = str(found[0].absolute())
