@@ -6,6 +6,7 @@ environment: where it is installed, every start of JAX looks for a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -13,6 +14,8 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from kpjax.aot.topology import Chip, Topology
@@ -180,7 +183,11 @@ def find_cuda_library(given: str = "") -> str:
     place = pathlib.Path(given)
     inside = f"xla_cuda*/{_LIBRARY}"
     names = (_LIBRARY, inside, f"jax_plugins/{inside}", f"lib/python3*/site-packages/jax_plugins/{inside}")
-    found = [place] if place.is_file() and place.name == _LIBRARY else sorted(path for name in names for path in place.glob(name))
+    found = (
+        [place]
+        if place.is_file() and place.name == _LIBRARY
+        else sorted(path for name in names for path in place.glob(name))
+    )
     if not found:
         raise UserError(f"no {_LIBRARY} in {given}; {_how_to_get_it()}")
     path = str(found[0].absolute())
@@ -202,7 +209,8 @@ def _check_fit(library: pathlib.Path) -> None:
     import jaxlib
 
     try:
-        ctypes.CDLL(str(library)).GetPjrtApi  # noqa: B018
+        with _without_stderr():  # once loaded, it is not loaded again
+            ctypes.CDLL(str(library)).GetPjrtApi  # noqa: B018
     except (OSError, AttributeError) as error:
         raise UserError(f"{library} is no plugin of XLA for CUDA ({error}); {_how_to_get_it()}") from error
     # As a wheel is unpacked: jax_plugins/xla_cuda12/LIBRARY beside jax_cuda12_pjrt-VERSION.dist-info.
@@ -214,6 +222,20 @@ def _check_fit(library: pathlib.Path) -> None:
         raise UserError(
             f"{library} is of version {', '.join(sorted(versions))}, jaxlib of {jaxlib.__version__}; {_how_to_get_it()}"
         )
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """As it is loaded the library says that there is no driver, whatever level of its log is asked for."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _how_to_get_it() -> str:
