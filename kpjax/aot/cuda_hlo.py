@@ -32,13 +32,14 @@ _TRANSPOSED = 32 * 2**20  # bytes: some 20 us on an H100
 class Oddity:
     """An operation that is likely to run badly.
 
-    kind: e.g. "large transpose".  what: the operation in words.  times: how often a step runs it.  scope: its name in
-    JAX.
+    kind: e.g. "large transpose".  what: the operation in words.  size: rows, bytes, launches, or elements written.
+    times: how often a step runs it.  scope: its name in JAX.
     """
 
     kind: str
     what: str
-    times: int
+    size: int
+    times: int = 1
     scope: str = ""
 
 
@@ -109,7 +110,7 @@ class _Program:
         self.lines, entry = read_computations(text)
         self.computations = {name: _read_operations(lines) for name, lines in self.lines.items()}
         self.runs: list[_Run] = []
-        self.loops: list[tuple[_Operation, int]] = []  # the outermost ones and their launches
+        self.loops: list[tuple[_Operation, int, int]] = []  # the outermost ones, their rounds and launches
         self.unknown_length = False
         self._visit(entry, 1, False)
 
@@ -126,7 +127,7 @@ class _Program:
                 if "known_trip_count" not in operation.line:  # else the host counts
                     inside += self._visit(condition, rounds, True)
                 if not in_loop:
-                    self.loops.append((operation, inside))
+                    self.loops.append((operation, rounds, inside))
                 launches += inside
             elif operation.op == "conditional":
                 branches = operation.field(r"branch_computations=\{([^}]*)\}").split(",")
@@ -246,28 +247,28 @@ def _oddities(program: _Program) -> Iterator[Oddity]:
     found: dict[str, list[Oddity]] = collections.defaultdict(list)
     for run in program.runs:
         for part, where in program.parts(run.operation, run.where):
-            for kind, what in _faults(part, where):
-                found[kind].append(Oddity(kind, what, run.times, part.scope or run.operation.scope))
-    for operation, launches in program.loops:
+            for kind, what, size in _faults(part, where):
+                found[kind].append(Oddity(kind, what, size, run.times, part.scope or run.operation.scope))
+    for operation, rounds, launches in program.loops:
         if launches > _LAUNCHES:
             kind = "loop of many launches"
-            found[kind].append(Oddity(kind, f"{launches} launches", 1, operation.scope))
+            found[kind].append(Oddity(kind, f"{launches:,} in {rounds:,} rounds", launches, scope=operation.scope))
     for kind in sorted(found):
         yield from found[kind]
 
 
-def _faults(operation: _Operation, where: _Computation) -> Iterator[tuple[str, str]]:
-    """(kind, in words) of each thing that looks wrong with one operation."""
+def _faults(operation: _Operation, where: _Computation) -> Iterator[tuple[str, str, int]]:
+    """(kind, in words, size) of each thing that looks wrong with one operation."""
     op, target = operation.op, operation.target
-    shape = _text(operation.arrays[:1])
+    shape, elements = _text(operation.arrays[:1]), sum(math.prod(sides) for _, sides in operation.arrays[:1])
     if op == "convolution" or target.startswith("__cudnn$conv"):
         window = operation.field(r"window=\{([^}]*)\}")
         sides = [int(side) for side in re.findall(r"\d+", operation.field(r"size=([\dx]+)"))]
         kind = "convolution in a form that cuDNN does not serve well"
         if op == "convolution":
-            yield kind, f"{shape}, no call of cuDNN, window {window}"
+            yield kind, f"{shape}, no call of cuDNN, window {window}", elements
         elif max(sides, default=0) > _WINDOW or re.search(r"dilate|reversal", window):
-            yield kind, f"{target.removeprefix('__cudnn$')} {shape}, window {window}"
+            yield kind, f"{target.removeprefix('__cudnn$')} {shape}, window {window}", elements
     rows = 0
     if op == "sort" or target.startswith("__cub$DeviceRadixSort"):
         rows = math.prod(_arrays(operation.operands[:1], where)[0][1])
@@ -279,15 +280,15 @@ def _faults(operation: _Operation, where: _Computation) -> Iterator[tuple[str, s
         rows = math.prod(_arrays(operation.operands[1:2], where)[0][1])
     if rows > _ROWS:
         kind = "sort" if op in ("sort", "custom-call") else "scatter"
-        yield f"{kind} of more than a million rows", f"{rows:,} rows, {shape}"
-    if op == "transpose" and size_of(operation.arrays) >= _TRANSPOSED:
+        yield f"{kind} of more than a million rows", f"{rows:,} rows, {shape}", rows
+    if op == "transpose" and (size := size_of(operation.arrays)) >= _TRANSPOSED:
         order = operation.field(r"dimensions=\{([\d,]*)\}").split(",")
         if order[-1] != str(len(order) - 1):  # else whole rows move
-            yield "large transpose", f"{shape}, {size_of(operation.arrays) / 2**20:,.0f} MiB"
+            yield "large transpose", f"{shape}, {size / 2**20:,.0f} MiB", size
     if op != "parameter" and any(dtype in ("f64", "c128") for dtype, _ in operation.arrays):
-        yield "float64", f"{op} {shape}"
+        yield "float64", f"{op} {shape}", elements
     if "callback" in target or op in ("infeed", "outfeed", "send", "recv"):
-        yield "host callback", target or op
+        yield "host callback", target or op, elements
 
 
 def _text(arrays: tuple[Array, ...]) -> str:

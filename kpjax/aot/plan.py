@@ -96,12 +96,15 @@ def make_plan(topology: Topology, config: Config, evaluation: bool, canvas: tupl
         inputs = test_shapes(detector, mesh, batch, canvas)
         variables = inputs[0]
         step = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
+    options = dict(topology.options)
+    if config.deterministic and topology.platform == "cuda":  # as `make_deterministic` asks of it
+        options["xla_gpu_deterministic_ops"] = True
     what = "test" if evaluation else "training"
     print(f"compiling the {what} step of batch {batch} for {topology.name}: seconds to many minutes", flush=True)
     started = time.perf_counter()
     plan = Plan(topology, config, detector, evaluation, canvas, batch, Memory(0, 0), 0.0)
     try:
-        compiled = step.lower(*inputs).compile(compiler_options=topology.options or None)
+        compiled = step.lower(*inputs).compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
         needed = memory_refused(str(error))
         if not needed:

@@ -175,14 +175,14 @@ def report(plan: Plan) -> list[str]:
 
 
 def launch_lines(work: Work) -> list[str]:
-    """Kernel launches of a GPU, and what looks wrong: a line each kind, with the commonest."""
+    """Kernel launches of a GPU, and what looks wrong: a line each kind, with the heaviest."""
     lines = [f"launches {work.launches:,} a step, {work.in_loops:,} of them in loops"]
     kinds: dict[str, list[Oddity]] = collections.defaultdict(list)
     for one in work.odd:
         kinds[one.kind].append(one)
     for kind, found in kinds.items():
         times = sum(one.times for one in found)
-        example = max(found, key=lambda one: one.times)
+        example = max(found, key=lambda one: one.times * one.size)
         scope = f" in {example.scope}" if example.scope else ""
         lines.append(f"odd      {times:,} x {kind}, e.g. {example.what}{scope}")
     return lines if kinds else [*lines, "odd      nothing"]

@@ -108,7 +108,7 @@ def test_a_loop_of_many_launches_is_named_once_with_those_in_it() -> None:
     )
     assert found.in_loops == 4 * 50 * 2
     (one,) = found.odd
-    assert (one.kind, one.what, one.scope) == ("loop of many launches", "400 launches", "jit(f)/nms")
+    assert (one.kind, one.what, one.scope) == ("loop of many launches", "400 in 4 rounds", "jit(f)/nms")
 
 
 def test_what_launches_nothing_and_what_has_two_halves() -> None:
