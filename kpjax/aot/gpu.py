@@ -201,7 +201,8 @@ def _installed() -> str:
     """The module of a CUDA plugin in this environment; empty: there is none."""
     spec = importlib.util.find_spec("jax_plugins")
     folders = [pathlib.Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    return next((f"jax_plugins.{path.name}" for folder in folders for path in sorted(folder.glob("xla_cuda*"))), "")
+    modules = [path.parent.name for folder in folders for path in sorted(folder.glob("xla_cuda*/__init__.py"))]
+    return f"jax_plugins.{modules[0]}" if modules else ""
 
 
 def _check_fit(library: pathlib.Path) -> None:

@@ -112,6 +112,9 @@ def test_a_path_that_jax_cannot_read(wheel: pathlib.Path, alone: None) -> None:
 def test_an_installed_plugin_is_taken_and_no_other(wheel: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KPJAX_CUDA_LIBRARY", raising=False)
     monkeypatch.syspath_prepend(wheel)
+    with pytest.raises(UserError, match="was not named"):  # the library alone is no package
+        gpu.find_cuda_library()
+    (wheel / "jax_plugins" / "xla_cuda12" / "__init__.py").write_text("")
     assert gpu.find_cuda_library() == ""
     with pytest.raises(UserError, match=r"has jax_plugins\.xla_cuda12.*leave out --cuda-library"):
         gpu.find_cuda_library(str(wheel))
