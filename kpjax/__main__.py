@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("kpjax.commands.export", "write a detector as StableHLO with a loader that needs JAX alone"),
     "plan": (
         "kpjax.commands.plan",
-        "compile a step for a TPU slice without one: memory, collectives, roofline",
+        "compile a step for a TPU slice or GPUs without one: memory, collectives, roofline",
     ),
     "records": ("kpjax.commands.records", "write a COCO folder as sharded records with random access"),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),

@@ -21,6 +21,8 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:?\s*=?\s*\{"?n"?:\s*"?(\d+)')
 _WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5}
 
+Array = tuple[str, tuple[int, ...]]  # type and shape, e.g. ("f32", (8, 3))
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -33,7 +35,7 @@ class Collective:
     """
 
     op: str
-    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    arrays: tuple[Array, ...]
     group: int
     groups: str = ""
     times: int = 1
@@ -42,7 +44,7 @@ class Collective:
     @property
     def bytes(self) -> int:
         """The size of its arrays, each counted once."""
-        return int(sum(_width(dtype) * math.prod(shape) for dtype, shape in self.arrays))
+        return size_of(self.arrays)
 
     @property
     def sent(self) -> float:
@@ -58,7 +60,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
     devices: how many the program is for.  A collective that the compiler cut into the steps of an asynchronous
     fusion appears once (the steps share a channel).
     """
-    computations, entry = _computations(text)
+    computations, entry = read_computations(text)
     times = _times(computations, entry)
     found: dict[Any, Collective] = {}
     for name, lines in computations.items():
@@ -67,7 +69,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
             if not match or not times.get(name):
                 continue
             op = match[1]
-            arrays = [(d, _dims(s)) for d, s in _ARRAY.findall(line[: match.start()])]
+            arrays = read_arrays(line[: match.start()])
             if match[2] and op != "all-reduce":  # (what goes in, what comes out[, counters])
                 arrays = arrays[1:2] if len(arrays) < 4 or op == "collective-permute" else arrays[len(arrays) // 2 :]
             groups = _groups_text(line)
@@ -94,14 +96,14 @@ def counts_loops_once(text: str, loops: int) -> bool:
 
     XLA's cost analysis counts the body of a loop once, so that its FLOPs and bytes are then too low.
     """
-    computations, entry = _computations(text)
+    computations, entry = read_computations(text)
     times = _times(computations, entry)
     lines = [line for of_one in computations.values() for line in of_one]
     bodies = {body for line in lines for body in re.findall(r"body=%?([\w.\-]+)", line)}
     return sum(times.get(body, 1) > 1 for body in bodies) > loops
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def read_computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation by name, and the entry's name."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
@@ -123,7 +125,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
         for line in lines:
             calls = _CALLED.findall(line)
             for how, other in calls:
-                count = _trips(line, computations, dict(calls)["condition"]) if how == "body" else 1
+                count = loop_length(line, computations, dict(calls)["condition"]) or 1 if how == "body" else 1
                 called[name].append((other, count))
             for branches in _BRANCHES.findall(line):
                 called[name] += [(other.strip(" %"), 1) for other in branches.split(",")]
@@ -138,15 +140,15 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
     return times
 
 
-def _trips(line: str, computations: dict[str, list[str]], condition: str) -> int:
+def loop_length(line: str, computations: dict[str, list[str]], condition: str) -> int:
     """How often a while loop runs: its stated trip count, or the only constant in its condition (counting from 0, as in
-    `lax.scan`); else 1."""
+    `lax.scan`); 0: nothing says it."""
     if stated := _TRIPS.search(line):
         return int(stated[1])
     lines = computations.get(condition, [])
     inner = [x for line in lines for _, other in _CALLED.findall(line) for x in computations.get(other, [])]
     numbers = re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", "\n".join(lines + inner))
-    return int(numbers[0]) if len(numbers) == 1 and "direction=LT" in "\n".join(lines + inner) else 1
+    return int(numbers[0]) if len(numbers) == 1 and "direction=LT" in "\n".join(lines + inner) else 0
 
 
 def _groups_text(line: str) -> str:
@@ -179,6 +181,16 @@ def _ring_size(pairs: str) -> int:
     while (start := to.get(start, start)) not in ring:
         ring.add(start)
     return len(ring)
+
+
+def read_arrays(text: str) -> list[Array]:
+    """The arrays that a text of HLO names, e.g. "(f32[8,3]{1,0}, u8[0]{0})"."""
+    return [(dtype, _dims(sides)) for dtype, sides in _ARRAY.findall(text)]
+
+
+def size_of(arrays: Iterable[Array]) -> int:
+    """Bytes of all of them."""
+    return int(sum(_width(dtype) * math.prod(shape) for dtype, shape in arrays))
 
 
 def _dims(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A step compiled for a TPU slice ahead of time: its memory, its work, and the largest batch that a slice holds."""
+"""A step compiled ahead of time for a TPU slice or GPUs: its memory, its work, and the largest batch that they hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
+from kpjax.aot.cuda_hlo import Oddity, read_gpu_work
 from kpjax.aot.hlo import Collective, counts_loops_once, memory_refused, read_collectives, sort_by_purpose
 from kpjax.aot.roofline import Roofline, largest_fitting, roofline
-from kpjax.aot.tpu import Topology
+from kpjax.aot.topology import Topology
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
@@ -31,22 +32,30 @@ _TRIES = 6  # compilations that `largest_batch` may use, the first included
 class Work:
     """What one chip does in a step: arithmetic, bytes from and to its memory, and collectives by purpose.
 
-    at_least: the figures are lower bounds: XLA counts bodies of loops (of deformable convolution, of decoders) once.
+    float32: the part of `flops` in float32 products, told apart on GPUs alone.
+    at_least: the figures are lower bounds: XLA counts bodies of loops (of deformable convolution, of decoders) once;
+    on a GPU that is so for loops of unknown length alone.
+    launches, in_loops: on a GPU, kernels and calls of libraries, all and those in loops.  odd: what looks wrong there.
     """
 
     flops: float
     moved: float
     collectives: dict[str, list[Collective]]
     at_least: bool = False
+    float32: float = 0.0
+    launches: int = 0
+    in_loops: int = 0
+    odd: tuple[Oddity, ...] = ()
 
     def roofline(self, topology: Topology) -> Roofline:
         """Its time on `topology` at the published peaks."""
-        return roofline(topology, self.flops, self.moved, [one for kind in self.collectives.values() for one in kind])
+        collectives = [one for kind in self.collectives.values() for one in kind]
+        return roofline(topology, self.flops, self.moved, collectives, self.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One program on one slice.
+    """One program on one slice, or on some GPUs.
 
     batch: images a step over all chips.  canvas: the input's height and width.  seconds: compile time.
     work: None where the compiler refused the program because it needs more memory than a chip has; `memory` is then
@@ -87,32 +96,40 @@ def make_plan(topology: Topology, config: Config, evaluation: bool, canvas: tupl
         inputs = test_shapes(detector, mesh, batch, canvas)
         variables = inputs[0]
         step = make_infer(detector, mesh, preset=config.eval.preset, top_k=config.eval.top_k)
+    options = dict(topology.options)
+    if config.deterministic and topology.platform == "cuda":  # as `make_deterministic` asks of it
+        options["xla_gpu_deterministic_ops"] = True
     what = "test" if evaluation else "training"
     print(f"compiling the {what} step of batch {batch} for {topology.name}: seconds to many minutes", flush=True)
     started = time.perf_counter()
     plan = Plan(topology, config, detector, evaluation, canvas, batch, Memory(0, 0), 0.0)
     try:
-        compiled = step.lower(*inputs).compile()
+        compiled = step.lower(*inputs).compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
         needed = memory_refused(str(error))
         if not needed:
             raise
         return dataclasses.replace(plan, memory=Memory(0, needed), seconds=time.perf_counter() - started)
     seconds = time.perf_counter() - started
-    text, cost = compiled.as_text(), compiled.cost_analysis() or {}
-    work = Work(
-        # The compiler counts the body of a loop over micro-batches once; nearly all of a step is in there.
-        flops=accumulate * cost.get("flops", 0.0),
-        moved=accumulate * cost.get("bytes accessed", 0.0),
-        collectives=sort_by_purpose(
-            read_collectives(text, topology.size),
-            parameters=[leaf.shape for leaf in jax.tree.leaves(variables["params"])],
-            norms=sorted({path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["batch_stats"])}),
-            fsdp=config.sharding.fsdp,
-            evaluation=evaluation,
-        ),
-        at_least=counts_loops_once(text, int(accumulate > 1)),
+    text = compiled.as_text()
+    collectives = sort_by_purpose(
+        read_collectives(text, topology.size),
+        parameters=[leaf.shape for leaf in jax.tree.leaves(variables["params"])],
+        norms=sorted({path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["batch_stats"])}),
+        fsdp=config.sharding.fsdp,
+        evaluation=evaluation,
     )
+    if topology.platform == "cuda":
+        work = Work(collectives=collectives, **vars(read_gpu_work(text)))
+    else:
+        cost = compiled.cost_analysis() or {}
+        work = Work(
+            # The compiler counts the body of a loop over micro-batches once; nearly all of a step is in there.
+            flops=accumulate * cost.get("flops", 0.0),
+            moved=accumulate * cost.get("bytes accessed", 0.0),
+            collectives=collectives,
+            at_least=counts_loops_once(text, int(accumulate > 1)),
+        )
     return dataclasses.replace(plan, memory=memory_of(compiled), seconds=seconds, work=work, text=text)
 
 

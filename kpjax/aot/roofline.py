@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from kpjax.aot.hlo import Collective
-from kpjax.aot.tpu import Topology
+from kpjax.aot.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,14 @@ class Roofline:
         return max(("compute", "memory", "interconnect"), key=lambda part: getattr(self, part))
 
 
-def roofline(topology: Topology, flops: float, moved: float, collectives: Iterable[Collective]) -> Roofline:
-    """The roofline of a program: `flops` and `moved` bytes of one chip a step, and the collectives' bytes sent."""
+def roofline(
+    topology: Topology, flops: float, moved: float, collectives: Iterable[Collective], float32: float = 0.0
+) -> Roofline:
+    """The roofline of a program: `flops`, of them `float32` in float32 products, and `moved` bytes of one chip a step,
+    and the collectives' bytes sent."""
     chip = topology.chip
     sent = sum(one.times * one.sent for one in collectives)
-    return Roofline(flops / chip.flops, moved / chip.bandwidth, sent / topology.egress if sent else 0.0)
+    return Roofline(chip.seconds(flops, float32), moved / chip.bandwidth, sent / topology.egress if sent else 0.0)
 
 
 def largest_fitting(points: Sequence[tuple[int, int]], available: int) -> int:

@@ -6,7 +6,7 @@ that it may be installed in another environment.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -14,6 +14,8 @@ import pathlib
 import re
 from typing import Any
 
+from kpjax.aot import gpu
+from kpjax.aot.topology import Chip, Topology
 from kpjax.errors import ConfigError, UserError
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -23,95 +25,60 @@ _CUBES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One kind of TPU.  Rates are a chip's published peaks; what programs reach is less.
+# The shapes on offer.
+SLICES = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
-    memory: bytes of HBM that a program can have, as libtpu 0.0.52's compiler says: the published 32, 16, 95 and 32 GiB
-        less what the system keeps.  flops: bfloat16 operations a second, a multiply-add being two (float32
-        convolutions run as bfloat16 products too, at JAX's default precision).  bandwidth: bytes a second from and to
-        HBM.  link: bytes a second and direction of one link to a neighbour.  slices: the shapes on offer.
-    options: what JAX's topology description needs beside the shape.
-    """
 
-    memory: int
-    flops: float
-    bandwidth: float
-    link: float
-    slices: tuple[str, ...]
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+def _chip(gib: float, flops: float, bandwidth: float, link: float) -> Chip:
+    """gib: memory that a program can have, as libtpu 0.0.52's compiler says: the published 32, 16, 95 and 32 GiB less
+    what the system keeps.  float32 convolutions run as bfloat16 products, at JAX's default precision."""
+    return Chip(int(gib * 2**30), flops, flops, bandwidth, link)
 
 
 # Sources: cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, "key specifications" (read in November 2026).  They give
 # the links' sum in both directions: 400, 1200 and 800 GB/s over 4, 6 and 4 links; v4's are six of 50 GB/s (arXiv
-# 2304.01433, table 4).  JAX takes a v4 chip's two cores as one device.
+# 2304.01433, table 4).
 CHIPS = {
-    "v4": Chip(int(30.75 * 2**30), 275e12, 1200e9, 50e9, _CUBES, {"chip_config_name": "megacore"}),
-    "v5e": Chip(int(15.75 * 2**30), 197e12, 819e9, 50e9, _FLAT),
-    "v5p": Chip(int(95.73 * 2**30), 459e12, 2765e9, 100e9, _CUBES),
-    "v6e": Chip(int(31.24 * 2**30), 918e12, 1640e9, 100e9, _FLAT),
+    "v4": _chip(30.75, 275e12, 1200e9, 50e9),
+    "v5e": _chip(15.75, 197e12, 819e9, 50e9),
+    "v5p": _chip(95.73, 459e12, 2765e9, 100e9),
+    "v6e": _chip(31.24, 918e12, 1640e9, 100e9),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """A slice: which chips, and how they are joined, e.g. ("v5e", (16, 16))."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """As it is written, e.g. "v5e:16x16"."""
-        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
-
-    @property
-    def chip(self) -> Chip:
-        """What one of its chips can do."""
-        return CHIPS[self.kind]
-
-    @property
-    def size(self) -> int:
-        """How many chips."""
-        return math.prod(self.shape)
-
-    @property
-    def egress(self) -> float:
-        """Bytes a second that a chip can send to its neighbours: two links an axis, one where it has two chips."""
-        return self.chip.link * sum(min(side - 1, 2) for side in self.shape)
-
-    def devices(self) -> list[Any]:
-        """JAX's devices to compile for; `prepare` has to come before.  None of them can run anything.
-
-        Raises UserError where libtpu cannot be used.
-        """
-        import jax
-        from jax.experimental import topologies
-
-        try:
-            return list(topologies.get_topology_desc(self.name, "tpu", **self.chip.options).devices)
-        except jax.errors.JaxRuntimeError as error:
-            raise UserError(f"libtpu cannot be used for {self.name}: {str(error).splitlines()[0][:300]}") from error
+# What JAX's topology description needs beside the shape: it takes a v4 chip's two cores as one device.
+_DESCRIPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
 
 
 def parse_topology(text: str) -> Topology:
-    """ "v5e:16x16" -> Topology.  Raises ConfigError, one line that lists what there is.
+    """ "v5e:16x16" -> Topology of a slice.  Raises ConfigError, one line that lists what there is.
 
     Three axes may also have other multiples of 4 than the listed ones, e.g. v5p:4x4x12.
     """
     kind, _, rest = text.partition(":")
     if kind not in CHIPS:
-        flat, cubes = (", ".join(k for k, c in CHIPS.items() if c.slices is s) for s in (_FLAT, _CUBES))
+        flat, cubes = (", ".join(k for k, of_kind in SLICES.items() if of_kind is s) for s in (_FLAT, _CUBES))
         raise ConfigError(
             f"--topology {text!r}: write KIND:SHAPE, e.g. v5e:16x16; {flat} come as {', '.join(_FLAT)}; "
-            f"{cubes} as {', '.join(_CUBES)}"
+            f"{cubes} as {', '.join(_CUBES)}; GPUs ({', '.join(gpu.CARDS)}) as their number or HOSTSxGPUS, e.g. h100:8"
         )
-    slices = CHIPS[kind].slices
+    slices = SLICES[kind]
     shape = tuple(map(int, rest.split("x"))) if re.fullmatch(r"\d{1,3}(x\d{1,3})+", rest) else ()
     of_cubes = slices is _CUBES and len(shape) == 3 and min(shape) > 0 and all(side % 4 == 0 for side in shape)
     if rest not in slices and not (of_cubes and math.prod(shape) <= 6144):
         raise ConfigError(f"--topology {text!r}: {kind} comes as {', '.join(f'{kind}:{s}' for s in slices)}")
-    return Topology(kind, shape)
+    chip = CHIPS[kind]
+    # Two links an axis, one where it has two chips.
+    egress = chip.link * sum(min(side - 1, 2) for side in shape)
+    return Topology("tpu", kind, shape, chip, egress, functools.partial(_describe, kind, f"{kind}:{rest}"))
+
+
+def _describe(kind: str, name: str) -> list[Any]:
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, "tpu", **_DESCRIPTIONS.get(kind, {})).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"libtpu cannot be used for {name}: {str(error).splitlines()[0][:300]}") from error
 
 
 def find_libtpu(given: str = "") -> str:

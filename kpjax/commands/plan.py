@@ -1,8 +1,9 @@
-"""`python -m kpjax plan`: memory, time and largest batch of a step on a TPU slice, which need not be there."""
+"""`python -m kpjax plan`: memory, time and largest batch of a step on a TPU slice or GPUs, which need not be there."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import pathlib
@@ -10,9 +11,10 @@ from typing import Any
 
 import jax
 
+from kpjax.aot import gpu, tpu
+from kpjax.aot.cuda_hlo import Oddity
 from kpjax.aot.hlo import PURPOSES, Collective
-from kpjax.aot.plan import Plan, canvas_of, largest_batch, make_plan, smallest_step, with_batch
-from kpjax.aot.tpu import find_libtpu, parse_topology, prepare
+from kpjax.aot.plan import Plan, Work, canvas_of, largest_batch, make_plan, smallest_step, with_batch
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.detectors import from_config
@@ -24,16 +26,21 @@ from kpjax.inference.program import protocol_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.description = (
-        "Compile the step of a configuration for a TPU slice, without owning one, and say what it takes: memory a "
-        "chip, FLOPs, bytes, collectives, and the time of these at the chip's published peaks.  Nothing is run.  "
-        "Exits with 1 where the step does not fit."
+        "Compile the step of a configuration for a TPU slice or GPUs, without owning one, and say what it takes: "
+        "memory a device, FLOPs, bytes, collectives, and the time of these at the device's published peaks; of GPUs "
+        "also kernel launches and what looks wrong.  Nothing is run.  Exits with 1 where the step does not fit."
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="a file of configs/; --config.key=value as usual"
     )
-    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="e.g. v5e:16x16, v6e:4x4, v4:2x2x1")
     parser.add_argument(
-        "--batch", type=int, default=0, help="images a step over all chips (default: the configuration's)"
+        "--topology",
+        required=True,
+        metavar="KIND:SHAPE",
+        help=f"e.g. v5e:16x16, v4:2x2x1; GPUs ({', '.join(gpu.CARDS)}) as h100:8 or, hosts x GPUs, h100:2x8",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=0, help="images a step over all devices (default: the configuration's)"
     )
     parser.add_argument("--eval", action="store_true", help="the test-time program of config.eval instead of training")
     parser.add_argument(
@@ -48,13 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--libtpu", default="", metavar="PATH", help="libtpu.so or an environment that has it ($KPJAX_LIBTPU)"
     )
+    parser.add_argument(
+        "--cuda-library",
+        default="",
+        metavar="PATH",
+        help="XLA's plugin for CUDA, or the folder that its wheel was put into ($KPJAX_CUDA_LIBRARY)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures here")
     parser.add_argument("--hlo", metavar="FILE", help="write the compiled program's text here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile and print.  Raises UserError for what cannot work."""
-    topology = parse_topology(args.topology)
+    on_gpus = args.topology.partition(":")[0] in gpu.CARDS
+    topology = (gpu if on_gpus else tpu).parse_topology(args.topology)
     if args.batch < 0:
         raise ConfigError(f"--batch is {args.batch}; it must be at least 1")
     batch = [f"--config.{'eval.' if args.eval else ''}batch={args.batch}"] if args.batch else []
@@ -64,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
     detector = from_config(config, config.model.num_classes or args.classes)
     if args.eval:
         protocol_of(detector, config.eval.preset)
-    prepare(find_libtpu(args.libtpu))
+    if on_gpus:
+        gpu.prepare(gpu.find_cuda_library(args.cuda_library))
+    else:
+        tpu.prepare(tpu.find_libtpu(args.libtpu))
     canvas = tuple(args.canvas) if args.canvas else canvas_of(detector, config)
     if args.eval:
         check_size(detector, canvas, "--canvas HEIGHT", "--canvas WIDTH")
@@ -93,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         result |= {"largest_batch": best, "memory_by_batch": points}
         tried = ", ".join(f"{batch}: {gib(points[batch])}" for batch in sorted(points))
         print(
-            f"largest  {f'batch {best}' if best else 'none fits'}, of multiples of {unit}; GiB a chip by batch: {tried}"
+            f"largest  {f'batch {best}' if best else 'none fits'}, of multiples of {unit}; "
+            f"GiB a {topology.unit} by batch: {tried}"
         )
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -108,7 +126,7 @@ def gib(size: float) -> str:
 def report(plan: Plan) -> list[str]:
     """The plan as lines of text."""
     config, topology, memory, work = plan.config, plan.topology, plan.memory, plan.work
-    model, available = config.model, topology.chip.memory
+    model, available, unit = config.model, topology.chip.memory, topology.unit
     height, width = plan.canvas if plan.evaluation else (config.augment.height, config.augment.width)
     what = f"test step, preset {config.eval.preset}, {model.dtype}"
     if not plan.evaluation:
@@ -122,18 +140,22 @@ def report(plan: Plan) -> list[str]:
     )
     lines = [
         f"model    {plan.detector.name}, {height}x{width}: {what}",
-        f"slice    {topology.name}, batch {plan.batch}, {plan.batch / topology.size:g} images a chip",
-        f"memory   {gib(memory.total)} GiB a chip of {gib(available)}: {verdict}",
+        f"{'slice' if unit == 'chip' else 'cards'}    {topology.name}, batch {plan.batch}, "
+        f"{plan.batch / topology.size:g} images a {unit}",
+        f"memory   {gib(memory.total)} GiB a {unit} of {gib(available)}: {verdict}",
     ]
+    if topology.chip.kept:
+        lines.append(f"         {topology.chip.kept}")
     if work is None:
         return [*lines, f"         the compiler refused it after {plan.seconds:.0f} s"]
     low, norms = work.roofline(topology), work.collectives["BatchNorm"]
     lines += [
         f"         arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, outputs beside them "
         f"{gib(memory.outputs)}, program {gib(memory.code)}; compiled in {plan.seconds:.0f} s",
-        f"work     {work.flops / 1e12:.3g} TFLOP and {gib(work.moved)} GiB moved, a chip and step"
+        f"work     {work.flops / 1e12:.3g} TFLOP and {gib(work.moved)} GiB moved, a {unit} and step"
         + (", or more: bodies of loops are counted once" if work.at_least else ""),
-        *collective_lines(work.collectives),
+        *(launch_lines(work) if unit == "GPU" else []),
+        *collective_lines(work.collectives, unit),
         f"roofline compute {1e3 * low.compute:.1f} ms, memory {1e3 * low.memory:.1f}, interconnect "
         f"{1e3 * low.interconnect:.1f}: {1e3 * low.seconds:.1f} ms a step, bound by {low.bottleneck}; "
         f"{plan.batch / max(low.seconds, 1e-9):,.0f} images/s",
@@ -141,18 +163,32 @@ def report(plan: Plan) -> list[str]:
     if norms:
         lines.append(
             f"hint     each of BatchNorm's {sum(one.times for one in norms)} sums waits for the layer before it; "
-            f"config.model.bn_groups={topology.size} keeps statistics on a chip ({plan.batch / topology.size:g} "
-            "images), a divisor of it among few chips"
+            f"config.model.bn_groups={topology.size} keeps statistics on a {unit} ({plan.batch / topology.size:g} "
+            f"images), a divisor of it among few {unit}s"
         )
     if work.collectives["other"]:
         lines.append(
-            'hint     "other" are activations or images of micro-batches, sent between chips; '
-            "with fsdp 1 and accumulate 1 there are none"
+            'hint     "other" are activations or images of micro-batches, sent between '
+            f"{unit}s; with fsdp 1 and accumulate 1 there are none"
         )
     return lines
 
 
-def collective_lines(collectives: dict[str, list[Collective]]) -> list[str]:
+def launch_lines(work: Work) -> list[str]:
+    """Kernel launches of a GPU, and what looks wrong: a line each kind, with the heaviest."""
+    lines = [f"launches {work.launches:,} a step, {work.in_loops:,} of them in loops"]
+    kinds: dict[str, list[Oddity]] = collections.defaultdict(list)
+    for one in work.odd:
+        kinds[one.kind].append(one)
+    for kind, found in kinds.items():
+        times = sum(one.times for one in found)
+        example = max(found, key=lambda one: one.times * one.size)
+        scope = f" in {example.scope}" if example.scope else ""
+        lines.append(f"odd      {times:,} x {kind}, e.g. {example.what}{scope}")
+    return lines if kinds else [*lines, "odd      nothing"]
+
+
+def collective_lines(collectives: dict[str, list[Collective]], unit: str = "chip") -> list[str]:
     """A line for each purpose, operation and group size: how many, and how much."""
     lines = []
     for purpose in PURPOSES:
@@ -162,10 +198,12 @@ def collective_lines(collectives: dict[str, list[Collective]]) -> list[str]:
             count, size = sum(one.times for one in of_kind), sum(one.times * one.bytes for one in of_kind)
             largest = max(one.bytes for one in of_kind)
             each = "" if count == 1 else f", the largest {largest / 2**20:,.3g}"
-            lines.append(f"         {purpose:17}  {count:5d} x {op} over {group} chips, {size / 2**20:,.3g} MiB{each}")
+            lines.append(
+                f"         {purpose:17}  {count:5d} x {op} over {group} {unit}s, {size / 2**20:,.3g} MiB{each}"
+            )
     if not lines:
-        return ["between  nothing is sent between chips"]
-    return ["between chips, a step:", *lines]
+        return [f"between  nothing is sent between {unit}s"]
+    return [f"between {unit}s, a step:", *lines]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -193,6 +231,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
     if work is not None:
         low = work.roofline(plan.topology)
+        on_gpu = {
+            "flops_float32": work.float32,
+            "launches": {"step": work.launches, "in_loops": work.in_loops},
+            "odd": [dataclasses.asdict(one) for one in work.odd],
+        }
+        result |= on_gpu if plan.topology.platform == "cuda" else {}
         result |= {
             "flops": work.flops,
             "bytes_moved": work.moved,

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import kpjax
 from kpjax.aot.hlo import Collective, counts_loops_once, memory_refused, read_collectives, sort_by_purpose
 from kpjax.aot.roofline import largest_fitting, roofline
-from kpjax.aot.tpu import CHIPS, Topology
+from kpjax.aot.tpu import CHIPS, parse_topology
 from kpjax.detectors.base import Detector
 from kpjax.parallel.compiling import Memory, memory_of
 from kpjax.parallel.sharding import make_mesh
@@ -194,7 +194,7 @@ def test_gathered_detections_are_no_activations() -> None:
 
 
 def test_the_roofline_is_arithmetic() -> None:
-    topology = Topology("v5e", (4, 4))
+    topology = parse_topology("v5e:4x4")
     reduced = Collective("all-reduce", (("f32", (10**6,)),), 16, times=3)
     low = roofline(topology, flops=197e9, moved=819e6, collectives=[reduced])
     assert low.compute == pytest.approx(1e-3) and low.memory == pytest.approx(1e-3)
@@ -202,7 +202,7 @@ def test_the_roofline_is_arithmetic() -> None:
     assert low.seconds == max(low.compute, low.memory, low.interconnect)
     assert roofline(topology, 1e15, 1e9, []).bottleneck == "compute"
     assert roofline(topology, 1e9, 1e15, []).bottleneck == "memory"
-    alone = roofline(Topology("v4", (1, 1, 1)), 275e12, 0.0, [])
+    alone = roofline(parse_topology("v4:1x1x1"), 275e12, 0.0, [])
     assert (alone.seconds, alone.interconnect) == (pytest.approx(1.0), 0.0)
 
 

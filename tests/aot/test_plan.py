@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kpjax
+from kpjax.aot import gpu
 from kpjax.aot import plan as plans
-from kpjax.aot.tpu import Topology, parse_topology
+from kpjax.aot.topology import Topology
+from kpjax.aot.tpu import parse_topology
 from kpjax.config import Config
 from kpjax.errors import ConfigError
 from tests.tiny import tiny_config
@@ -112,3 +114,22 @@ def test_a_step_of_3d_boxes(eight: Topology, evaluation: bool) -> None:
     assert plan.fits and plan.work is not None
     sent = {purpose for purpose, ones in plan.work.collectives.items() if ones}
     assert sent == {"detections"} if evaluation else "other" not in sent
+
+
+@pytest.mark.parametrize("name, asked", [("h100:8", True), ("v5e:2x4", False)])
+def test_deterministic_programs_are_compiled_as_such(name: str, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+
+    def refuse(self: object, compiler_options: dict[str, object] | None = None) -> None:
+        given.append(compiler_options or {})
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm.")
+
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
+    monkeypatch.setattr("jax.stages.Lowered.compile", refuse)
+    topology = gpu.parse_topology(name) if asked else parse_topology(name)
+    config = tiny_config()
+    for deterministic in (False, True):
+        config.deterministic = deterministic
+        assert not plans.make_plan(topology, config, True, (64, 64), classes=3).fits
+    assert [one.get("xla_gpu_deterministic_ops", False) for one in given] == [False, asked]
+    assert bool(given[0]) == asked

@@ -29,7 +29,7 @@ def test_a_slice(text: str, kind: str, shape: tuple[int, ...], chips: int, links
 
 @pytest.mark.parametrize("kind", tpu.CHIPS)
 def test_every_listed_slice_is_one(kind: str) -> None:
-    for shape in tpu.CHIPS[kind].slices:
+    for shape in tpu.SLICES[kind]:
         assert tpu.parse_topology(f"{kind}:{shape}").chip is tpu.CHIPS[kind]
 
 
@@ -52,7 +52,7 @@ def test_what_is_no_slice_is_told_in_one_line_that_lists_them(text: str, kinds: 
         tpu.parse_topology(text)
     said = str(caught.value)
     assert "\n" not in said and repr(text) in said
-    assert all(shape in said for kind in kinds for shape in tpu.CHIPS[kind].slices)
+    assert all(shape in said for kind in kinds for shape in tpu.SLICES[kind])
 
 
 def test_where_libtpu_is(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,11 @@ import jax
 import pytest
 
 from kpjax.__main__ import main
+from kpjax.aot import gpu, tpu
+from kpjax.aot.gpu import find_cuda_library
 from kpjax.aot.plan import Plan
-from kpjax.aot.tpu import Topology, find_libtpu
+from kpjax.aot.topology import Topology
+from kpjax.aot.tpu import find_libtpu
 from kpjax.commands import plan as command
 from kpjax.errors import UserError
 
@@ -44,9 +47,11 @@ def file(tmp_path: pathlib.Path) -> str:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile for the eight devices of the tests, without libtpu."""
-    monkeypatch.setattr(command, "prepare", lambda library: None)
-    monkeypatch.setattr(command, "find_libtpu", lambda given: "")
+    """Compile for the eight devices of the tests, without libtpu and a library for CUDA."""
+    monkeypatch.setattr(gpu, "prepare", lambda library: None)
+    monkeypatch.setattr(gpu, "find_cuda_library", lambda given: "")
+    monkeypatch.setattr(tpu, "prepare", lambda library: None)
+    monkeypatch.setattr(tpu, "find_libtpu", lambda given: "")
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
 
 
@@ -55,6 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--topology", "v5e:3x3"), "v5e comes as v5e:1x1, v5e:2x2, v5e:2x4"),
         (("--topology", "gpu:8"), "write KIND:SHAPE, e.g. v5e:16x16; v5e, v6e come as 1x1"),
+        (("--topology", "gpu:8"), "GPUs (h100, h200, a100, a100-40) as their number"),
         (("--topology", "v5e:2x2", "--batch", "-1"), "--batch is -1"),
         (("--topology", "v5e:2x2", "--config.batsh=8"), "did you mean config.batch?"),
         (("--topology", "v5e:2x2", "--canvas", "64", "64"), "--canvas is for --eval"),
@@ -62,13 +68,18 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--topology", "v5e:2x4", "--eval", "--canvas", "60", "64"), "--canvas HEIGHT is 60"),
         (("--topology", "v5e:2x4", "--eval", "--config.eval.preset", "best"), "config.eval.preset is 'best'"),
         (("--topology", "v5e:2x4", "--libtpu", "nowhere"), "no libtpu.so in nowhere"),
+        (("--topology", "h100:2x9"), "KIND:HOSTSxGPUS, e.g. h100:2x8"),
+        (("--topology", "h100:8", "--batch", "12"), "use 8 or 16"),
+        (("--topology", "h100:8", "--cuda-library", "nowhere"), "no xla_cuda_plugin.so in nowhere; to fetch it"),
     ],
 )
 def test_a_mistake_is_one_line(
     file: str, arguments: tuple[str, ...], text: str, here: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     if "--libtpu" in arguments:
-        monkeypatch.setattr(command, "find_libtpu", find_libtpu)
+        monkeypatch.setattr(tpu, "find_libtpu", find_libtpu)
+    if "--cuda-library" in arguments:
+        monkeypatch.setattr(gpu, "find_cuda_library", find_cuda_library)
     assert main(["plan", "--config", file, *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and text in said
@@ -106,6 +117,42 @@ def test_the_report_and_the_json(file: str, here: None, tmp_path: pathlib.Path, 
     assert memory["total"] == sum(memory[part] for part in ("arguments", "temporaries", "outputs", "code"))
     assert stored["roofline_s"]["step"] == max(stored["roofline_s"].values()) > 0
     assert {one["group"] for one in stored["collectives"]["BatchNorm"]} == {2}
+
+
+def test_the_report_of_gpus(file: str, here: None, tmp_path: pathlib.Path, capsys: Any) -> None:
+    out = tmp_path / "plan.json"
+    arguments = ["--topology", "h100:8", "--batch", "16", "--json", str(out)]
+    assert main(["plan", "--config", file, *arguments]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in printed.splitlines() if not line.startswith(" ")}
+    assert "2 images a GPU" in lines["cards"] and "GiB a GPU of 55.33: fits" in lines["memory"]
+    assert "of the card's 79.1 GiB: 75%" in printed and "over 8 GPUs" in printed
+    assert "chip" not in printed and "slice" not in printed
+    stored = json.loads(out.read_text())
+    # compiled for CPUs, where convolutions are no calls of cuDNN
+    odd = [one for one in stored["odd"] if one["kind"].startswith("convolution")]
+    assert odd and f"odd      {len(odd)} x convolution in a form that cuDNN does not serve well" in printed
+    assert f"{stored['launches']['step']:,} a step, {stored['launches']['in_loops']:,}" in lines["launches"]
+    assert 0 < stored["flops"] == stored["flops_float32"] and stored["bytes_moved"] > 0
+    low = stored["roofline_s"]
+    assert low["compute"] == pytest.approx(stored["flops"] / 495e12)
+    assert low["memory"] == pytest.approx(stored["bytes_moved"] / 3.35e12)
+
+
+def test_what_gpus_hold_is_judged_by_the_plan(
+    file: str, here: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """XLA compiles for CUDA whatever a program takes."""
+    original = command.make_plan
+
+    def large(*arguments: Any) -> Plan:
+        plan = original(*arguments)
+        return dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, temporaries=56 * 2**30))
+
+    monkeypatch.setattr(command, "make_plan", large)
+    assert main(["plan", "--config", file, "--topology", "h100:8", "--eval"]) == 1
+    printed = capsys.readouterr().out
+    assert "56.00 GiB a GPU of 55.33: does not fit: 0.67 over" in printed and "roofline" in printed
 
 
 def test_a_program_that_the_compiler_refuses(
@@ -184,3 +231,33 @@ def test_a_slice_that_nobody_owns(file: str, tmp_path: pathlib.Path, topology: s
     else:
         assert len(found["gradients"]) == 1 and found["BatchNorm"] and "other" not in found
     assert stored["flops"] > 0 and 0 < stored["roofline_s"]["step"] < 1
+
+
+@pytest.mark.parametrize(
+    "topology, options", [("h100:1", ()), ("h100:8", ()), ("h100:1", ("--eval",)), ("a100:2x4", ("--eval",))]
+)
+def test_gpus_that_nobody_owns(file: str, tmp_path: pathlib.Path, topology: str, options: tuple[str, ...]) -> None:
+    """The real compiler: convolutions in cuDNN's own forms, nothing odd, nothing said but the plan."""
+    if not os.environ.get("KPJAX_CUDA_LIBRARY"):
+        pytest.skip("KPJAX_CUDA_LIBRARY does not name XLA's plugin for CUDA")
+    out = tmp_path / "plan.json"
+    program = [sys.executable, "-m", "kpjax", "plan", "--config", file, "--topology", topology, *options]
+    # Of the smallest maps XLA leaves a transposed convolution's gradient in another form.
+    side = [f"--config.{key}=256" for key in ("data.canvas", "augment.height", "augment.width")]
+    kept = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run(
+        [*program, *side, "--json", str(out)],
+        env=kept | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    stored = json.loads(out.read_text())
+    assert stored["fits"] and stored["memory"]["arguments"] > 0 and stored["memory"]["temporaries"] > 0
+    assert 20 < stored["launches"]["step"] < 1000 and not stored["odd"]
+    assert 0 < stored["flops_float32"] == stored["flops"] and 0 < stored["roofline_s"]["step"] < 1
+    found = {purpose for purpose, ones in stored["collectives"].items() if ones}
+    assert "other" not in found and bool(found) == (topology != "h100:1")
+    if found:
+        assert "detections" in found if options else {"gradients", "BatchNorm"} <= found
