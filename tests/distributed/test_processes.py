@@ -109,6 +109,7 @@ def test_two_processes_train_as_one(one: pathlib.Path, two: tuple[pathlib.Path, 
     assert len(list(workdir.glob("events.out.*"))) == 1
 
 
+@pytest.mark.slow  # tests/soak kills processes too
 def test_killed_and_stopped_together(folder: pathlib.Path, two: tuple[pathlib.Path, list[Ended]]) -> None:
     """SIGKILL to either process ends both, and so does a crash, which stays one; SIGTERM to one stops both at one step.
     In the end nothing is lost, and what is evaluated on the way changes nothing."""
