@@ -44,11 +44,12 @@ Function = Callable[..., Any]
 
 # batch, side of the map, C, O: a node and a projection of the neck at stride 4 and 8, the widest, and a batch
 SHAPES = ((1, 128, 64, 64), (1, 64, 128, 64), (1, 32, 256, 128), (1, 16, 512, 256), (8, 32, 64, 64))
-GEOMETRY = module._Geometry((3, 3), 1, 1, 1, 1, 1, 1, None)
+GEOMETRY = module._Geometry((3, 3), 1, 1, 1, 1, 1, 1, 1, None)
 
 
 def corners(offset: Array, mask: Array, x: Array) -> tuple[list[Array], list[Array]]:
-    return module._corners(offset, mask, x.shape[1:3], GEOMETRY)
+    weights, (index, _) = module._corners(offset, mask, x.shape[1:3], GEOMETRY)
+    return weights, index
 
 
 def autodiff(x: Array, offset: Array, mask: Array, kernel: Array) -> Array:

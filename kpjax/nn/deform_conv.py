@@ -35,6 +35,9 @@ _SLAB_BYTES = 4 * 2**20
 # computed before it; without the loop, XLA computes it anew inside the gathers, for each of 4 K reads.
 _CPU_SLAB_BYTES = 5 * 2**20
 _CPU_SLABS = 2
+# Of one image on a GPU, which starts some 27 kernels a slab, forward and backward, and pads nothing.  DLA-34 at 512x512
+# keeps some 600 MiB an image for its gradients; its largest columns are 36.
+_CUDA_SLAB_BYTES = 64 * 2**20
 
 
 class _Geometry(NamedTuple):
@@ -45,6 +48,7 @@ class _Geometry(NamedTuple):
     groups: int
     slabs: int
     cpu_slabs: int
+    cuda_slabs: int
     precision: Precision
 
 
@@ -66,8 +70,8 @@ def deform_conv(
     x: (B, H, W, C).  offset: (B, h, w, groups * K * 2) in cells, for each group of channels (dy, dx) of
     the K = kh * kw taps in rows.  mask: (B, h, w, groups * K), or None for 1 everywhere.
     kernel: (kh, kw, C, O).  h = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1, and w alike.
-    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 4 MiB, or
-    the batch's below 5 MiB on a CPU.
+    slabs: pieces of output rows the columns are made in; 0: as many as keep one image's below 4 MiB (64 MiB on an
+    NVIDIA GPU), or the batch's below 5 MiB on a CPU.
     precision: of the products with the kernel, in the gradients too; see `kpjax.nn.layers`.
     Returns (B, h, w, O) of x's dtype; positions, weights and gradients of x are summed in float32.
 
@@ -96,7 +100,8 @@ def deform_conv(
     elsewhere = slabs or _divisor(out[0], -(-columns // _SLAB_BYTES))
     images = batch if isinstance(batch, int) else 1  # an exported program leaves it open
     cpu = slabs or _divisor(out[0], max(_CPU_SLABS, -(-images * columns // _CPU_SLAB_BYTES)))
-    geometry = _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu, precision)
+    cuda = slabs or _divisor(out[0], -(-columns // _CUDA_SLAB_BYTES))
+    geometry = _Geometry(size, stride, padding, dilation, groups, elsewhere, cpu, cuda, precision)
     return _deform_conv(x, offset, mask, kernel, geometry)
 
 
@@ -105,20 +110,25 @@ def _divisor(number: int, least: int) -> int:
     return next((n for n in range(least, number) if number % n == 0), number)
 
 
-def _on_platform(function: Callable[..., Any], geometry: _Geometry, *arrays: Any) -> Any:
+def _on_platform(function: Callable[..., Any], on_cuda: Callable[..., Any], geometry: _Geometry, *arrays: Any) -> Any:
     """function(slabs, *arrays) with the slabs of the platform that the program is compiled for."""
-    if geometry.cpu_slabs == geometry.slabs:
+    if function is on_cuda and geometry.cpu_slabs == geometry.slabs == geometry.cuda_slabs:
         return function(geometry.slabs, *arrays)
-    cpu, default = (functools.partial(function, n) for n in (geometry.cpu_slabs, geometry.slabs))
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+    return lax.platform_dependent(
+        *arrays,
+        cpu=functools.partial(function, geometry.cpu_slabs),
+        cuda=functools.partial(on_cuda, geometry.cuda_slabs),
+        default=functools.partial(function, geometry.slabs),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 @functools.partial(jax.jit, static_argnums=4)  # traced once for layers of one shape
 def _deform_conv(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geometry) -> Array:
-    weights, index = _corners(offset, mask, x.shape[1:3], geometry)
+    weights, (index, _) = _corners(offset, mask, x.shape[1:3], geometry)
     multiply = functools.partial(_multiply, offset.shape[2], geometry.precision)
-    return _on_platform(multiply, geometry, _rows(x, geometry), weights, index, _matrix(kernel, geometry.groups))
+    arrays = _rows(x, geometry), weights, index, _matrix(kernel, geometry.groups)
+    return _on_platform(multiply, multiply, geometry, *arrays)
 
 
 def _multiply(
@@ -141,35 +151,57 @@ def _forward(x: Array, offset: Array, mask: Array, kernel: Array, geometry: _Geo
 @functools.partial(jax.jit, static_argnums=0)
 def _backward(geometry: _Geometry, saved: Any, g: Array) -> tuple[Array, Array, Array, Array]:
     x, offset, mask, kernel = saved
-    weights, pull, index = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)
+    weights, pull, places = jax.vjp(lambda o, m: _corners(o, m, x.shape[1:3], geometry), offset, mask, has_aux=True)
     matrix, pull_matrix = jax.vjp(lambda k: _matrix(k, geometry.groups), kernel)
-    multiply = functools.partial(_multiply_transposed, geometry.precision)
-    drows, dweights, dmatrix = _on_platform(multiply, geometry, _rows(x, geometry), weights, index, matrix, g)
+    multiply = functools.partial(_multiply_transposed, geometry.precision, x.shape, False)
+    on_cuda = functools.partial(_multiply_transposed, geometry.precision, x.shape, True)
+    arrays = _rows(x, geometry), weights, places, matrix, g
+    dx, dweights, dmatrix = _on_platform(multiply, on_cuda, geometry, *arrays)
     doffset, dmask = pull(dweights)
     (dkernel,) = pull_matrix(dmatrix.astype(kernel.dtype))
-    return drows.reshape(x.shape).astype(x.dtype), doffset, dmask, dkernel
+    return dx.astype(x.dtype), doffset, dmask, dkernel
 
 
 def _multiply_transposed(
-    precision: Precision, slabs: int, rows: Array, weights: Any, index: Any, matrix: Array, g: Array
+    precision: Precision,
+    shape: tuple[int, ...],
+    windows: bool,
+    slabs: int,
+    rows: Array,
+    weights: Any,
+    places: Any,
+    matrix: Array,
+    g: Array,
 ) -> tuple[Array, list[Array], Array]:
-    """The gradients of `_multiply`'s rows, weights and matrix, float32."""
-    width = g.shape[2]
+    """The gradients of x, (B, H, W, C) = `shape`, and of `_multiply`'s weights and matrix, float32.
+
+    windows: a sample's four neighbours are one update of the sum for x, not four (a third of the bytes on a GPU).
+    """
+    batch, height, width, _ = shape
+    if slabs == 1:
+        # Else XLA finds the forward pass's columns to be the same and keeps them: 5 GiB in DLA-34 at batch 16.
+        rows = lax.optimization_barrier(rows)
 
     def slab(carry: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], list[Array]]:
-        (drows, dmatrix), (weights, index, g) = carry, part
-        g = g.reshape(-1, g.shape[-1])
+        (dx, dmatrix), (weights, (index, start), g) = carry, part
+        out_width, g = g.shape[2], g.reshape(-1, g.shape[-1])
         dsamples = jnp.matmul(g, matrix.T, precision=precision).reshape(*index[0].shape, -1)
         dweights = [_dot_channels(dsamples, _take(rows, i)) for i in index]
-        for w, i in zip(weights, index, strict=True):
-            drows = _add_at(drows, i, dsamples.astype(jnp.float32) * w[..., None])
-        columns = _columns(rows, weights, index, width)
+        dsamples = dsamples.astype(jnp.float32)
+        if windows:
+            dx = _add_windows(dx, start, dsamples, weights)
+        else:
+            for w, i in zip(weights, index, strict=True):
+                dx = _add_at(dx, i, dsamples * w[..., None])
+        columns = _columns(rows, weights, index, out_width)
         dmatrix += jnp.matmul(columns.T, g, precision=precision, preferred_element_type=jnp.float32)
-        return (drows, dmatrix), dweights
+        return (dx, dmatrix), dweights
 
-    start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)
-    (drows, dmatrix), dweights = _over_slabs(slab, start, (weights, index, g), slabs)
-    return drows, dweights, dmatrix
+    # Windows may begin or end a cell beyond the map.
+    empty = (batch, height + 2, width + 2, rows.shape[1] // (height * width), rows.shape[2]) if windows else rows.shape
+    start = jnp.zeros(empty, jnp.float32), jnp.zeros(matrix.shape, jnp.float32)
+    (dx, dmatrix), dweights = _over_slabs(slab, start, (weights, places, g), slabs)
+    return (dx[:, 1:-1, 1:-1] if windows else dx).reshape(shape), dweights, dmatrix
 
 
 _deform_conv.defvjp(_forward, _backward)
@@ -189,9 +221,12 @@ def _over_slabs(body: Callable[..., Any], carry: Any, arrays: Any, slabs: int) -
     return carry, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:]), out)
 
 
-def _corners(offset: Array, mask: Array, size: tuple[int, ...], geometry: _Geometry) -> tuple[list[Array], list[Array]]:
-    """The four neighbours of every sample: weights (float32) and row numbers of `_rows` (int32), (B, h, n).
+def _corners(
+    offset: Array, mask: Array, size: tuple[int, ...], geometry: _Geometry
+) -> tuple[list[Array], tuple[list[Array], Array]]:
+    """The four neighbours of every sample: weights (float32), and row numbers of `_rows` (int32), (B, h, n).
 
+    Beside the numbers the first neighbour's row, column and group, (B, h, n, 3) int32, of a map with a border of 1.
     n = w * G * K: the samples of one output row, groups before taps as in offset and mask.  They
     stand in one axis, since TPUs pad short last ones to 128.
     """
@@ -212,7 +247,8 @@ def _corners(offset: Array, mask: Array, size: tuple[int, ...], geometry: _Geome
     pairs = [(a, b) for a in (0, 1) for b in (0, 1)]
     weights = [mask * wy[a] * wx[b] for a, b in pairs]
     index = [(iy[a] * size[1] + ix[b]) * groups + group for a, b in pairs]
-    return weights, index
+    first = [jnp.floor(y).astype(jnp.int32) + 1, jnp.floor(x).astype(jnp.int32) + 1, jnp.broadcast_to(group, y.shape)]
+    return weights, (index, jnp.stack(first, -1))
 
 
 def _neighbours(position: Array, size: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -252,6 +288,19 @@ def _take(rows: Array, index: Array) -> Array:
 
 def _add_at(rows: Array, index: Array, values: Array) -> Array:
     return jax.vmap(lambda r, i, v: r.at[i].add(v, mode="promise_in_bounds"))(rows, index, values)
+
+
+def _add_windows(x: Array, start: Array, values: Array, weights: list[Array]) -> Array:
+    """Add values (B, h, n, D) times weights, four of (B, h, n), to 2x2 cells of x (B, H + 2, W + 2, G, D).
+
+    start: (B, h, n, 3), the first cell's row, column and group.
+    """
+    shares = jnp.stack(weights, -1).reshape(*weights[0].shape, 2, 2, 1)
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(2, 3, 4), inserted_window_dims=(2,), scatter_dims_to_operand_dims=(0, 1, 2)
+    )
+    add = functools.partial(lax.scatter_add, dimension_numbers=numbers, mode="promise_in_bounds")
+    return jax.vmap(add)(x, start, values[..., None, None, :] * shares)
 
 
 class DeformConv(nn.Module):

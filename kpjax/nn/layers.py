@@ -297,58 +297,60 @@ class UpsampleDepthwise(nn.Module):
 
 def max_pool_3x3_stride2(x: Array) -> Array:
     """PyTorch's MaxPool2d(3, stride 2, padding 1).  (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)."""
-    return lax.platform_dependent(x, cuda=_max_pool_3x3_views, default=_max_pool_3x3_window)
-
-
-def _max_pool_3x3_window(x: Array) -> Array:
-    return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
-
-
-@jax.custom_vjp
-def _max_pool_3x3_views(x: Array) -> Array:
-    """The same, with a gradient that adds shifted maps; XLA's own scatters, one float at a time on a GPU."""
-    return _max_pool_3x3_window(x)
-
-
-def _max_pool_3x3_saved(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    y = _max_pool_3x3_window(x)
-    return y, (x, y)
-
-
-def _max_pool_3x3_gradient(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
-    """Each window's gradient goes to its largest value, of equal ones to the first in rows, as in PyTorch."""
-    x, y = saved
-    height, width = x.shape[1:3]
-    rows, columns = y.shape[1:3]
-    lowest = jnp.asarray(-jnp.inf, x.dtype)
-    # Window (i, j) reads the rows 2 i .. 2 i + 2 of this, and the columns 2 j .. 2 j + 2.
-    end = [2 * n + 1 - side - 1 for n, side in ((rows, height), (columns, width))]
-    padded = lax.pad(x, lowest, [(0, 0, 0), (1, end[0], 0), (1, end[1], 0), (0, 0, 0)])
-    free = jnp.ones(y.shape, bool)
-    total = jnp.zeros((x.shape[0], 2 * rows + 1, 2 * columns + 1, x.shape[3]), jnp.float32)
-    for u in range(3):
-        for v in range(3):
-            last = (x.shape[0], u + 2 * rows - 1, v + 2 * columns - 1, x.shape[3])
-            tap = lax.slice(padded, (0, u, v, 0), last, (1, 2, 2, 1))
-            won = free & (tap == y)
-            free &= ~won
-            part = jnp.where(won, g, 0).astype(jnp.float32)
-            total += lax.pad(part, jnp.float32(0), [(0, 0, 0), (u, 2 - u, 1), (v, 2 - v, 1), (0, 0, 0)])
-    return (total[:, 1 : 1 + height, 1 : 1 + width].astype(x.dtype),)
-
-
-_max_pool_3x3_views.defvjp(_max_pool_3x3_saved, _max_pool_3x3_gradient)
+    return lax.platform_dependent(x, cuda=lambda x: _max_pool_views(x, 3), default=lambda x: _max_pool_window(x, 3))
 
 
 def max_pool_2x2(x: Array) -> Array:
     """PyTorch's MaxPool2d(2).  (B, H, W, C) of even H and W -> (B, H / 2, W / 2, C)."""
-    return lax.platform_dependent(x, cpu=_max_pool_2x2_views, default=_max_pool_2x2_window)
+    return lax.platform_dependent(
+        x, cpu=_max_pool_2x2_views, cuda=lambda x: _max_pool_views(x, 2), default=lambda x: _max_pool_window(x, 2)
+    )
 
 
-def _max_pool_2x2_window(x: Array) -> Array:
-    return nn.max_pool(x, (2, 2), (2, 2))
+def _max_pool_window(x: Array, size: int) -> Array:
+    """Windows of `size`, 2 or 3, at a stride of 2; those of 3 begin a cell before the map."""
+    border = (size - 2, size - 2)
+    return nn.max_pool(x, (size, size), (2, 2), [border, border])
 
 
 def _max_pool_2x2_views(x: Array) -> Array:
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool_views(x: Array, size: int) -> Array:
+    """The same, with a gradient that adds shifted maps; XLA's own scatters, one float at a time on a GPU."""
+    return _max_pool_window(x, size)
+
+
+def _max_pool_saved(x: Array, size: int) -> tuple[Array, tuple[Array, Array]]:
+    y = _max_pool_window(x, size)
+    return y, (x, y)
+
+
+def _max_pool_gradient(size: int, saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    """Each window's gradient goes to its largest value, of equal ones to the first in rows, as in PyTorch."""
+    x, y = saved
+    batch, height, width, channels = x.shape
+    rows, columns = y.shape[1:3]
+    border, lowest = size - 2, jnp.asarray(-jnp.inf, x.dtype)
+    # Window (i, j) reads the rows from 2 i and the columns from 2 j of the padded map.
+    sides = 2 * rows + border, 2 * columns + border
+    ends = [side - border - before for side, before in zip(sides, (height, width), strict=True)]
+    padded = lax.pad(x, lowest, [(0, 0, 0), (border, ends[0], 0), (border, ends[1], 0), (0, 0, 0)])
+    free = jnp.ones(y.shape, bool)
+    total = jnp.zeros((batch, *sides, channels), jnp.float32)
+    for u in range(size):
+        for v in range(size):
+            last = (batch, u + 2 * rows - 1, v + 2 * columns - 1, channels)
+            tap = lax.slice(padded, (0, u, v, 0), last, (1, 2, 2, 1))
+            won = free & (tap == y)
+            free &= ~won
+            part = jnp.where(won, g, 0).astype(jnp.float32)
+            around = [(0, 0, 0), (u, size - 1 - u, 1), (v, size - 1 - v, 1), (0, 0, 0)]
+            total += lax.pad(part, jnp.float32(0), around)
+    return (total[:, border : border + height, border : border + width].astype(x.dtype),)
+
+
+_max_pool_views.defvjp(_max_pool_saved, _max_pool_gradient)

@@ -270,9 +270,12 @@ def test_one_sample_anywhere(row: float, column: float, seed: int) -> None:
 
 
 def largest(jaxpr: Any) -> int:
-    """Elements of the largest array anywhere in a program."""
+    """Elements of the largest array anywhere in a program, of platforms that have no form of their own."""
     sizes = [0]
     for equation in jaxpr.eqns:
+        if platforms := equation.params.get("branches_platforms"):
+            sizes.append(largest(equation.params["branches"][platforms.index(None)].jaxpr))
+            continue
         sizes += [int(np.prod(v.aval.shape)) for v in equation.outvars if hasattr(v.aval, "shape")]
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
             inner = getattr(parameter, "jaxpr", parameter)
@@ -310,6 +313,31 @@ def test_each_platform_has_its_own_slabs() -> None:
     for platform, loops in (("cpu", True), ("tpu", False), ("cuda", False)):
         text = jax.jit(deform_conv).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.while" in text) == loops, platform
+
+
+@pytest.mark.parametrize("slabs", [1, 2])
+@pytest.mark.parametrize("stride, dilation, groups", [(1, 1, 1), (2, 1, 2), (1, 2, 2)])
+def test_one_update_for_four_neighbours(
+    slabs: int, stride: int, dilation: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's form of the gradients, with samples on every side of the map and far beyond it."""
+    x, kernel = normal(0, 2, 8, 6, 4), normal(1, 3, 3, 4, 5)
+    out = tuple((side + 2 * dilation - 2 * dilation - 1) // stride + 1 for side in (8, 6))
+    offset = uniform(2, -9, 9, 2, *out, groups * 18)
+    mask, g = uniform(3, 0, 1, 2, *out, groups * 9), normal(4, 2, *out, 5)
+    offset[0, 0, 0, :4] = np.nan, 0.0, -1.0, 0.5
+    geometry = module._Geometry((3, 3), stride, dilation, dilation, groups, slabs, slabs, slabs, None)
+
+    def gradients(cuda: bool) -> Any:
+        def chosen(function: Any, on_cuda: Any, geometry: Any, *arrays: Any) -> Any:
+            return (on_cuda if cuda else function)(slabs, *arrays)
+
+        monkeypatch.setattr(module, "_on_platform", chosen)
+        return jax.jit(lambda saved, g: module._backward.__wrapped__(geometry, saved, g))((x, offset, mask, kernel), g)
+
+    for found, wanted in zip(gradients(True), gradients(False), strict=True):
+        assert np.abs(np.nan_to_num(wanted)).max() > 0
+        np.testing.assert_allclose(found, wanted, atol=2e-5 * max(1.0, float(np.nanmax(np.abs(wanted)))))
 
 
 def test_a_sharded_batch_stays_where_it_is() -> None:

@@ -156,23 +156,34 @@ def test_max_pool_is_pytorchs(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(max_pool_3x3_stride2(jnp.asarray(x)), expected)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 7), (8, 12)])
+@pytest.mark.parametrize(
+    "window, size", [(3, (1, 1)), (3, (2, 5)), (3, (9, 7)), (3, (8, 12)), (2, (2, 2)), (2, (8, 6))]
+)
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_gradient_of_max_pool_is_pytorchs(size: tuple[int, int], ties: bool) -> None:
+def test_the_gradient_of_max_pool_is_pytorchs(window: int, size: tuple[int, int], ties: bool) -> None:
     """Of equal values in a window the first one in rows takes the gradient, in the form for GPUs."""
     rng = np.random.default_rng(0)
     x = rng.integers(-2, 2, (2, *size, 3)).astype(np.float32) if ties else normal(3, 2, *size, 3)
-    y, dx = value_and_vjp(layers._max_pool_3x3_views, x)
+    y, dx = value_and_vjp(lambda x: layers._max_pool_views(x, window), x)
     g, expected = normal(99, *y.shape), np.zeros(x.shape)
     for b, i, j, c in np.ndindex(*y.shape):
-        cells = [(r, s) for r in range(2 * i - 1, 2 * i + 2) for s in range(2 * j - 1, 2 * j + 2)]
+        first = 2 - window  # of the window's offsets
+        cells = [(r, s) for r in range(2 * i + first, 2 * i + 2) for s in range(2 * j + first, 2 * j + 2)]
         inside = [(r, s) for r, s in cells if 0 <= r < size[0] and 0 <= s < size[1]]
         r, s = max(inside, key=lambda cell, b=b, c=c: x[b, *cell, c])  # the first of equal ones
         assert y[b, i, j, c] == x[b, r, s, c]
         expected[b, r, s, c] += g[b, i, j, c]
     np.testing.assert_allclose(dx, expected, atol=1e-5)
     if not ties:
-        assert_same(value_and_vjp(layers._max_pool_3x3_window, x), (y, dx), tolerance=1e-6)
+        assert_same(value_and_vjp(lambda x: layers._max_pool_window(x, window), x), (y, dx), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("pool", [max_pool_2x2, max_pool_3x3_stride2])
+def test_max_pool_has_a_gradient_without_scatter_on_cuda(pool: Any) -> None:
+    x = normal(0, 1, 8, 8, 2)
+    text = lowered_for("cuda", jax.grad(lambda x: pool(x).sum()), x)
+    assert "scatter" not in text
+    assert "scatter" in lowered_for("tpu", jax.grad(lambda x: pool(x).sum()), x)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (8, 6)])
@@ -180,7 +191,7 @@ def test_max_pool_2x2_forms_agree(size: tuple[int, int]) -> None:
     # All values differ, so that each gradient has one place to go.
     x = np.random.default_rng(0).permutation(2 * size[0] * size[1] * 3).astype(np.float32).reshape(2, *size, 3)
     x -= x.mean()
-    window = value_and_vjp(layers._max_pool_2x2_window, x)
+    window = value_and_vjp(lambda x: layers._max_pool_window(x, 2), x)
     expected = x.reshape(2, size[0] // 2, 2, size[1] // 2, 2, 3).max((2, 4))
     np.testing.assert_array_equal(window[0], expected)
     assert_same(value_and_vjp(layers._max_pool_2x2_views, x), window, tolerance=1e-6)
