@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from kpjax.detectors.base import Array, Targets
 from kpjax.detectors.center_config import STRIDE, CenterNetConfig, Rules
 from kpjax.objects import Objects, Placed
-from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.heatmap import draw_gaussians, gaussian_radius, radius_in_cells
 from kpjax.ops.keypoint_targets import last_in_cell
 from kpjax.ops.oracle import logits, nearest_values
 
@@ -44,7 +44,7 @@ def centers_of(objects: Objects, placed: Placed, rules: Rules) -> Centers:
     sides = jnp.ceil(wh) if rules.round_sides else wh
     sides = jnp.where(valid[:, None], sides, 1.0)
     radius = gaussian_radius(sides[:, 1], sides[:, 0], rules.overlap, rules.radius)
-    return Centers(boxes, wh, center, cell, jnp.maximum(radius.astype(jnp.int32), 0), valid)
+    return Centers(boxes, wh, center, cell, radius_in_cells(radius), valid)
 
 
 def encode(

@@ -9,7 +9,7 @@ from kpjax.detectors.base import Array, Outputs, Targets
 from kpjax.detectors.corner_config import KEYPOINTS, SIDES, STRIDE, CornerNetConfig, Rules
 from kpjax.objects import Objects, Placed
 from kpjax.ops import losses
-from kpjax.ops.heatmap import gaussian_radius
+from kpjax.ops.heatmap import gaussian_radius, radius_in_cells
 from kpjax.ops.keypoint_targets import keypoint_targets
 from kpjax.ops.oracle import logits, nearest_values
 from kpjax.ops.peaks import gather_cells
@@ -51,7 +51,7 @@ def gaussian_sizes(cells: Array, valid: Array, rules: Rules) -> Array:
     """The radius (M,) int32 of each box's Gaussians, from its sides in cells, rounded up."""
     sides = jnp.where(valid[:, None], jnp.ceil(cells[:, 2:] - cells[:, :2]), 1.0)
     radius = gaussian_radius(sides[:, 1], sides[:, 0], rules.overlap, rules.radius)
-    return jnp.maximum(radius.astype(jnp.int32), 0)
+    return radius_in_cells(radius)
 
 
 def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) -> Targets:

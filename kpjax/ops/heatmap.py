@@ -21,7 +21,7 @@ def gaussian_radius(height: Array, width: Array, overlap: float, formula: str = 
     formula: "fixed" solves the three quadratic conditions; "legacy" is what xingyizhou's
         CenterNet and the triplet paper use, CornerNet's first form, which leaves out the
         division by 2a (golden: fn_ctnet_gaussian, gaussian_original).
-    Returns float32 of the same shape.  The originals draw with int(r).
+    Returns float32 of the same shape.  The originals draw with int(r): `radius_in_cells`.
 
     The three cases are: both corners inside the true box, both outside, one each.  Every root
     is written without a difference of near-equal numbers, so that float32 gives the integer
@@ -45,6 +45,16 @@ def gaussian_radius(height: Array, width: Array, overlap: float, formula: str = 
         third = 2 * area * (1 - o) / (2 * o * total + root3)
         return jnp.minimum(jnp.minimum(first, second), third)
     raise ValueError(f"radius formula {formula!r}; choose 'legacy' or 'fixed'")
+
+
+def radius_in_cells(radius: Array) -> Array:
+    """int(r) of a radius of `gaussian_radius`, at least 0, int32.
+
+    Boxes with sides in whole cells often have a whole radius, such as 7 for 20x35 at an overlap of 0.7.  A GPU's
+    division and square root are off by some units in the last place, which must not make a 6 of it: what is less than
+    1e-6 of itself below a whole number counts as this number.
+    """
+    return jnp.maximum((radius * (1 + 1e-6)).astype(jnp.int32), 0)
 
 
 def gaussian_profile(centers: Array, radii: Array, length: int, sigma_divisor: float = 6.0) -> Array:

@@ -15,7 +15,7 @@ from kpjax.images.preprocess import COCO_BGR
 from kpjax.images.resample import resample
 from kpjax.images.views import View, fixed_view, keep_view, place
 from kpjax.objects import Objects, Placed
-from kpjax.ops.heatmap import gaussian_radius
+from kpjax.ops.heatmap import gaussian_radius, radius_in_cells
 from tests.records import objects_of
 
 from .cases import each_case, fill
@@ -134,7 +134,7 @@ def test_dense_sizes(case: Any) -> None:
         targets, opt = encoded(case, name)
         height, width = (side // opt["down_ratio"] for side in opt["size"])
         sides = jnp.ceil(jnp.where(targets["mask"][:, None], targets["wh"], 1.0))
-        radii = gaussian_radius(sides[:, 1], sides[:, 0], 0.7, "legacy").astype(jnp.int32)
+        radii = radius_in_cells(gaussian_radius(sides[:, 1], sides[:, 0], 0.7, "legacy"))
         centers = jnp.stack([targets["index"] % width, targets["index"] // width], 1)
         dense, running = draw_dense(
             jnp.zeros((height, width)), centers, radii, targets["wh"], targets["mask"], (height, width)

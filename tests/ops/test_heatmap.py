@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpjax.ops.heatmap import draw_gaussians, gaussian_radius
+from kpjax.ops.heatmap import draw_gaussians, gaussian_radius, radius_in_cells
 from tests.golden.dense import draw_dense
 
 # Compiled once for all examples.
@@ -56,6 +56,21 @@ def test_fixed_radius_keeps_the_overlap(height: float, width: float, overlap: fl
     shifted = max(width - r, 0) * max(height - r, 0)
     for iou in (inner / area, area / outer, shifted / (2 * area - shifted)):
         assert iou >= overlap - 1e-4
+
+
+@pytest.mark.parametrize("formula", ["legacy", "fixed"])
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 0.7])
+def test_whole_radii_do_not_depend_on_the_last_bits(overlap: float, formula: str) -> None:
+    """Sides in whole cells: some three units in the last place more or less, as a GPU's division has, change nothing."""
+    height, width = (side.reshape(-1).astype(np.float32) for side in np.mgrid[1:129, 1:129])
+    r = np.asarray(gaussian_radius(height, width, overlap, formula))
+    whole = np.asarray(radius_in_cells(r))
+    assert whole.dtype == np.int32 and (np.abs(r - np.round(r)) < 1e-6 * r).sum() > 10
+    for units in (-3, -2, -1, 1, 2, 3):
+        moved = r * np.float32(1 + units * 2.0**-23)
+        np.testing.assert_array_equal(radius_in_cells(moved), whole)
+    exact = [radius_oracle(float(h), float(w), overlap, formula) for h, w in zip(height, width, strict=True)]
+    np.testing.assert_array_equal(whole, np.floor(np.array(exact) * (1 + 1e-9)))
 
 
 def test_radius_of_an_unknown_formula_is_refused() -> None:
