@@ -177,7 +177,7 @@ def _run(
         group = first[best]
         here, end = cursor[group], stop[group]
         selected, other = table[:, best], table[:, here]
-        table = table.at[:, best].set(other).at[:, here].set(selected)
+        table = _put(table, best, other, here, selected)
         later = (place > here) & (place < end)
         factor, touched = _factors(table, selected, rules)
         tested = later if rules.drop_isolated else later & touched
@@ -241,8 +241,8 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
     mover = later & ~dropped & (place >= new_end)
     behind = later & (place >= new_end)
     # A row behind the new end is tested in the gap open when its turn comes, after the last gap at `new_end`.
-    turn = jax.lax.associative_scan(jnp.add, mover.astype(jnp.int32), reverse=True) - mover
-    number = jax.lax.associative_scan(jnp.add, gap.astype(jnp.int32)) - 1  # of each gap, from the left
+    turn = _sum_before(mover.astype(jnp.int32), reverse=True)
+    number = _sum_before(gap.astype(jnp.int32))  # of each gap, from the left
     gaps = jnp.full(count + 1, new_end).at[jnp.where(gap, number, count + 1)].set(place, mode="drop")
     seen_at = jnp.where(behind, gaps[turn], place)
     source = place.at[jnp.where(mover, seen_at, count)].set(place, mode="drop")
@@ -260,18 +260,47 @@ def _fill_gaps(table: Array, lowered: Array, dropped: Array, later: Array, end: 
 def _turn_of_drop(dropped: Array, gap: Array, behind: Array, seen_at: Array, new_end: Array) -> Array:
     """How many rows were dropped before each dropped row, (N,) int32, in the order of `_fill_gaps`."""
 
-    def before(x: Array, reverse: bool = False) -> Array:
-        return jax.lax.associative_scan(jnp.add, x, reverse=reverse) - x
-
     place = jnp.arange(dropped.shape[0], dtype=jnp.int32)
     gaps, gone = gap.astype(jnp.int32), (dropped & behind).astype(jnp.int32)
-    gaps_before = before(gaps)
-    tested_before = before(jnp.zeros_like(gone).at[seen_at].add(gone))  # rows from behind, tested at an earlier place
+    gaps_before = _sum_before(gaps)
+    tested_before = _sum_before(
+        jnp.zeros_like(gone).at[seen_at].add(gone)
+    )  # rows from behind, tested at an earlier place
     # On a place its own row is tested first, then rows from behind, the last one first.
-    from_behind = gaps_before[seen_at] + gaps[seen_at] + before(gone, reverse=True)
+    from_behind = gaps_before[seen_at] + gaps[seen_at] + _sum_before(gone, reverse=True)
     from_behind += (seen_at == new_end) & (place > new_end)
     in_place = gap | (place == new_end) & (seen_at == new_end)
     return jnp.where(in_place, gaps_before + tested_before, from_behind)
+
+
+# A GPU takes some microseconds to start an operation, however small: there one that does more work replaces several.
+
+
+def _sum_before(x: Array, reverse: bool = False) -> Array:
+    """The sum of the places before each one, (N,) int32; reverse: behind each one."""
+
+    def scan(x: Array) -> Array:
+        return jax.lax.associative_scan(jnp.add, x, reverse=reverse) - x
+
+    def compare(x: Array) -> Array:
+        place = jnp.arange(x.shape[0], dtype=jnp.int32)
+        before = (place[:, None] < place) if reverse else (place[:, None] > place)
+        return jnp.where(before, x, 0).sum(1)
+
+    return jax.lax.platform_dependent(x, cuda=compare, default=scan)
+
+
+def _put(table: Array, first: Array, value: Array, second: Array, other: Array) -> Array:
+    """The table (R, N) with `value` (R,) in the column `first` and then `other` in the column `second`."""
+
+    def update(table: Array) -> Array:
+        return table.at[:, first].set(value).at[:, second].set(other)
+
+    def select(table: Array) -> Array:
+        place = jnp.arange(table.shape[1], dtype=jnp.int32)
+        return jnp.where(place == second, other[:, None], jnp.where(place == first, value[:, None], table))
+
+    return jax.lax.platform_dependent(table, cuda=select, default=update)
 
 
 def _merge(table: Array, selected: Array, own: Array, each: Array) -> Array:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 from typing import Any
 
 import jax
@@ -21,10 +22,22 @@ _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """The `compiler_options` of `jax.jit` for a program on the devices of `mesh`: none but on a CPU."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return dict(_options()) if on_cpu and _LIBRARY not in os.environ.get("XLA_FLAGS", "") else {}
+# A jaxlib before 0.11 adds float32 to shared places of a GPU's memory by compare and swap, up to 2,000 times slower
+# where many meet (jax#38806), unless it may flush numbers below 1.2e-38 to 0.
+_FLUSH = "xla_gpu_ftz"
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
+    """The `compiler_options` of `jax.jit` for a program on the devices of `mesh`.
+
+    None but on a CPU, on a GPU with a jaxlib before 0.11, and where XLA_FLAGS says something of them.
+    """
+    kind, given = mesh.devices.flat[0].platform, os.environ.get("XLA_FLAGS", "")
+    if kind == "cpu" and _LIBRARY not in given:
+        return {**_options()}
+    if kind == "gpu" and _FLUSH not in given and jax.__version_info__ < (0, 11):
+        return {_FLUSH: True}
+    return {}
 
 
 @functools.cache
@@ -87,6 +100,11 @@ class Memory:
     def total(self) -> int:
         """All of it at once: the peak."""
         return self.arguments + self.temporaries + self.outputs + self.code
+
+
+def sorts_of(compiled: Any) -> int:
+    """How many sorts a compiled program has; each is counted once, also in a loop."""
+    return len(re.findall(r" sort\(|custom_call_target=\"__cub\$DeviceRadixSort", compiled.as_text()))
 
 
 def memory_of(compiled: Any) -> Memory:

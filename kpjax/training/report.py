@@ -9,7 +9,7 @@ import jax
 from kpjax.config import Config
 from kpjax.data.source import Source
 from kpjax.detectors.base import Detector
-from kpjax.parallel.compiling import memory_of
+from kpjax.parallel.compiling import memory_of, sorts_of
 from kpjax.training.optimizer import scaled
 from kpjax.training.step import TrainState
 from kpjax.training.unused import unused
@@ -51,6 +51,11 @@ def describe_run(
         lines.append(
             f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
             f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
+        )
+    if config.deterministic and jax.devices()[0].platform == "gpu":
+        lines.append(
+            f"note     config.deterministic: sums into shared places run as sorts, {sorts_of(step)} a step, and "
+            "convolutions by cuDNN's repeatable algorithms alone, so that a step takes longer"
         )
     lines += [f"note     {line}" for line in unused(config, largest)]
     if start:

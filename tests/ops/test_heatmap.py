@@ -61,7 +61,7 @@ def test_fixed_radius_keeps_the_overlap(height: float, width: float, overlap: fl
 @pytest.mark.parametrize("formula", ["legacy", "fixed"])
 @pytest.mark.parametrize("overlap", [0.3, 0.5, 0.7])
 def test_whole_radii_do_not_depend_on_the_last_bits(overlap: float, formula: str) -> None:
-    """Sides in whole cells: some three units in the last place more or less, as a GPU's division has, change nothing."""
+    """Sides in whole cells: three units in the last place more or less, as a GPU's division has, change nothing."""
     height, width = (side.reshape(-1).astype(np.float32) for side in np.mgrid[1:129, 1:129])
     r = np.asarray(gaussian_radius(height, width, overlap, formula))
     whole = np.asarray(radius_in_cells(r))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +209,9 @@ def test_an_unknown_method_is_named() -> None:
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=["plain", "merging"])
-def test_images_together_are_images_one_by_one(case: tuple[SoftNms, bool, float | None]) -> None:
+def test_images_together_are_images_one_by_one(
+    case: tuple[SoftNms, bool, float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The form for GPUs against that for others: 1,000 sets, with ties, some of them empty."""
     rules, stale_rows, exponent = case
     rng = np.random.default_rng(0)
@@ -228,7 +231,16 @@ def test_images_together_are_images_one_by_one(case: tuple[SoftNms, bool, float 
         return soft_nms_merge(boxes, scores, labels, weights, valid, exponent=exponent, **options)
 
     rows = (boxes, scores, labels, valid, weights)
-    together, alone = jax.jit(jax.vmap(one))(rows), jax.jit(lambda rows: jax.lax.map(one, rows))(rows)
+    alone = jax.jit(lambda rows: jax.lax.map(one, rows))(rows)
+    asked = []
+
+    def on_cuda(*arrays: jax.Array, cuda: Callable[..., jax.Array], default: object) -> jax.Array:
+        asked.append(cuda)
+        return cuda(*arrays)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_cuda)
+    together = jax.jit(jax.vmap(one))(rows)
+    assert len(asked) == 6  # five sums and an update of the table
     for field in dataclasses.fields(NmsResult):
         a, b = getattr(together, field.name), getattr(alone, field.name)
         if field.name == "boxes" and exponent is not None:  # averages, whose sums may go in another order
