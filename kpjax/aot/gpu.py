@@ -1,7 +1,7 @@
 """NVIDIA's GPUs: published peaks, hosts of them, and the library that compiles for them on a machine without one.
 
-The library is XLA's plugin for CUDA.  It needs no driver and no other library of CUDA to compile, and stays out of the
-environment: where it is installed, every start of JAX looks for a GPU.
+The library is XLA's plugin for CUDA.  To compile it needs CUDA's assembler, ptxas, but no driver and no other library
+of CUDA.  It stays out of the environment: where it is installed, every start of JAX looks for a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kpjax.aot.topology import Chip, Topology
 from kpjax.errors import ConfigError, UserError
 
 _LIBRARY = "xla_cuda_plugin.so"
+_ASSEMBLER = "nvidia-cuda-nvcc-cu12"  # the wheel with ptxas; XLA also finds that of an installed CUDA toolkit
 # Of a card's memory JAX's allocator takes 75% (docs.jax.dev, "GPU memory allocation"); CUDA's context, NCCL's buffers
 # and the libraries' code lie in the rest.  XLA's account of a program has no workspace of cuDNN, whose algorithm is
 # chosen on the card by trying: XLA's limit for one is xla_gpu_redzone_scratch_max_megabytes, 4096 by default.
@@ -242,10 +243,20 @@ def _without_stderr() -> Iterator[None]:
 def _how_to_get_it() -> str:
     import jaxlib
 
-    wheel = f"jax-cuda12-pjrt=={jaxlib.__version__}"
+    wheels = f"jax-cuda12-pjrt=={jaxlib.__version__} {_ASSEMBLER}"
     return (
-        f"to fetch it (for Linux): pip install --no-deps --target DIR {wheel}, or pip download --no-deps {wheel} "
-        "and unzip the wheel"
+        f"to fetch it (for Linux): pip install --no-deps --target DIR {wheels}, or pip download --no-deps {wheels} "
+        "and unzip both wheels into one folder"
+    )
+
+
+def assembler_missing(message: str) -> UserError | None:
+    """What to say where compilation ended with `message` for want of CUDA's assembler; None: it was something else."""
+    if "No PTX compilation provider" not in message:
+        return None
+    return UserError(
+        "the CUDA library found no ptxas, CUDA's assembler; put it beside the library with pip install --no-deps "
+        f"--target DIR {_ASSEMBLER}, DIR being the folder with jax_plugins, or install the CUDA toolkit"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from kpjax.aot.cuda_hlo import Oddity, read_gpu_work
+from kpjax.aot.gpu import assembler_missing
 from kpjax.aot.hlo import Collective, counts_loops_once, memory_refused, read_collectives, sort_by_purpose
 from kpjax.aot.roofline import Roofline, largest_fitting, roofline
 from kpjax.aot.topology import Topology
@@ -106,6 +107,8 @@ def make_plan(topology: Topology, config: Config, evaluation: bool, canvas: tupl
     try:
         compiled = step.lower(*inputs).compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
+        if missing := assembler_missing(str(error)):
+            raise missing from error
         needed = memory_refused(str(error))
         if not needed:
             raise

@@ -13,7 +13,7 @@ from kpjax.aot import plan as plans
 from kpjax.aot.topology import Topology
 from kpjax.aot.tpu import parse_topology
 from kpjax.config import Config
-from kpjax.errors import ConfigError
+from kpjax.errors import ConfigError, UserError
 from tests.tiny import tiny_config
 
 
@@ -133,3 +133,14 @@ def test_deterministic_programs_are_compiled_as_such(name: str, asked: bool, mon
         assert not plans.make_plan(topology, config, True, (64, 64), classes=3).fits
     assert [one.get("xla_gpu_deterministic_ops", False) for one in given] == [False, asked]
     assert bool(given[0]) == asked
+
+
+def test_a_missing_assembler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, compiler_options: dict[str, object] | None = None) -> None:
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: No PTX compilation provider is available. Neither\n - a\n - b")
+
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
+    monkeypatch.setattr("jax.stages.Lowered.compile", refuse)
+    with pytest.raises(UserError, match="ptxas.*nvidia-cuda-nvcc-cu12") as caught:
+        plans.make_plan(gpu.parse_topology("h100:8"), tiny_config(), True, (64, 64), classes=3)
+    assert "\n" not in str(caught.value)
