@@ -252,10 +252,10 @@ def _how_to_get_it() -> str:
 
 def assembler_missing(message: str) -> UserError | None:
     """What to say where compilation ended with `message` for want of CUDA's assembler; None: it was something else."""
-    if "No PTX compilation provider" not in message:
+    if "No PTX compilation provider" not in message and "libdevice not found" not in message:
         return None
     return UserError(
-        "the CUDA library found no ptxas, CUDA's assembler; put it beside the library with pip install --no-deps "
+        "the CUDA library found no ptxas, CUDA's assembler, or no libdevice; put them beside the library with pip install --no-deps "
         f"--target DIR {_ASSEMBLER}, DIR being the folder with jax_plugins, or install the CUDA toolkit"
     )
 

@@ -135,12 +135,15 @@ def test_deterministic_programs_are_compiled_as_such(name: str, asked: bool, mon
     assert bool(given[0]) == asked
 
 
-def test_a_missing_assembler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text", ["UNAVAILABLE: No PTX compilation provider is available.\n - a", "INTERNAL: libdevice not found at ./b.bc"]
+)
+def test_a_missing_assembler_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, compiler_options: dict[str, object] | None = None) -> None:
-        raise jax.errors.JaxRuntimeError("UNAVAILABLE: No PTX compilation provider is available. Neither\n - a\n - b")
+        raise jax.errors.JaxRuntimeError(text)
 
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
     monkeypatch.setattr("jax.stages.Lowered.compile", refuse)
-    with pytest.raises(UserError, match="ptxas.*nvidia-cuda-nvcc-cu12") as caught:
+    with pytest.raises(UserError, match=r"ptxas.*nvidia-cuda-nvcc-cu12") as caught:
         plans.make_plan(gpu.parse_topology("h100:8"), tiny_config(), True, (64, 64), classes=3)
     assert "\n" not in str(caught.value)
