@@ -255,8 +255,8 @@ def assembler_missing(message: str) -> UserError | None:
     if "No PTX compilation provider" not in message and "libdevice not found" not in message:
         return None
     return UserError(
-        "the CUDA library found no ptxas, CUDA's assembler, or no libdevice; put them beside the library with pip install --no-deps "
-        f"--target DIR {_ASSEMBLER}, DIR being the folder with jax_plugins, or install the CUDA toolkit"
+        "the CUDA library found no ptxas, CUDA's assembler, or no libdevice; put them beside the library with pip "
+        f"install --no-deps --target DIR {_ASSEMBLER}, DIR being the folder with jax_plugins, or install CUDA"
     )
 
 
