@@ -20,6 +20,7 @@ from typing import Any
 
 from kpjax.aot.topology import Chip, Topology
 from kpjax.errors import ConfigError, UserError
+from kpjax.parallel.startup import use_atomic_sums
 
 _LIBRARY = "xla_cuda_plugin.so"
 _ASSEMBLER = "nvidia-cuda-nvcc-cu12"  # the wheel with ptxas; XLA also finds that of an installed CUDA toolkit
@@ -271,3 +272,4 @@ def prepare(library: str) -> None:
         others = [one for one in os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS", "").split(",") if one]
         kept = [one for one in others if not one.startswith("cuda:")]
         os.environ["PJRT_NAMES_AND_LIBRARY_PATHS"] = ",".join([*kept, f"cuda:{library}"])
+    use_atomic_sums()  # as training does

@@ -22,22 +22,10 @@ _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 
 
-# A jaxlib before 0.11 adds float32 to shared places of a GPU's memory by compare and swap, up to 2,000 times slower
-# where many meet (jax#38806), unless it may flush numbers below 1.2e-38 to 0.
-_FLUSH = "xla_gpu_ftz"
-
-
-def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
-    """The `compiler_options` of `jax.jit` for a program on the devices of `mesh`.
-
-    None but on a CPU, on a GPU with a jaxlib before 0.11, and where XLA_FLAGS says something of them.
-    """
-    kind, given = mesh.devices.flat[0].platform, os.environ.get("XLA_FLAGS", "")
-    if kind == "cpu" and _LIBRARY not in given:
-        return {**_options()}
-    if kind == "gpu" and _FLUSH not in given and jax.__version_info__ < (0, 11):
-        return {_FLUSH: True}
-    return {}
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """The `compiler_options` of `jax.jit` for a program on the devices of `mesh`: none but on a CPU."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return dict(_options()) if on_cpu and _LIBRARY not in os.environ.get("XLA_FLAGS", "") else {}
 
 
 @functools.cache

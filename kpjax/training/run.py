@@ -36,7 +36,7 @@ from kpjax.detectors.base import Detector
 from kpjax.inference.evaluate import describe_evaluation, make_evaluator
 from kpjax.parallel import distributed
 from kpjax.parallel.sharding import check_batch, connect_devices, make_mesh
-from kpjax.parallel.startup import make_deterministic, quiet_tensorflow
+from kpjax.parallel.startup import make_deterministic, quiet_tensorflow, use_atomic_sums
 from kpjax.training.checkpoints import Checkpoints, check_same_model
 from kpjax.training.environment import environment
 from kpjax.training.initial_weights import init_from
@@ -79,6 +79,7 @@ def run(
     """
     config.check()
     make_deterministic(config)
+    use_atomic_sums()
     quiet_tensorflow()
     lock = WorkdirLock(workdir, force, say)
     with StopSignal() as stop, contextlib.ExitStack() as starting:

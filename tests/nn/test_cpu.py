@@ -78,18 +78,6 @@ def test_no_option_where_it_is_not_known_or_chosen_by_the_user(monkeypatch: pyte
         compiling._options.cache_clear()
 
 
-def test_sums_on_gpus_are_atomic_with_every_jaxlib(monkeypatch: pytest.MonkeyPatch):
-    """jaxlib before 0.11 needs an option for it; a user's own XLA_FLAGS win."""
-    gpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    for version, options in (((0, 10, 2), {"xla_gpu_ftz": True}), ((0, 11, 0), {})):
-        monkeypatch.setattr(jax, "__version_info__", version)
-        assert compiler_options(gpu) == options
-    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_ftz=false")
-    assert compiler_options(gpu) == {}
-
-
 def test_sorts_are_counted():
     x = jnp.arange(7.0)
     assert compiling.sorts_of(jax.jit(jnp.sort).lower(x).compile()) == 1

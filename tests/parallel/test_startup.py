@@ -79,6 +79,34 @@ def test_determinism_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPa
     startup.make_deterministic(config)
 
 
+def test_sums_on_gpus_are_atomic_with_every_jaxlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A jaxlib before 0.11 has to be asked for it, where there may be a GPU, once."""
+    flag = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics=true"
+
+    def flags(version: tuple[int, ...], started: bool, plugins: list[str], before: str = "") -> str:
+        monkeypatch.setattr(jax, "__version_info__", version)
+        monkeypatch.setattr(startup, "devices_started", lambda: started)
+        monkeypatch.setattr(startup, "_jax_plugins", lambda: plugins)
+        monkeypatch.setenv("XLA_FLAGS", before)
+        startup.use_atomic_sums()
+        return os.environ["XLA_FLAGS"]
+
+    monkeypatch.delenv("PJRT_NAMES_AND_LIBRARY_PATHS", raising=False)
+    cuda = ["jax_plugins.xla_cuda12"]
+    assert flags((0, 10, 2), False, cuda) == flag
+    assert flags((0, 10, 2), False, cuda, "--xla_dump_to=x") == f"--xla_dump_to=x {flag}"
+    assert flags((0, 10, 2), False, cuda, flag) == flag
+    assert flags((0, 11, 0), False, cuda) == flags((0, 10, 2), True, cuda) == flags((0, 10, 2), False, []) == ""
+
+
+def test_a_cpu_knows_the_flag_for_gpus() -> None:
+    program = "import jax.numpy as jnp; print(jnp.ones(3).sum())"
+    flag = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics=true"
+    environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "3.0\n", done.stderr
+
+
 def test_sigterm_is_somebodys_from_the_start_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between start-up, where it leaves at once, and the run, where it saves, it never has the handler of before."""
     before, given = signal.getsignal(signal.SIGTERM), []
