@@ -40,8 +40,8 @@ class Errors:
 
     kind: (D,) int64 index of KINDS, or RIGHT.  near: (D,) int64 the object (of the G) that an error is of; of a right
     detection the one it found; -1: none.  iou: (D,) with it; 0 where there is none.
-    missed: (G,) bool.  ap50: AP at an IoU of 0.5, mean over the classes with an object.  cost: kind -> AP50 that mending
-    it would add.  Both are nan without an object.
+    missed: (G,) bool.  ap50: AP at an IoU of 0.5, mean over the classes with an object.  cost: kind -> AP50 that
+    mending it would add.  Both are nan without an object.
     """
 
     kind: np.ndarray
@@ -130,10 +130,10 @@ def _kinds(
     kind = np.full(len(found.row), BACKGROUND)
     near, iou = np.full(len(kind), -1), np.zeros(len(kind))
     ours, theirs = (collections.defaultdict(list) for _ in range(2))
-    for d, image in enumerate(found.image.tolist()):
-        ours[image].append(d)
-    for g, image in enumerate(found.object_image.tolist()):
-        theirs[image].append(g)
+    for number, image in enumerate(found.image.tolist()):
+        ours[image].append(number)
+    for number, image in enumerate(found.object_image.tolist()):
+        theirs[image].append(number)
     for image, numbers in ours.items():
         d, g = np.array(numbers), np.array(theirs.get(image, ()), np.int64)
         if not len(g):

@@ -46,7 +46,7 @@ def evaluated(
     points: PointSet | None = None,
 ) -> Any:
     """`run_coco` at all of THRESHOLDS: what `matches`, `false_discovery` and `by_class` read."""
-    return run_coco(ground_truth, detections, image_ids, points=points, thresholds=THRESHOLDS)
+    return run_coco(ground_truth, detections, image_ids, points=points, thresholds=THRESHOLDS.tolist())
 
 
 def matches(run: Any, threshold: float = 0.5) -> Matches:

@@ -1,7 +1,7 @@
 """Figures by matplotlib: curves, confusion matrices, bars and histograms, for files and for the report's page.
 
-Each function returns a `Figure` in the colours of `INK`, `GRID` and `SERIES`; `kpjax.show.svg` lets them follow a page's
-light and dark, `save_png` writes them as they are.  No figure changes matplotlib's state or needs a display.
+Each function returns a `Figure` in the colours of `INK`, `GRID` and `SERIES`; `kpjax.show.svg` lets them follow a
+page's light and dark, `save_png` writes them as they are.  No figure changes matplotlib's state or needs a display.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SERIES = ("#2070b4", "#d9730d", "#2e8b57", "#b8408a", "#7a5bc7", "#0f8f9c", "#9a
 NAMED = 26  # lines that a legend has room for in a file; of more classes the lowest AP are named
 NAME_LENGTH = 28  # letters of a class's name that a figure has room for
 WRITTEN = 15  # classes up to which a confusion matrix has its counts written in
+DEEPEST = 0.75  # opacity of a cell that has all of its row: ink is read on it in light and in dark
 _DASHES = ("-", "--", ":", "-.")
 Values = np.ndarray | Sequence[float]
 
@@ -32,7 +33,7 @@ def style(size: float = 10.0) -> Iterator[None]:
     """Around making and around saving a figure: the settings of all figures.  size: of letters, in points."""
     import matplotlib
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         **{"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": size},
         **{"text.parse_math": False, "text.usetex": False, "text.color": INK, "axes.titlesize": size},
         **{"axes.labelcolor": INK, "axes.edgecolor": INK, "axes.facecolor": "none", "axes.linewidth": 0.8},
@@ -87,6 +88,8 @@ def curves(
         axes.grid(True)
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda *_: "")
         if limits:
             axes.set_ylim(*limits)
         if len(series) > 1:
@@ -99,8 +102,8 @@ def precision_recall(
 ) -> Any:
     """Precision (101,) at the recalls 0 .. 1 by name, with a legend that states each mean.
 
-    A curve that is nan throughout (nothing of its kind in the images) is not drawn but is in the legend.  named: how many
-    the legend names; of more, those of the lowest AP.  page: narrow, with the legend below.
+    A curve that is nan throughout (nothing of its kind in the images) is not drawn but is in the legend.  named: how
+    many the legend names; of more, those of the lowest AP.  page: narrow, with the legend below.
     """
     means = {name: float(np.mean(curve)) for name, curve in series.items()}
     chosen = list(series)
@@ -134,7 +137,7 @@ def matrix(counts: np.ndarray, classes: Sequence[str], title: str = "", *, page:
     count = len(counts)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     blue = matplotlib.colors.to_rgb(SERIES[0])
-    image = np.concatenate([np.broadcast_to(blue, (count, count, 3)), share[..., None]], axis=-1)
+    image = np.concatenate([np.broadcast_to(blue, (count, count, 3)), DEEPEST * share[..., None]], axis=-1)
     side = min(5.0, 2.2 + 0.42 * count) if page else max(4.0, min(14.0, 2.2 + (0.5 if count <= 22 else 0.17) * count))
     step = 1 if not page or count <= 31 else -(-count // 30)  # names of all rows would be too small to read
     letters = 8.0 if count <= 22 else 6.0
@@ -148,8 +151,7 @@ def matrix(counts: np.ndarray, classes: Sequence[str], title: str = "", *, page:
         axes.spines[["top", "right"]].set_visible(True)
         if count <= WRITTEN + 1:
             for i, j in zip(*np.nonzero(counts), strict=True):
-                ink = PAPER if share[i, j] > 0.5 else INK
-                axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=ink, fontsize=letters)
+                axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=letters)
     return figure
 
 
@@ -255,8 +257,9 @@ def _dash(i: int) -> str:
 
 
 def _short(name: str) -> str:
-    """A name as a figure can hold it: one line, at most NAME_LENGTH letters."""
-    name = " ".join(str(name).split())
+    """A name as a figure can hold it: one line of letters that can be shown, at most NAME_LENGTH."""
+    name = " ".join(str(name).encode("utf-8", "backslashreplace").decode().split())
+    name = "".join(letter if letter.isprintable() else "·" for letter in name)
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
 

@@ -40,7 +40,8 @@ def test_curves_of_precision() -> None:
 def test_confusion_matrix() -> None:
     figure = figures.matrix(np.array([[3, 0, 1], [0, 0, 0], [0, 2, 0]]), ["red", "green"], "title")
     axes = figure.axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array()[..., 3], [[0.75, 0, 0.25], [0, 0, 0], [0, 1, 0]])
+    shades = axes.images[0].get_array()[..., 3] / figures.DEEPEST
+    np.testing.assert_allclose(shades, [[0.75, 0, 0.25], [0, 0, 0], [0, 1, 0]])
     assert sorted(text.get_text() for text in axes.texts) == ["1", "2", "3"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["red", "green", "missed"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["red", "green", "nothing"]
@@ -78,6 +79,11 @@ def test_names_are_text_and_nothing_else() -> None:
     labels = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("}text")]
     assert "<script>alert(1)</script> $…" in labels
     assert root.get("aria-label") == 'a "label" <b>' and root.get("role") == "img"
+
+
+def test_names_that_no_file_can_hold() -> None:
+    text = as_svg(figures.bars([1, 2], ["gr\udcfcn", "a\x00\x1bb"]), "f1", "gr\udcfcn")
+    assert "gr\\udcfcn" in text and "a··b" in text
 
 
 def test_svg_follows_the_page() -> None:
