@@ -65,7 +65,7 @@ def data_section(maker: Maker, subject: Subject) -> Section | None:
     drawn = [
         maker.figure(
             figures.histograms(
-                sides, 2 ** np.arange(low, high + 0.25, 0.5), "square root of the area, pixels", log=True
+                sides, 2 ** np.arange(low, high + 0.125, 0.25), "square root of the area, pixels", log=True
             ),
             "Boxes by size in the images, %",
         ),

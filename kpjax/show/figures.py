@@ -168,7 +168,7 @@ def bars(counts: Values, names: Sequence[str], title: str = "", unit: str = "", 
         axes.set_xticks(range(len(names)), [_short(n) for n in names], rotation=90 if turned else 0)
         axes.tick_params(axis="x", labelsize=letters, length=0)
         axes.set(xlabel=unit)
-        axes.margins(x=0.01)
+        axes.set_xlim(-0.6 if len(names) > 3 else -1.5, len(names) - (0.4 if len(names) > 3 else -0.5))
         axes.grid(True, axis="y")
         axes.set_ylim(bottom=0)
     return figure
@@ -231,6 +231,8 @@ def histograms(values: Mapping[str, np.ndarray], edges: np.ndarray, unit: str, *
         if log:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            axes.locator_params(axis="x", integer=True)
         axes.set(xlabel=unit, ylabel="%")
         axes.grid(True)
         axes.set_ylim(bottom=0)

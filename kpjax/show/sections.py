@@ -275,8 +275,8 @@ def loss_section(maker: Maker, subject: Subject, boxes: Findings | None, errors:
         plain = subject.oracle.get("", subject.evaluation.ap)
         heads = {name: ap for name, ap in subject.oracle.items() if name}
         text.append(
-            f"With the ground truth in place of a head's output, all else as it is, AP rises from {plain:.3f} to the "
-            "values of the second figure (Objects as Points, error analysis)."
+            f"With the ground truth in place of a head's output, all else as it is, AP of {plain:.3f} becomes what the "
+            "second figure says (Objects as Points, error analysis)."
         )
         drawn.append(
             maker.figure(figures.lying_bars({"none": plain} | heads, "AP"), "AP with heads replaced by the truth")

@@ -1,0 +1,152 @@
+"""The report's page: its numbers are the evaluation's, it holds all it needs, and no name can hurt it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import html
+import pathlib
+import re
+import time
+
+import pytest
+
+from kpjax.errors import UserError
+from kpjax.objects import PointSet
+from kpjax.show.report import page, write_page
+from kpjax.show.subject import Subject
+from tests import fakes
+from tests.show.report_subjects import HOSTILE, logged, rows_of, source_of, subject_of
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The cells of the table row whose head is `name`."""
+    start = text.index(f">{html.escape(name, quote=True).replace('&#x27;', '&#39;').replace('&quot;', '&#34;')}</th>")
+    return re.findall(r"<td[^>]*>([^<]*)</td>", text[start : text.index("</tr>", start)])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, str]:
+    """A subject of which everything is known, and its page."""
+    workdir = logged(tmp_path_factory.mktemp("run"))
+    more = {"oracle": {"": 0.25, "wh": 0.5}, "train_ap": 0.875, "train_images": 9}
+    subject = subject_of(source_of(40), workdir=workdir, **more)
+    return subject, page(subject, most_pictures=30)
+
+
+def test_numbers_are_the_evaluations(whole: tuple[Subject, str]) -> None:
+    subject, text = whole
+    evaluation = subject.evaluation
+    assert evaluation is not None and 0 < evaluation.ap < 1
+    for name, value in evaluation.stats.items():
+        assert cells(text, name)[-1] == ("–" if value < 0 else f"{value:.3f}")
+    for name in HOSTILE:
+        assert cells(text, name)[2] == f"{evaluation.per_class[name]:.3f}"
+    assert "best: 0.500 at step 400" in text and cells(text, "wh") == ["0.500", "0.250"]
+    assert "AP on 9 training images" in text and ">0.875</dd>" in text
+    for name in ("next", "run", "numbers", "precision-recall-boxes", "classes", "confusion", "scores", "losses"):
+        assert f'<section id="{name}"' in text, name
+    for name in ("false-discovery", "errors", "data", "settings"):
+        assert f'<section id="{name}"' in text and f'href="#{name}"' in text, name
+    assert cells(text, "config.steps") == ["400"] and cells(text, "jax")
+
+
+def test_nothing_is_fetched_and_no_name_is_markup(whole: tuple[Subject, str]) -> None:
+    _, text = whole
+    assert "<script>window" not in text and "<b>at random" not in text and "&lt;script&gt;window" in text
+    assert set(re.findall(r'https?://[^"<\s]*', text)) <= {"http://www.w3.org/1999/xlink"}
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert sources and all(s.startswith(("#", "data:image/")) for s in sources)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and "default-src 'none'" in text
+    ids = re.findall(r'\sid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_pictures_are_bounded_and_named(whole: tuple[Subject, str]) -> None:
+    _, text = whole
+    assert text.count('src="data:image/jpeg') == 30 and re.search(r"Shown: [^.]*\d of \d", text)
+    alts = re.findall(r'<img alt="([^"]*)"', text)
+    assert all(re.match(r"[a-z ]+: .+, in \d+&lt;i&gt;\.png$", alt) for alt in alts)
+    kinds = re.findall(r'data-kind="([^"]*)"', text)
+    assert len(set(kinds)) > 3, "each kind gets its turn"
+
+
+def test_a_split_without_annotations() -> None:
+    source = source_of(4, annotated=False)
+    rows = [{"image_id": 1, "category_id": 1, "bbox": [1.0, 2.0, 9.0, 9.0], "score": 0.5}]
+    text = page(subject_of(source, rows))
+    assert "has no annotations for these images" in text and '<section id="numbers"' not in text
+
+
+@pytest.mark.parametrize("classes", [1, 80])
+def test_nothing_found(classes: int) -> None:
+    source = source_of(4, tuple(f"class {k}" for k in range(classes)))
+    text = page(subject_of(source, []))
+    assert "nothing was found in any image" in text and '<section id="scores"' not in text
+    assert cells(text, "missed")[1:] == ["12", "1.000"]
+    assert text.count('data-kind="missed"') == 12
+
+
+def test_a_run_without_data() -> None:
+    subject = subject_of(source_of(1), [], missing=("the split val: gone",))
+    text = page(dataclasses.replace(subject, source=None, evaluation=None, train=None))
+    assert "the split val: gone" in text and '<section id="errors"' not in text and '<section id="data"' not in text
+    assert '<section id="settings"' in text
+
+
+@pytest.mark.slow
+def test_many_images() -> None:
+    source = source_of(2000, tuple(f"class {k}" for k in range(80)))
+    began = time.process_time()
+    text = page(subject_of(source))
+    assert time.process_time() - began < 240 and len(text) < 5e6 and text.count("<img") == 120
+
+
+def test_many_classes() -> None:
+    text = page(subject_of(source_of(10, tuple(f"class {k}" for k in range(80)))), most_pictures=0)
+    assert len(text) < 3e6 and "<img" not in text and cells(text, "class 79")
+
+
+def test_keypoints() -> None:
+    points = PointSet(("top", "left_hand", "right_hand", "<i>foot"), edges=((0, 3), (1, 2)))
+    subject = subject_of(source_of(points=points))
+    text = page(subject)
+    evaluation = subject.evaluation
+    assert evaluation is not None and evaluation.metric == "keypoints" and 0 < evaluation.ap < 1
+    assert cells(text, "AP")[-1] == f"{evaluation.ap:.3f}" and '<section id="joints"' in text
+    boxes = text[text.index("COCO&#39;s numbers of boxes") :]
+    assert cells(boxes, "AP")[-1] == f"{evaluation.stats['box_AP']:.3f}"
+    labelled, share = cells(text, "<i>foot")
+    assert int(labelled) > 0 and 0 < float(share) < 1
+    assert 'data-kind="keypoints"' in text
+
+
+def test_a_page_is_whole_or_not_there(tmp_path: pathlib.Path) -> None:
+    subject = subject_of(source_of(3, ("gr\udcfcn",)))
+    path = write_page(str(tmp_path / "new" / "report.html"), subject)
+    assert "gr\\udcfcn" in pathlib.Path(path).read_text(encoding="utf-8")
+    (tmp_path / "full" / "report.html").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"report\.html: "):
+        write_page(str(tmp_path / "full" / "report.html"), subject)
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["report.html"]
+
+
+def test_the_marker_detectors_page() -> None:
+    """Perfect detections: no error to show."""
+    source = fakes.marker_source([(40, 50, [(20, 20, 9, 0), (35, 30, 4, 1)])])
+    rows = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in source.ground_truth()["annotations"]
+    ]
+    text = page(subject_of(source, rows))
+    assert "There is no error to show." in text and cells(text, "AP")[-1] == "1.000"
+
+
+def test_all_detections_wrong() -> None:
+    source = source_of(3)
+    rows = [row | {"bbox": [90.0, 90.0, 5.0, 5.0]} for row in rows_of(source)]
+    text = page(subject_of(source, rows), most_pictures=0)
+    assert "no detection is right" in text and cells(text, "AP")[-1] == "0.000" and "<img" not in text
