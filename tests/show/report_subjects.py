@@ -1,10 +1,12 @@
-"""Subjects of reports that tests make without a network: objects drawn at random, and detections of them with errors."""
+"""Subjects of reports without a network: objects at random places, and detections of them with errors."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -111,3 +113,9 @@ def logged(folder: pathlib.Path, steps: int = 400, every: int = 10) -> str:
             lines.append({"kind": "eval", "step": step, "AP": step / steps / 2, "AP50": step / steps, "APs": -1.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
+
+
+def cells(text: str, name: str) -> list[str]:
+    """In a page, the cells of the table row whose head is `name`."""
+    start = text.index(f">{html.escape(name, quote=True).replace('&#x27;', '&#39;').replace('&quot;', '&#34;')}</th>")
+    return re.findall(r"<td[^>]*>([^<]*)</td>", text[start : text.index("</tr>", start)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import html
 import pathlib
 import re
 import time
@@ -17,13 +16,7 @@ from kpjax.objects import PointSet
 from kpjax.show.report import page, write_page
 from kpjax.show.subject import Subject
 from tests import fakes
-from tests.show.report_subjects import HOSTILE, logged, rows_of, source_of, subject_of
-
-
-def cells(text: str, name: str) -> list[str]:
-    """The cells of the table row whose head is `name`."""
-    start = text.index(f">{html.escape(name, quote=True).replace('&#x27;', '&#39;').replace('&quot;', '&#34;')}</th>")
-    return re.findall(r"<td[^>]*>([^<]*)</td>", text[start : text.index("</tr>", start)])
+from tests.show.report_subjects import HOSTILE, cells, logged, rows_of, source_of, subject_of
 
 
 @pytest.fixture(scope="module")
