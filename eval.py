@@ -12,6 +12,7 @@ exchanges; the sigmas that keypoints are measured with are the data's, config.da
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -172,7 +173,10 @@ def main(values: absl_flags.FlagValues) -> int:
         from kpjax.show.run_report import report_of_evaluation
 
         name = os.path.join(report, "report.html")
-        print("report      " + report_of_evaluation(name, workdir or checkpoint, loaded, config, source, result, split))
+        evaluated = dataclasses.replace(loaded, detector=detector)
+        print(
+            "report      " + report_of_evaluation(name, workdir or checkpoint, evaluated, config, source, result, split)
+        )
     if result.skipped:
         print(f"{result.skipped} images could not be read and count as images in which nothing was found")
     rate = result.images / result.seconds

@@ -111,7 +111,7 @@ def data_section(maker: Maker, subject: Subject) -> Section | None:
         "images without any",
     )
     dropped = [
-        f"{name}: left out {', '.join(f'{n:,} {why}' for why, n in source.dropped.items() if n)}."
+        f"{name}: boxes left out: {', '.join(f'{n:,} × {why}' for why, n in source.dropped.items() if n)}."
         for name, source in splits.items()
         if any(source.dropped.values())
     ]

@@ -195,7 +195,7 @@ def reliability(found: Reliability, title: str = "") -> Any:
     edges, known = np.linspace(0, 1, BINS + 1), found.count > 0
     with style():
         figure, axes = _axes((5.0, 3.6), title)
-        axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1, label="score = share of right ones")
+        axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1, label="score = share of right ones", zorder=3)
         drawn = axes.bar(
             (edges[:-1] + edges[1:])[known] / 2, found.correct[known], 0.9 / BINS, color=SERIES[0], label="right, share"
         )

@@ -63,7 +63,7 @@ def case_text(cases: Cases | None, errors: BoxErrors | None) -> str:
     )
 
 
-def scenes(subject: Subject) -> list[dict[str, Any]]:
+def scenes(subject: Subject, least_score: float) -> list[dict[str, Any]]:
     """Pictures of 3D boxes and of the scene from above: the images with the most objects."""
     source, evaluation = subject.source, subject.evaluation
     if source is None or evaluation is None or source.cameras is None or evaluation.metric != "kitti":
@@ -86,7 +86,7 @@ def scenes(subject: Subject) -> list[dict[str, Any]]:
         )
         annotated = None if source.labels3d is None else source.labels3d[index]
         picture = Image.fromarray(
-            draw_scene(image, found, source.cameras[index], source.distinct_classes, 0.3, annotated)
+            draw_scene(image, found, source.cameras[index], source.distinct_classes, least_score, annotated)
         )
         picture.thumbnail((_SCENE_WIDTH, _SCENE_WIDTH))
         file = io.BytesIO()

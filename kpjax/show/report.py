@@ -21,7 +21,7 @@ from kpjax.config import Config
 from kpjax.data.source import Source, all_objects, object_counts
 from kpjax.errors import UserError
 from kpjax.inference.outputs import Evaluation
-from kpjax.metrics.findings import BoxErrors, Findings, box_errors, findings
+from kpjax.metrics.findings import USUAL_SCORE, BoxErrors, Findings, box_errors, findings
 from kpjax.show.advice import Facts, what_next
 from kpjax.show.blocks import Maker, known, number
 from kpjax.show.cases import CASE_KINDS, MOST_PICTURES, Cases, worst_cases
@@ -107,7 +107,7 @@ def page(subject: Subject, most_pictures: int = MOST_PICTURES) -> str:
         case_kinds=[kind for kind in CASE_KINDS if cases and kind in {c.kind for c in cases.shown}],
         case_names=sorted({case.name for case in cases.shown}, key=str.casefold) if cases else [],
         case_text=case_text(cases, errors),
-        scenes=scenes(subject),
+        scenes=scenes(subject, boxes.least_score if boxes is not None else USUAL_SCORE),
         data=data_section(maker, subject),
         changed=[d.partition(" -> ") for d in configs.differences(Config(), subject.config)],
         settings=configs.flat(subject.config),

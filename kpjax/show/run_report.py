@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -194,14 +193,9 @@ def report_of_evaluation(
     source: Source,
     evaluation: Evaluation,
     split: str,
-    *,
-    detector: Any = None,
     pictures: int = MOST_PICTURES,
 ) -> str:
-    """Write the report of an evaluation that is already there (`eval.py --report`) and return its path.
-
-    detector: the one that was evaluated, where its options are other ones than the stored.
-    """
+    """Write the report of an evaluation that is already there (`eval.py --report`) and return its path."""
     missing: list[str] = []
     train = None
     if split != "train":
@@ -210,7 +204,7 @@ def report_of_evaluation(
     workdir = place if os.path.isdir(os.path.join(place, "checkpoints")) else ""
     subject = Subject(
         place=place,
-        detector=detector or loaded.detector,
+        detector=loaded.detector,
         config=config,
         names=loaded.names,
         workdir=workdir,

@@ -8,14 +8,26 @@ import hashlib
 import pathlib
 import re
 import time
+from typing import Any
 
+import numpy as np
 import pytest
 
+from kpjax.data.kitti_files import KittiObjects
+from kpjax.data.opening import open_source
+from kpjax.data.source import Source
 from kpjax.errors import UserError
+from kpjax.inference.evaluate import measured
+from kpjax.inference.outputs import Evaluation, kitti_objects
+from kpjax.metrics import kitti
+from kpjax.metrics.findings import Findings, findings
 from kpjax.objects import PointSet
+from kpjax.show.blocks import Maker
 from kpjax.show.report import page, write_page
+from kpjax.show.sections import number_sections
 from kpjax.show.subject import Subject
 from tests import fakes
+from tests.kitti_folder import write_kitti
 from tests.show.report_subjects import HOSTILE, cells, logged, rows_of, source_of, subject_of
 
 
@@ -143,3 +155,39 @@ def test_all_detections_wrong() -> None:
     rows = [row | {"bbox": [90.0, 90.0, 5.0, 5.0]} for row in rows_of(source)]
     text = page(subject_of(source, rows), most_pictures=0)
     assert "no detection is right" in text and cells(text, "AP")[-1] == "0.000" and "<img" not in text
+
+
+def test_kitti_table(tmp_path: pathlib.Path) -> None:
+    """Perfect detections of n objects have an AP of (n - 1) / 40, as KITTI's program has it for fewer than 41."""
+    data, _ = write_kitti(tmp_path, frames=8, size=(192, 640))
+    source = open_source(data, "train", solid=True)
+    assert source.labels3d is not None
+    kinds = dict(zip(source.classes, source.category_ids, strict=True))
+    rows = [
+        {
+            **{"image_id": int(image), "category_id": kinds[kind], "score": 0.9},
+            "bbox": [*labels.boxes[k][:2].tolist(), *(labels.boxes[k][2:] - labels.boxes[k][:2]).tolist()],
+            "box3d": [*labels.location[k].tolist(), *labels.size[k].tolist(), float(labels.yaw[k])],
+            "alpha": float(labels.alpha[k]),
+        }
+        for image, labels in zip(source.image_ids, source.labels3d, strict=True)
+        for k, kind in enumerate(labels.types)
+        if kind in kinds
+    ]
+    found = Evaluation({}, "", {}, rows, images=len(source), skipped=0, seconds=1.0, metric="kitti")
+    section = number_sections(Maker(), subject_of(source, evaluation=measured(found, source)), *_boxes(source, rows))[0]
+    (table,) = section.tables
+    objects = {c.name: c.objects for c in kitti.evaluate_kitti(source.labels3d, _found(source, rows), source.classes)}
+    for row in table.rows:
+        wanted = [100 * (n - 1) / 40 if n else np.nan for n in objects[str(row[0])]]
+        np.testing.assert_allclose(row[3:6], wanted)
+    assert any(float(row[5]) > 0 for row in table.rows)
+
+
+def _boxes(source: Source, rows: list[dict[str, Any]]) -> tuple[Findings, None]:
+    classes = dict(zip(source.category_ids, source.classes, strict=True))
+    return findings(source.ground_truth(), rows, source.image_ids.tolist(), classes), None
+
+
+def _found(source: Source, rows: list[dict[str, Any]]) -> list[KittiObjects]:
+    return kitti_objects(rows, source.image_ids.tolist(), dict(zip(source.category_ids, source.classes, strict=True)))

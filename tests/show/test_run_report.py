@@ -22,6 +22,7 @@ from kpjax.commands import flags
 from kpjax.config import Config
 from kpjax.show.run_report import report_run
 from tests import fakes
+from tests.kitti_folder import write_kitti
 from tests.show.report_subjects import cells, logged
 from tests.tiny import OPTIONS, random_variables
 
@@ -160,3 +161,20 @@ def test_an_inference_checkpoint_with_its_oracle(tmp_path: pathlib.Path) -> None
     ]
     assert cells(pathlib.Path(path).read_text(), "all heads")[0] == "1.000"
     assert any("the split train" in line for line in said)
+
+
+def test_boxes_in_3d(tmp_path: pathlib.Path) -> None:
+    """KITTI's table is the evaluation's, and scenes are shown; random weights find boxes of any kind."""
+    data, _ = write_kitti(tmp_path, frames=4, size=(32, 96))
+    config = Config(steps=1, data=data)
+    config.model.name, config.model.options = "centernet_r18_3d", dict(OPTIONS)
+    config.augment.height, config.augment.width = 32, 96
+    config.eval.batch, config.eval.resolution, config.eval.top_k = len(jax.devices()), "fixed", 20
+    detector = kpjax.build("centernet_r18_3d", len(data.kitti_classes), **OPTIONS)
+    variables = random_variables(detector.net, 32, 96)
+    save_inference(str(tmp_path / "model"), detector, variables, data.kitti_classes, config)
+    path = report_run(str(tmp_path / "model"), say=lambda line: None, train_images=0)
+    text = pathlib.Path(path).read_text()
+    assert "KITTI&#39;s AP, %" in text and len(cells(text, "Car")) == 8 and cells(text, "Car")[0] == "2d"
+    assert text.count('<figure class="scene">') == 1 and '<section id="confusion"' in text
+    assert '<section id="data"' in text and "the split val: " not in text
