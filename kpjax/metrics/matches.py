@@ -11,7 +11,7 @@ import numpy as np
 from kpjax.metrics.coco import run_coco
 from kpjax.objects import PointSet
 
-# One evaluation for all of a report: the five and more IoUs of the false discovery rate, then COCO's ten.
+# One evaluation for all of a report: the IoUs of the false discovery rate below 0.5, then COCO's ten.
 THRESHOLDS = np.array([*np.round(np.arange(1, 10) * 0.05, 2), *np.linspace(0.5, 0.95, 10)])
 
 

@@ -15,13 +15,15 @@ _DASH = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    svg: Any  # markup
+    """svg: the element, as markup.  caption: text beneath it."""
+
+    svg: Any
     caption: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """head: names of columns.  rows: cells, text or numbers (nan: none).  wide: more than a phone shows."""
+    """head: names of columns.  rows: cells, text or numbers (nan: none).  digits: behind the point of a float."""
 
     caption: str
     head: tuple[str, ...]
@@ -31,7 +33,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """name: its anchor.  text: paragraphs.  blocks: figures and tables in their order."""
+    """name: its anchor.  text: paragraphs, before the figures and the tables."""
 
     name: str
     title: str

@@ -81,7 +81,10 @@ def report_run(
     elif has_validation(config.data):
         source = _opened(loaded, config, split, lack)
     else:
-        lack("config.data.val names no validation split, so that there are no detections to look at; --split train has")
+        lack(
+            "config.data.val names no validation split: there are no detections to look at; name one with --config "
+            "FILE, or look at the training images with --split train"
+        )
     evaluation, by_head, train_ap, seen = None, {}, float("nan"), 0
     if source is not None:
         evaluation = _evaluated(loaded, config, source, folder, say, lack, progress)
