@@ -12,6 +12,7 @@ exchanges; the sigmas that keypoints are measured with are the data's, config.da
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -32,6 +33,7 @@ def define(values: absl_flags.FlagValues) -> None:
         "checkpoint": "an inference checkpoint (or one step of a work directory) instead of --workdir",
         "show-dir": "folder for pictures of the detections",
         "plots": "folder for precision-recall curves and the confusion matrix, as PNG",
+        "report": "folder for report.html: numbers, curves, errors as pictures and what to try next, in one page",
         "oracle": "heads that the ground truth replaces, e.g. heatmap,wh,offset: what each one's errors cost",
         "max-dets": "most detections an image in COCO's table of boxes, e.g. 100,300,1000 as mmdetection "
         "(default: 1,10,100)",
@@ -80,7 +82,8 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.data.opening import open_source
     from kpjax.data.source import fingerprint
     from kpjax.inference import evaluate as ev
-    from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_detections, write_kitti_results
+    from kpjax.inference.kept import keep_detections, made_of
+    from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_kitti_results
     from kpjax.parallel import distributed
     from kpjax.parallel.sharding import connect_devices
     from kpjax.show.pictures import check_pictures, show
@@ -92,7 +95,7 @@ def main(values: absl_flags.FlagValues) -> int:
     config.eval.nms = arguments["nms"] or config.eval.nms
     if arguments["fast"]:
         config.eval.max_canvases = min(config.eval.max_canvases or FAST_CANVASES, FAST_CANVASES)
-    split, show_dir, plots = arguments["split"], arguments["show-dir"], arguments["plots"]
+    split, show_dir, plots, report = (arguments[key] for key in ("split", "show-dir", "plots", "report"))
     oracle = tuple(filter(None, arguments["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(arguments["max-dets"])}
     source = open_source(config.data, split, keypoints=detector.points is not None, solid=detector.solid)
@@ -100,7 +103,7 @@ def main(values: absl_flags.FlagValues) -> int:
     out = arguments["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     results = f"{os.path.splitext(out)[0]}_kitti" if detector.solid else ""
     for folder in filter(
-        None, (os.path.dirname(out), results, show_dir, plots)
+        None, (os.path.dirname(out), results, show_dir, plots, report)
     ):  # now, not after an hour of evaluation
         output_folder(folder)
     read = [config.data.train.annotations, config.data.val.annotations, *(source.files if source.on_disk else ())]
@@ -112,6 +115,8 @@ def main(values: absl_flags.FlagValues) -> int:
     ev.check_cameras(detector, source)
     for flag in (f for f in ("plots", "oracle", "max-dets") if arguments[f] and not annotated):
         raise ConfigError(f"--{flag} compares with annotations, and {source.name} has none")
+    if report and oracle:
+        raise ConfigError("--report is about the detector, and --oracle replaces its heads; leave one of them out")
     if arguments["max-dets"] and detector.solid:
         raise ConfigError(f"--max-dets is for COCO's table, and {detector.name} is measured by KITTI's; leave it out")
     evaluator = ev.make_evaluator(detector, config, **options)
@@ -157,13 +162,21 @@ def main(values: absl_flags.FlagValues) -> int:
     print(result.text or f"{source.name} has no annotations: detections only, no AP")
     if arguments["per-class"] and result.per_class:
         print(class_table(result), flush=True)
-    write_detections(out, result)
+    keep_detections(out, result, made_of(detector, loaded.variables, config, source, oracle))
     if show_dir:
         show(show_dir, result, source, PICTURE_SCORE)
     if plots:
         from kpjax.show.plots import write_plots
 
         print("plots       " + ", ".join(write_plots(plots, result, source, PICTURE_SCORE)))
+    if report:
+        from kpjax.show.run_report import report_of_evaluation
+
+        name = os.path.join(report, "report.html")
+        evaluated = dataclasses.replace(loaded, detector=detector)
+        print(
+            "report      " + report_of_evaluation(name, workdir or checkpoint, evaluated, config, source, result, split)
+        )
     if result.skipped:
         print(f"{result.skipped} images could not be read and count as images in which nothing was found")
     rate = result.images / result.seconds

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "compile a step for a TPU slice or GPUs without one: memory, collectives, roofline",
     ),
     "records": ("kpjax.commands.records", "write a COCO folder as sharded records with random access"),
+    "report": ("kpjax.commands.report", "write one HTML page about a run: numbers, curves, errors, what to try next"),
     "shapes": ("kpjax.commands.shapes", "write a data set of drawn shapes"),
     "voc": ("kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
     "yolo": ("kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),

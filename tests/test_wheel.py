@@ -57,6 +57,8 @@ def test_it_holds_the_package_and_its_licences_alone(wheel: pathlib.Path) -> Non
     info = metadata.removesuffix("METADATA")
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "kpjax").rglob("*.py")}
     assert modules and modules <= names
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "kpjax/show/templates").iterdir()}
+    assert len(templates) == 3 and templates <= names
     assert {n for n in names if not n.startswith(("kpjax/", info))} == set()
     assert {f"{info}licenses/LICENSE", f"{info}licenses/NOTICE"} <= names
     assert header["Name"] == "kpjax" and header["License-Expression"] == "Apache-2.0"

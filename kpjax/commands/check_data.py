@@ -129,32 +129,30 @@ def say(report: SplitReport, config: Config, seconds: float) -> None:
 
 def draw(report: SplitReport, folder: str) -> None:
     """Write SPLIT_objects.png, SPLIT_sizes.png, SPLIT_classes.png, and SPLIT_keypoints.png where there are any."""
-    from PIL import Image
-
-    from kpjax.show.plots import draw_bars
+    from kpjax.show import figures
 
     counts, names = count_bins(report.objects)
-    pictures = {"objects": draw_bars(counts, names, f"{report.split}: images by their number of boxes", "boxes")}
+    drawn = {"objects": figures.bars(counts, names, f"{report.split}: images by their number of boxes", "boxes")}
     sizes, names = size_bins(report.sizes)
-    pictures["sizes"] = draw_bars(
+    drawn["sizes"] = figures.bars(
         sizes, names, f"{report.split}: boxes by size", "square root of the area, pixels of the network's input"
     )
     order = np.argsort(-report.class_counts, kind="stable")[:40]
-    pictures["classes"] = draw_bars(
+    drawn["classes"] = figures.bars(
         [int(report.class_counts[k]) for k in order],
         [report.classes[k] for k in order],
         f"{report.split}: boxes by class" + (", the 40 most frequent" if len(report.classes) > 40 else ""),
         "class",
     )
     if report.points:
-        pictures["keypoints"] = draw_bars(
+        drawn["keypoints"] = figures.bars(
             report.points.labelled.tolist(),
             report.points.names,
             f"{report.split}: labelled keypoints by name, of {len(report.points.of_object):,} objects",
             "keypoint",
         )
-    for name, picture in pictures.items():
-        Image.fromarray(picture).save(os.path.join(folder, f"{report.split}_{name}.png"))
+    for name, figure in drawn.items():
+        figures.save_png(os.path.join(folder, f"{report.split}_{name}.png"), figure)
 
 
 def count_bins(objects: np.ndarray) -> tuple[list[int], list[str]]:

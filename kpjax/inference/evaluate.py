@@ -124,7 +124,7 @@ class Evaluator:
         seconds = time.perf_counter() - started
         metric = self.detector.metric
         result = Evaluation({}, "", {}, flat, images=count, skipped=skipped, seconds=seconds, metric=metric)
-        return _measured(result, source, source.image_ids[:count], self.max_dets)
+        return measured(result, source, self.max_dets)
 
     def views(self, source: Source) -> list[View]:
         """`make_views` of this detector and configuration."""
@@ -337,11 +337,12 @@ def check_coverage(arrivals: np.ndarray, source: Source) -> None:
         raise RuntimeError(f"{len(wrong)} images did not arrive exactly once in the evaluation, first ids {ids}")
 
 
-def _measured(result: Evaluation, source: Source, image_ids: np.ndarray, max_dets: tuple[int, int, int]) -> Evaluation:
+def measured(result: Evaluation, source: Source, max_dets: tuple[int, int, int] = MAX_DETS) -> Evaluation:
+    """The evaluation with the numbers of its detections; as it is where the split has no annotations."""
     truth = source.ground_truth()
     if not truth.get("annotations"):  # image-info files of test splits: boxes only, nothing to measure
         return result
-    ids = [int(i) for i in image_ids]
+    ids = [int(i) for i in source.image_ids[: result.images]]
     if result.metric == "kitti":
         return _measured_by_kitti(result, source, ids)
     stats, per_category, text = measure(truth, result.detections, ids, max_dets)

@@ -137,12 +137,19 @@ def _check_oracle(detector: Detector, preset: str, heads: Sequence[str]) -> None
     protocol = protocol_of(detector, preset)
     if protocol.mirror or protocol.scales != Protocol().scales:
         raise ConfigError(f"the oracle works on one view of an image, as in the paper; preset {preset!r} has more")
-    side = 2 * detector.multiple - detector.less
-    objects = object_shapes((1, 1), detector.points, detector.solid)
-    known = jax.eval_shape(lambda x: true_heads(detector, x, (side, side)), objects)
+    known = oracle_heads(detector)
     for head in heads:
         if head not in known:
-            raise ConfigError(f"oracle: {detector.name} has no head {head!r}; choose among {', '.join(sorted(known))}")
+            raise ConfigError(f"oracle: {detector.name} has no head {head!r}; choose among {', '.join(known)}")
+
+
+def oracle_heads(detector: Detector) -> tuple[str, ...]:
+    """The heads that an oracle can replace, sorted; () where it can none."""
+    if detector.oracle is None:
+        return ()
+    side = 2 * detector.multiple - detector.less
+    objects = object_shapes((1, 1), detector.points, detector.solid)
+    return tuple(sorted(jax.eval_shape(lambda x: true_heads(detector, x, (side, side)), objects)))
 
 
 def normalise(preprocess: Preprocess, canvases: Array, windows: Array) -> Array:

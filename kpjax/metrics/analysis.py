@@ -42,9 +42,16 @@ def precision_recall(
 
     classes: category id -> name.  points: what the keypoints are; None: boxes.  The rest: see `coco.measure`.
     """
-    names = distinct_names(classes)
-    run, measure = run_coco(ground_truth, detections, image_ids, points=points), "IoU" if points is None else "OKS"
+    run = run_coco(ground_truth, detections, image_ids, points=points)
+    return curves_of(run, classes, "IoU" if points is None else "OKS")
+
+
+def curves_of(run: Any, classes: dict[int, str], measure: str) -> Curves:
+    """The curves of a `run_coco` whose thresholds hold COCO's ten.  measure: "IoU" or "OKS", for the names."""
+    names, thresholds = distinct_names(classes), run.params.iouThrs
     precision = np.where(run.eval["precision"] > -1, run.eval["precision"], np.nan)[..., -1]  # (T, R, K, A)
+    precision, thresholds = precision[thresholds > 0.499], thresholds[thresholds > 0.499]
+    half, three_quarters = (int(np.flatnonzero(np.isclose(thresholds, value))[0]) for value in (0.5, 0.75))
 
     def mean(part: np.ndarray) -> np.ndarray:
         """Over IoUs and classes, (T, R, K) -> (R,)."""
@@ -54,12 +61,12 @@ def precision_recall(
 
     return Curves(
         by_threshold={
-            f"{measure} 0.50": mean(precision[:1, :, :, 0]),
-            f"{measure} 0.75": mean(precision[5:6, :, :, 0]),
+            f"{measure} 0.50": mean(precision[[half], :, :, 0]),
+            f"{measure} 0.75": mean(precision[[three_quarters], :, :, 0]),
             f"{measure} 0.50:0.95": mean(precision[:, :, :, 0]),
         },
         by_size={name: mean(precision[:, :, :, a]) for a, name in enumerate(run.params.areaRngLbl) if a},
-        by_class={names[int(c)]: precision[0, :, k, 0] for k, c in enumerate(run.params.catIds)},
+        by_class={names[int(c)]: precision[half, :, k, 0] for k, c in enumerate(run.params.catIds)},
     )
 
 
@@ -135,7 +142,7 @@ def confusion_matrix(
         ours = found[image_id]
         truth = np.array([label_of[r["category_id"]] for r in theirs], int)
         said = np.array([label_of[r["category_id"]] for r in ours], int)
-        overlap, _ = _overlaps(theirs, ours)
+        overlap, _ = overlaps(theirs, ours)
         order = np.lexsort(((truth[:, None] != said).reshape(-1), -overlap.reshape(-1)))
         missed, unmatched = np.ones(len(theirs), bool), np.ones(len(ours), bool)
         for i, j in zip(*np.unravel_index(order, overlap.shape), strict=True):
@@ -145,12 +152,12 @@ def confusion_matrix(
                 counts[truth[i], said[j]] += 1
                 missed[i] = unmatched[j] = False
         np.add.at(counts[:, -1], truth[missed], 1)
-        in_crowd = (_overlaps(crowds, ours)[1] > least_iou).any(0) if crowds else np.zeros(len(ours), bool)
+        in_crowd = (overlaps(crowds, ours)[1] > least_iou).any(0) if crowds else np.zeros(len(ours), bool)
         np.add.at(counts[-1], said[unmatched & ~in_crowd], 1)
     return counts
 
 
-def _overlaps(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def overlaps(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """IoU of every box of `one` with every box of `other`, (n, m), and the part of the other's area that they share."""
     a, b = (np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4) for rows in (one, other))
     low = np.maximum(a[:, None, :2], b[None, :, :2])

@@ -23,7 +23,6 @@ from kpjax.datasets import check
 from kpjax.datasets.check import Collisions, check_split, count_collisions
 from kpjax.errors import DataError
 from kpjax.objects import PointSet
-from kpjax.show.plots import draw_bars
 from tests.folders import picture
 
 
@@ -347,13 +346,6 @@ def test_histograms() -> None:
     assert counts[0] == 2 and counts[1] == 1 and counts[15:17] == [1, 1] and counts[-1] == 1 and sum(counts) == 6
     counts, names = size_bins(np.array([0.5, 1.0, 30.0, 1e6]))
     assert sum(counts) == 4 and names[0] == "<1" and counts[0] == 1 and names[-1].startswith(">")
-    picture = draw_bars([0, 5, 10], ["a", "b", "c"], "title", "unit")
-    blue = (picture == (20, 80, 160)).all(-1).sum(0)  # pixels of bars by column
-    columns = np.flatnonzero(blue)
-    heights = sorted(set(blue[columns]))
-    assert 0.45 < heights[-2] / heights[-1] < 0.55 or 0.45 < heights[0] / heights[-1] < 0.55
-    for title, unit in (("title", "a long unit " * 9), ("a long title " * 9, "unit")):
-        assert (draw_bars([1], ["a"], title, unit)[:, -15:] == 255).all()  # a margin: nothing is cut off
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(

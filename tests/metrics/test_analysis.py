@@ -1,16 +1,13 @@
-"""Curves and confusion matrices of detections whose errors are known, and their pictures."""
+"""Curves and confusion matrices of detections whose errors are known."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import pytest
 
 from kpjax.metrics.analysis import RECALLS, confusion_matrix, keypoint_errors, precision_recall
 from kpjax.objects import PointSet
-from kpjax.show.drawing import class_color
-from kpjax.show.plots import draw_curves, draw_matrix
 
 CATEGORIES = (3, 8)
 NAMES = {3: "red", 8: "green"}
@@ -72,30 +69,6 @@ def test_two_classes_of_one_name_have_a_curve_each() -> None:
     curves = precision_recall(TRUTH, [row(2, 8, C)], [1, 2], {3: "other", 8: "other"}).by_class
     np.testing.assert_allclose(curves["other (id 8)"], 1.0)
     np.testing.assert_allclose(curves["other (id 3)"], 0.0)
-
-
-def test_pictures_show_what_they_are_given() -> None:
-    half = np.where(RECALLS <= 0.5, 1.0, 0.0)
-    curves = {"steps": half, "none": np.full(101, np.nan)}
-    picture = draw_curves(curves, "title", side=200)
-    at = np.array(class_color(0))
-    assert (picture[59:62, 60 + 10 : 60 + 90] == at).all(-1).any(0).all(), "precision 1 up to a recall of a half"
-    assert (picture[259:262, 60 + 110 : 60 + 190] == at).all(-1).any(0).all(), "then 0"
-    assert draw_curves({f"class {k}": half for k in range(80)}, "many").shape[0] < 700
-
-    counts = np.array([[3, 0, 1], [0, 0, 0], [0, 2, 0]])
-    shown = draw_matrix(counts, ["red", "green"], "title")
-    shades = np.unique(shown.reshape(-1, 3), axis=0).tolist()
-    assert [20, 80, 160] in shades, "a row that is all in one cell"
-    assert [79, 124, 184] in shades, "three quarters"
-    large = draw_matrix(np.eye(81, dtype=int), [f"class {k}" for k in range(80)], "title")
-    assert large.shape[0] > 81 * 16 and large.dtype == np.uint8
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_empty_curves(count: int) -> None:
-    curves = {f"class {k}": np.full(101, np.nan) for k in range(count)}
-    assert draw_curves(curves, "title").ndim == 3
 
 
 BAR = PointSet(("low", "middle", "high"), sigmas=(0.05, 0.05, 0.05))
