@@ -111,6 +111,9 @@ class DataConfig:
     # Models of keypoints: the constants of COCO's object keypoint similarity, one for each, which evaluation uses; ():
     # COCO's where the keypoints are its 17 of a person, else kpjax.metrics.coco.UNIFORM_SIGMA
     sigmas: tuple = ()
+    # Images whose EXIF orientation says that they are shown turned: "size": turned where only the turned image has the
+    # annotated width and height, else used as stored; "apply": turned; "ignore": used as stored
+    exif: str = "size"
     bad_images: str = "stop"  # "stop" or "skip" (an unreadable image becomes an empty one, and is counted)
     threads: int = 0  # decoding threads; 0: one for each core
     prefetch: int = 2  # batches ready ahead of the device
@@ -231,6 +234,7 @@ class Config:
             ("data.source", self.data.source, ("coco", "tfds", "kitti")),
             ("data.crowds", self.data.crowds, ("ignore", "train")),
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
+            ("data.exif", self.data.exif, ("size", "apply", "ignore")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),

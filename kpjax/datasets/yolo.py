@@ -33,7 +33,7 @@ class _Line:
     numbers: tuple[float, ...]
 
 
-def convert_yolo(root: str, split: str | None = None, *, names: str | None = None) -> Converted:
+def convert_yolo(root: str, split: str | None = None, *, names: str | None = None, exif: str = "apply") -> Converted:
     """Convert a folder in one of the usual layouts.
 
     images/SPLIT with labels/SPLIT, SPLIT/images with SPLIT/labels, or without a split images with labels.
@@ -42,6 +42,8 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     A line with more than five numbers is a box with keypoints, which are left out, or an outline, whose bounding box
     is taken: as `kpt_shape` or `task` of the YAML says, else as all lines allow. An image without a label file has no
     objects. Sizes are read from the images' headers.
+    exif: "apply": the fractions are of the image as its EXIF orientation shows it, as browsers and ultralytics have it;
+        "ignore": of the image as it is stored.
     Raises DataError, one line, on what cannot be read.
     """
     images, labels = _folders(root, split)
@@ -64,7 +66,7 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     longer = [line for of_image in lines for line in of_image if len(line.numbers) > 5]
     kind = _declared(root, names) or _kind_of(longer, root)
     for image_id, (file_name, of_image) in enumerate(zip(found, lines, strict=True), 1):
-        height, width = _size(os.path.join(images, file_name), notes)
+        height, width = _size(os.path.join(images, file_name), exif, notes)
         entries.append({"id": image_id, "file_name": file_name.replace(os.sep, "/"), "width": width, "height": height})
         for category, box in _boxes(of_image, kind, classes, notes):
             x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
@@ -212,16 +214,17 @@ def _fractions(numbers: Sequence[float]) -> bool:
     return all(-_ROUNDING <= number <= 1 + _ROUNDING for number in numbers)
 
 
-def _size(path: str, notes: Counter[str]) -> tuple[int, int]:
+def _size(path: str, exif: str, notes: Counter[str]) -> tuple[int, int]:
     try:
         with open(path, "rb") as file:
             height, width, orientation = size_of(file.read(), path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if orientation != 1:
-        # Labelling tools that follow EXIF place boxes on the turned image; training reads pixels as stored.
-        notes["images with an EXIF rotation, which training does not apply: check their boxes"] += 1
-    return height, width
+        how = "turned as EXIF says" if exif == "apply" else "as they are stored"
+        note = f"images with an EXIF rotation, whose labels are read as of the images {how}: check them, and train with"
+        notes[f"{note} config.data.exif={exif!r}"] += 1
+    return (width, height) if orientation >= 5 and exif == "apply" else (height, width)
 
 
 def _label_files(folder: str, images: Sequence[str], notes: Counter[str]) -> list[str]:

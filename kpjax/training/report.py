@@ -8,6 +8,7 @@ import jax
 
 from kpjax.config import Config
 from kpjax.data.source import Source
+from kpjax.data.turned import notice
 from kpjax.detectors.base import Detector
 from kpjax.parallel.compiling import memory_of
 from kpjax.training.optimizer import scaled
@@ -52,6 +53,8 @@ def describe_run(
             f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
             f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
         )
+    turned = notice(source)
+    lines += [f"exif     {turned}"] if turned else []
     lines += [f"note     {line}" for line in unused(config, largest)]
     if start:
         lines.append(f"resuming at step {start}")
