@@ -271,7 +271,8 @@ def _box_and_area(entry: dict[str, Any], where: str) -> tuple[list[float], float
         raise DataError(f"{where} has the bbox {_short(box)}; give four numbers of pixels: x, y, width, height")
     if box[2] < 0 or box[3] < 0:
         raise DataError(f"{where} has the bbox {box} of negative size; COCO's bbox is x, y, width, height")
-    size = entry.get("area", box[2] * box[3])
+    size = entry.get("area")
+    size = box[2] * box[3] if size is None else size  # as pycocotools does of boxes: some tools leave it out, or null
     if not _number(size, LARGEST**2) or size < 0:
         raise DataError(f"{where} has the area {_short(size)}; give a number of square pixels")
     return box, size

@@ -81,6 +81,16 @@ def test_ground_truth_scores_itself_perfectly(folder):
     assert scores.stats[0] == pytest.approx(1.0)
 
 
+def test_an_area_of_null_is_that_of_the_box(folder):
+    def edit(d):
+        for a in d["annotations"]:
+            a.update(area=None, iscrowd=None, segmentation=None)
+
+    source = open_source(folder(edit), "train")
+    assert source.annotations.area.tolist() == source.annotations.bbox[:, 2:].prod(1).tolist()
+    assert not source.annotations.crowd.any()
+
+
 def test_ids_and_areas_may_be_missing(folder):
     def edit(d):
         for a in d["annotations"]:

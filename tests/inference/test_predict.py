@@ -170,7 +170,7 @@ def test_pillow_s_modes_are_read_as_files_of_them(tmp_path, mode):
 
 def test_what_is_no_encoded_image_is_one_line(tmp_path, predictor):
     whole = turned_file("JPEG").getvalue()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) * 3 // 4])
+    (tmp_path / "cut.png").write_bytes(whole[:-20])
     closed = io.BytesIO(b"x")
     closed.close()
     with open(tmp_path / "cut.png", "rb") as file, Image.open(file) as cut, open(__file__, encoding="utf-8") as text:
