@@ -121,11 +121,9 @@ def detect(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     print(f"{what}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
     if results.turned:
-        done = "turned so: boxes are" if predictor.exif else "used as stored, as in training: boxes are not"
-        print(
-            f"{results.turned} images are shown turned by their EXIF orientation and were {done} those of the picture "
-            "that viewers show"
-        )
+        what = "turned so: boxes are" if predictor.exif else "used as stored, as in training: boxes are not"
+        seen = f"{results.turned} images are shown turned by their EXIF orientation"
+        print(f"{seen} and were {what} those of the picture that viewers show")
     kind = "inputs" if clips else "images"
     full = sum(len(row["detections"]) >= predictor.top_k for row in (*results.rows, *frames))
     if full and args.max_dets is None:
@@ -348,7 +346,7 @@ def complain(path: str, error: str) -> dict[str, str]:
     """Say what is wrong with an input, and return it as JSON."""
     from tqdm import tqdm
 
-    tqdm.write(f"error: {error}", file=sys.stderr)
+    tqdm.write(f"error: {flags.on_one_line(error)}", file=sys.stderr)
     return {"file": path, "error": error}
 
 

@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except (UserError, OSError) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.strerror:  # a write to a full disk fails without a name
+            text = f"{error.filename or getattr(args, 'out', None) or 'writing'}: {error.strerror}"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -36,6 +36,7 @@ from kpjax.data.turned import header_of, judged
 from kpjax.datasets.check_3d import AWAY, BEHIND, NO_CLASS, NO_SIZE, SolidsReport, look_at_solids
 from kpjax.datasets.check_mistakes import (
     BELOW_CELL,
+    CORNERS,
     FRACTIONS,
     ONE_NAME,
     OTHERWISE,
@@ -74,6 +75,7 @@ UNCLEAR = "image with an EXIF rotation that its size does not tell"
 FITS_TURNED = "image with an EXIF rotation whose boxes fit it only the other way"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
 DARK = "16-bit image whose upper bits are empty"
+FRAMES = "image of several frames"
 NOT_JPEG = "image that is no JPEG"
 LARGE = "image larger than the canvas"
 PARTLY = "box partly outside the image"
@@ -117,9 +119,11 @@ ACTIONS = {
     PALETTE: ("made RGB", "made RGB"),
     ALPHA: ("made RGB, transparency dropped", "made RGB, transparency dropped"),
     DEEP: ("made RGB of its upper 8 bits", "made RGB of its upper 8 bits"),
+    FRAMES: ("its first frame is used", "its first frame is used"),
     NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
     LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
     FRACTIONS: ("used as pixels", "used as pixels"),
+    CORNERS: ("used as x y width height", "used as x y width height"),
     POINT_FRACTIONS: ("used as pixels", "used as pixels"),
     TINY: ("used, though there is nothing of it to see", "as annotated"),
     BELOW_CELL: ("used", "as annotated"),
@@ -319,6 +323,8 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
         if kind:
             found.append((kind, f"{name}: {header.mode}", None))
         suspicious |= header.deep
+        if header.animated:
+            found.append((FRAMES, f"{name}: {header.kind}", None))
         if header.kind not in ("JPEG", "MPO"):
             found.append((NOT_JPEG, f"{name}: {header.kind}", None))
         if max(stated) > canvas:

@@ -111,7 +111,8 @@ class Header:
 
     kind, mode: Pillow's names, e.g. "JPEG" and "CMYK".  height, width: pixels as stored.  orientation: EXIF's, 1..8.
     ended: whether the file has its format's end marker; False for formats without one.  deep: whether a value has 16
-    bits, of which 8 are kept; Pillow's mode does not say it of colour images.
+    bits, of which 8 are kept; Pillow's mode does not say it of colour images.  animated: whether it has several frames
+    or pages; a JPEG's second picture is a preview or the other eye's and no frame.
     """
 
     kind: str
@@ -121,6 +122,7 @@ class Header:
     orientation: int
     ended: bool
     deep: bool = False
+    animated: bool = False
 
 
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -134,6 +136,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
             image = Image.open(file)
         deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
         end = _ENDS.get(image.format or "", b"")
+        animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
         file.seek(0, 2)
         file.seek(max(0, file.tell() - len(end)))
         return Header(
@@ -144,6 +147,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
             orientation=orientation_of(image),
             ended=bool(end) and file.read(len(end)) == end,
             deep=deep,
+            animated=animated,
         )
     except Exception as error:
         file.seek(0)

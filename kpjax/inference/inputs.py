@@ -169,6 +169,8 @@ def list_inputs(
             )
         return [item for each in inputs for item in list_inputs(each, suffixes, left_out)[0]], False
     path = os.fspath(inputs)
+    if not path:
+        raise DataError("the path of an input is empty; name an image, a folder or a pattern")
     if os.path.isdir(path):
         return _images_in(path, suffixes, left_out), False
     if not os.path.exists(path) and glob.has_magic(path):

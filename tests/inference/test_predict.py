@@ -183,6 +183,7 @@ def test_what_is_no_encoded_image_is_one_line(tmp_path, predictor):
             r"image 0: a floating-point image": Image.new("F", (4, 4)),
             r"image 0: an array must be HWC": Image.new("RGB", (0, 4)),
             r"cannot detect in a object": object(),
+            r"the path of an input is empty": "",
         }
         for match, bad in cases.items():
             with pytest.raises(DataError, match=match) as caught:
