@@ -44,6 +44,7 @@ def decode_stored(data: bytes, name: str) -> tuple[np.ndarray, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 return _rgb(image, name), orientation_of(image)
@@ -71,8 +72,11 @@ def from_pillow(image: Image.Image, name: str) -> tuple[np.ndarray, int]:
 
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation of an image, 1..8; 1 where it states none that exists."""
-    # Not the method of PngImageFile, which decodes all pixels first in case EXIF data follows them.
-    orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    try:
+        # Not the method of PngImageFile, which decodes all pixels first in case EXIF data follows them.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data raise many kinds, and viewers show the stored pixels then
+        return 1
     return orientation if orientation in range(1, 9) else 1
 
 
@@ -133,7 +137,9 @@ def read_header(file: IO[bytes], name: str) -> Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
             image = Image.open(file)
+            orientation = orientation_of(image)
         deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
         end = _ENDS.get(image.format or "", b"")
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
@@ -144,7 +150,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
             mode=image.mode,
             height=image.height,
             width=image.width,
-            orientation=orientation_of(image),
+            orientation=orientation,
             ended=bool(end) and file.read(len(end)) == end,
             deep=deep,
             animated=animated,

@@ -81,6 +81,13 @@ def test_ground_truth_scores_itself_perfectly(folder):
     assert scores.stats[0] == pytest.approx(1.0)
 
 
+def test_whole_paths_into_the_folder_are_read(folder):
+    data = folder()
+    names = open_source(data, "train").files
+    data = folder(lambda d: [image.update(file_name=name) for image, name in zip(d["images"], names, strict=True)])
+    assert open_source(data, "train").files == names
+
+
 def test_an_area_of_null_is_that_of_the_box(folder):
     def edit(d):
         for a in d["annotations"]:

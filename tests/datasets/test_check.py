@@ -15,7 +15,7 @@ from PIL import Image
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.commands.check_data import as_json, count_bins, size_bins
+from kpjax.commands.check_data import as_json, count_bins, shared_images, size_bins
 from kpjax.config import Config, DataConfig
 from kpjax.data.opening import open_source, training_images
 from kpjax.data.pipeline import train_batches
@@ -390,3 +390,12 @@ def test_names_that_the_terminal_cannot_show_are_escaped(
     assert main(["check-data", "--config", recipe(data), "--out", str(tmp_path / "out")]) == 2
     terminal.seek(0)
     assert "gr\\udcfcn.jpg: cannot be read (No such file" in terminal.read()
+
+
+def test_images_of_both_splits_are_told(folder: Callable[..., DataConfig], tmp_path: pathlib.Path) -> None:
+    data = folder()
+    train = open_source(data, "train")
+    assert shared_images({"train": train}) == 0 and shared_images({"train": train, "val": train}) == 7
+    (tmp_path / "link").symlink_to(data.train.images)
+    data.val = dataclasses.replace(data.val, images=str(tmp_path / "link"))
+    assert shared_images({"train": train, "val": open_source(data, "val")}) == 7
