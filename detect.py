@@ -356,6 +356,8 @@ def class_labels(text: str, names: tuple[str, ...], count: int) -> frozenset[int
     None for all of them.
     """
     wanted = [part.strip() for part in text.split(",") if part.strip()]
+    if text and not wanted:
+        raise ConfigError(f"--classes is {text!r}, which names no class; give names with commas between them")
     if not wanted:
         return None
     known = names or tuple(map(str, range(count)))

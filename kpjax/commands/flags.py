@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import runpy
@@ -148,6 +149,8 @@ def _check_config_arguments(argv: list[str]) -> None:
                     here = ".".join(["config", *parts[:depth]])
                     raise ConfigError(f"--{name}: {unknown_key(part, here)}")
                 node = getattr(node, part)
+            if dataclasses.is_dataclass(node) or (isinstance(node, dict) and len(parts) < 3):
+                raise ConfigError(f"--{name} is a group of settings; give one of them, as --{name}.KEY=VALUE")
 
 
 def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:

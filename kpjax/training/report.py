@@ -53,7 +53,7 @@ def describe_run(
             f"rate     {optim.lr:g}: {config.optim.lr:g} for {config.optim.lr_batch} images a step, "
             f"{config.optim.scale_lr}; warm-up {optim.warmup_steps:,} steps"
         )
-    turned = notice(source)
+    turned = notice(source) if jax.process_index() == 0 else ""
     lines += [f"exif     {turned}"] if turned else []
     lines += [f"note     {line}" for line in unused(config, largest)]
     if start:

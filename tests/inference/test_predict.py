@@ -376,6 +376,8 @@ def test_unknown_classes_are_told_with_some_known_ones():
     assert detect.class_labels("OTHER", ("other", "car", "Other"), 3) == {0, 2}
     assert detect.class_labels("other", ("other", "car", "Other"), 3) == {0}
     assert detect.class_labels("1,2", (), 3) == {1, 2} and detect.class_labels("", names, 80) is None
+    with pytest.raises(ConfigError, match=r"--classes is ' , ', which names no class"):
+        detect.class_labels(" , ", names, 80)
     with pytest.raises(ConfigError, match=r"no '3'; .*it has 0, 1, 2$"):
         detect.class_labels("3", (), 3)
 
