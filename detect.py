@@ -13,6 +13,7 @@ import difflib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from kpjax.images import video
 from kpjax.images.decode import SUFFIXES
 from kpjax.inference import predict
 from kpjax.inference.engine import select
-from kpjax.inference.inputs import list_inputs
+from kpjax.inference.inputs import in_words, list_inputs
 from kpjax.inference.outputs import (
     check_output_folder,
     check_outputs,
@@ -76,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 def detect(args: argparse.Namespace) -> int:
     if not 0.0 <= args.score_thr <= 1.0:
         raise ConfigError(f"--score-thr is {args.score_thr:g}; give a score between 0 and 1")
-    items = [str(item) for item in list_inputs(args.inputs, (*SUFFIXES, *video.SUFFIXES))[0]]
+    left_out = Counter[str]()
+    items = [str(item) for item in list_inputs(args.inputs, (*SUFFIXES, *video.SUFFIXES), left_out)[0]]
     outputs = [os.path.join(args.out, name) for name in result_names(items)]
     report = os.path.join(args.out, "detections.json")
     parts = [video.part_of(path) for path in outputs if video.is_video(path)]
@@ -95,6 +97,8 @@ def detect(args: argparse.Namespace) -> int:
     print(f"{predictor.detector.name}, preset {predictor.preset}, resolution {predictor.resolution}{side}{most}")
     if predictor.detector.solid and not args.calib:
         print("camera of KITTI's usual images: with another one boxes are elsewhere, and --calib names it")
+    if left_out:
+        print(in_words(left_out))
     started = time.perf_counter()
     shown = Shown(predictor.names, args.score_thr, labels, predictor.detector.points, args.max_dets)
     inputs = list(zip(items, outputs, cameras, strict=True))
@@ -116,6 +120,10 @@ def detect(args: argparse.Namespace) -> int:
     what = f"{len(results.rows)} images" + (f", {len(results.videos)} videos ({len(frames)} frames)" if clips else "")
     seconds = time.perf_counter() - started
     print(f"{what}, {count} objects with a score of {args.score_thr:g} or more, {seconds:.1f} s: {args.out}")
+    if results.turned:
+        what = "turned so: boxes are" if predictor.exif else "used as stored, as in training: boxes are not"
+        seen = f"{results.turned} images are shown turned by their EXIF orientation"
+        print(f"{seen} and were {what} those of the picture that viewers show")
     kind = "inputs" if clips else "images"
     full = sum(len(row["detections"]) >= predictor.top_k for row in (*results.rows, *frames))
     if full and args.max_dets is None:
@@ -139,6 +147,7 @@ class Results:
         self.videos: list[dict[str, Any]] = []
         self.unreadable: list[dict[str, str]] = []
         self.unwritten: list[dict[str, str]] = []
+        self.turned = 0  # images that EXIF turns
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -225,11 +234,13 @@ def detect_images(
         except UserError as error:
             results.unwritten.append(complain(found.name, str(error)))
             picture = None
+        results.turned += found.orientation != 1
         results.images[found.index] = {
             "file": found.name,
             "picture": picture,
             "height": found.image.shape[0],
             "width": found.image.shape[1],
+            **({"exif_orientation": found.orientation} if found.orientation != 1 else {}),
             "detections": shown.rows(found.detections),
         }
 
@@ -310,7 +321,7 @@ def cameras_of(path: str | None, items: list[str], predictor: Predictor) -> list
     if not predictor.detector.solid:
         raise ConfigError(f"--calib is for models of 3D boxes, and {predictor.detector.name} finds none; leave it out")
     for item in items:
-        if not video.is_video(item) and turned_by_exif(item):
+        if predictor.exif and not video.is_video(item) and turned_by_exif(item):
             raise ConfigError(
                 f"{item} is turned by its EXIF orientation, and --calib fits its stored pixels; turn those"
             )
@@ -335,7 +346,7 @@ def complain(path: str, error: str) -> dict[str, str]:
     """Say what is wrong with an input, and return it as JSON."""
     from tqdm import tqdm
 
-    tqdm.write(f"error: {error}", file=sys.stderr)
+    tqdm.write(f"error: {flags.on_one_line(error)}", file=sys.stderr)
     return {"file": path, "error": error}
 
 
@@ -345,6 +356,8 @@ def class_labels(text: str, names: tuple[str, ...], count: int) -> frozenset[int
     None for all of them.
     """
     wanted = [part.strip() for part in text.split(",") if part.strip()]
+    if text and not wanted:
+        raise ConfigError(f"--classes is {text!r}, which names no class; give names with commas between them")
     if not wanted:
         return None
     known = names or tuple(map(str, range(count)))

@@ -81,6 +81,7 @@ def main(values: absl_flags.FlagValues) -> int:
     from kpjax.checkpoint.weights import load_inference
     from kpjax.data.opening import open_source
     from kpjax.data.source import fingerprint
+    from kpjax.data.turned import notice
     from kpjax.inference import evaluate as ev
     from kpjax.inference.kept import keep_detections, made_of
     from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_kitti_results
@@ -135,6 +136,8 @@ def main(values: absl_flags.FlagValues) -> int:
             f"resolution {config.eval.resolution}, "
             f"batches of {engine.batch} on {engine.mesh.size} x {jax.devices()[0].device_kind}"
         )
+    if first and (turned := notice(source)):
+        print(f"exif        {turned}")
     if annotated and first:
         for line in limits(config, detector, options["max_dets"]):
             print(f"limit       {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -49,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except (UserError, OSError) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.strerror:
+            # a write to a full disk fails without a name
+            place = getattr(args, "out", None) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+            text = f"{error.filename or place}: {error.strerror}" if error.filename or place else text
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

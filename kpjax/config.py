@@ -111,6 +111,9 @@ class DataConfig:
     # Models of keypoints: the constants of COCO's object keypoint similarity, one for each, which evaluation uses; ():
     # COCO's where the keypoints are its 17 of a person, else kpjax.metrics.coco.UNIFORM_SIGMA
     sigmas: tuple = ()
+    # Images whose EXIF orientation says that they are shown turned: "size": turned where only the turned image has the
+    # annotated width and height, else used as stored; "apply": turned; "ignore": used as stored
+    exif: str = "size"
     bad_images: str = "stop"  # "stop" or "skip" (an unreadable image becomes an empty one, and is counted)
     threads: int = 0  # decoding threads; 0: one for each core
     prefetch: int = 2  # batches ready ahead of the device
@@ -231,6 +234,7 @@ class Config:
             ("data.source", self.data.source, ("coco", "tfds", "kitti")),
             ("data.crowds", self.data.crowds, ("ignore", "train")),
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
+            ("data.exif", self.data.exif, ("size", "apply", "ignore")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
@@ -295,6 +299,8 @@ class Config:
                 f"config.optim.scale_lr is {self.optim.scale_lr!r}, but config.optim.lr_batch is 0; "
                 f"give the images a step that config.optim.lr = {self.optim.lr:g} is meant for"
             )
+        if self.seed >= 2**63:
+            raise ConfigError(f"config.seed is {self.seed}; it must be below 2**63")
         if not 0.0 <= self.optim.ema < 1.0:
             raise ConfigError(f"config.optim.ema is {self.optim.ema}; it must be at least 0 and below 1 (0: off)")
         if not 0.0 <= self.augment.scale < 1.0:
@@ -307,8 +313,8 @@ class Config:
             raise ConfigError(f"config.optim.drops is {self.optim.drops}; give ascending fractions between 0 and 1")
         if not all(0.0 < sigma <= 1.0 for sigma in self.data.sigmas):
             raise ConfigError(f"config.data.sigmas is {self.data.sigmas}; give numbers above 0 and at most 1")
-        if not self.augment.scales or min(self.augment.scales) <= 0:
-            raise ConfigError(f"config.augment.scales is {self.augment.scales}; give at least one positive scale")
+        if not self.augment.scales or not all(0.0 < scale <= 100.0 for scale in self.augment.scales):
+            raise ConfigError(f"config.augment.scales is {self.augment.scales}; give scales above 0, at least one")
         if self.batch % self.optim.accumulate:
             raise ConfigError(
                 f"config.batch is {self.batch}, which config.optim.accumulate = {self.optim.accumulate} does not divide"
@@ -487,7 +493,10 @@ def _check_types(node: Any, path: str) -> None:
         elif hint in (bool, str):
             if not isinstance(value, hint):
                 raise ConfigError(f"{here} is {value!r}; it must be a {hint.__name__}")
+        elif hint is dict:
+            if not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
+                raise ConfigError(f"{here} is {value!r}; it must be a dictionary of options, {{}} for none")
         elif hint is tuple:
             kind, what = (str, "names") if here in _OF_NAMES else ((int, float), "numbers")
-            if not (isinstance(value, tuple) and all(isinstance(v, kind) for v in value)):
+            if not (isinstance(value, tuple) and all(isinstance(v, kind) and type(v) is not bool for v in value)):
                 raise ConfigError(f"{here} is {value!r}; it must be a tuple of {what}")

@@ -81,15 +81,26 @@ def run(args: argparse.Namespace) -> int:
         reports.append(as_json(report))
         if report.stop:
             stops.append(report.stop)
+    both = shared_images(sources)
+    if both:
+        print(f"{both:,} images of val are in train too: AP on them says nothing of new images")
     path = os.path.join(args.out, "report.json")
     with open(path, "w", encoding="utf-8") as file:
-        json.dump({"splits": reports, "stops": stops}, file, indent=1)
+        json.dump({"splits": reports, "stops": stops, "images_in_both": both}, file, indent=1)
     print(f"all cases are in {path}, histograms beside it")
     if stops:
         more = f" (and {len(stops) - 1} more)" if len(stops) > 1 else ""
         raise DataError(f"{stops[0]}{more}")
     print("training would run")
     return 0
+
+
+def shared_images(sources: dict[str, Source]) -> int:
+    """How many image files of the validation split, if there is one, are in the training split too."""
+    if not all(split in sources and sources[split].on_disk for split in ("train", "val")):
+        return 0
+    train, val = ({os.path.realpath(path) for path in sources[split].files} for split in ("train", "val"))
+    return len(train & val)
 
 
 def say(report: SplitReport, config: Config, seconds: float) -> None:

@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import runpy
@@ -46,14 +47,15 @@ class _ConfigFile(absl_flags.ArgumentParser):  # type: ignore[type-arg]
                 raise ConfigError("its get_config() returns nothing; end it with `return config`")
             if not isinstance(config, Config):
                 raise ConfigError(f"its get_config() returns a {type(config).__name__}, not a kpjax.config.Config")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
             if isinstance(error, SyntaxError) and error.filename == path:
                 lines, text = [error.lineno], f"{type(error).__name__}: {error.msg}"
             else:
                 text = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
             where = f"{path}, line {lines[-1]}" if lines else path
-            raise ConfigError(f"the --config file {where}: {text}") from error
+            more = "" if path.endswith(".py") else "; it has to be a Python file, as those in configs/"
+            raise ConfigError(f"the --config file {where}: {text}{more}") from error
         return config
 
 
@@ -147,6 +149,8 @@ def _check_config_arguments(argv: list[str]) -> None:
                     here = ".".join(["config", *parts[:depth]])
                     raise ConfigError(f"--{name}: {unknown_key(part, here)}")
                 node = getattr(node, part)
+            if dataclasses.is_dataclass(node) or (isinstance(node, dict) and len(parts) < 3):
+                raise ConfigError(f"--{name} is a group of settings; give one of them, as --{name}.KEY=VALUE")
 
 
 def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
@@ -161,7 +165,9 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     except absl_flags.Error as error:
         ours = [one for one in origins(error) if isinstance(one, ConfigError)]  # absl puts its own words before it
         raise (ours[0] if ours else ConfigError(str(error).splitlines()[0])) from error
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise ConfigError(f"config.model.options has no {error} in the --config file; set it there first") from error
+    except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"a --config.key=value cannot be used: {one_line(error)}") from error
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name value")
@@ -210,10 +216,16 @@ def guarded(program: Callable[[], int | None]) -> int:
                 distributed.fail_with(error)
             raise
         text = found
+    text = on_one_line(text)
     if distributed.active():
         distributed.fail(text, code)
     print("stopped" if code == 130 else f"error: {text}", file=sys.stderr)
     return code
+
+
+def on_one_line(text: str) -> str:
+    """A message with its ends of lines escaped: a file's name may hold them."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _mistake(error: Exception) -> str | None:

@@ -19,12 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", required=True, help="folder that holds images/ and labels/ (or SPLIT/images, ...)")
     parser.add_argument("--split", help="e.g. train: images/train with labels/train, or train/images with train/labels")
     parser.add_argument("--names", help="class names: a data.yaml or one name a line (default: looked for in --root)")
+    parser.add_argument(
+        "--exif",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="labels of images with an EXIF rotation are of the image as it is shown (apply) or stored (ignore)",
+    )
     parser.add_argument("--out", required=True, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and say what was dropped and why.  Raises DataError on what cannot be read."""
-    report(convert_yolo(args.root, args.split, names=args.names), args.out)
+    report(convert_yolo(args.root, args.split, names=args.names, exif=args.exif), args.out)
     return 0
 
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.source import Source
-from kpjax.errors import MISSING, PASSING, WRONG_SIZE, ConfigError, DataError
-from kpjax.images.decode import decode, fitted_size, shrink
+from kpjax.data.turned import pixels_of
+from kpjax.errors import MISSING, PASSING, ConfigError, DataError
+from kpjax.images.decode import fitted_size, shrink
 from kpjax.objects import map_coordinates
 
 Batch = dict[str, Any]  # NumPy arrays, and `Objects` of them
@@ -74,18 +75,9 @@ def unskipped(data: DataConfig, bad: DataError) -> DataError:
 def decode_checked(source: Source, record: int, canvas: int) -> np.ndarray:
     """Record -> its pixels at their size on the canvas, (h, w, 3) uint8.
 
-    Raises DataError where it cannot be decoded or has another size than its annotations state.
+    Raises what `pixels_of` raises.
     """
-    name = source.files[record]
-    image = decode(source.read(record), name)
-    stated = int(source.heights[record]), int(source.widths[record])
-    if image.shape[:2] != stated:
-        raise DataError(
-            f"{name}: decodes to {image.shape[1]} x {image.shape[0]} pixels, "
-            f"the annotations state {stated[1]} x {stated[0]}; correct one of them",
-            WRONG_SIZE,
-        )
-    return shrink(image, canvas)
+    return shrink(pixels_of(source, record), canvas)
 
 
 def sizes_on_canvas(source: Source, canvas: int) -> np.ndarray:

@@ -52,7 +52,7 @@ def CocoFolder(
         raise DataError(f"{images}: no such image folder; give the folder that holds the images of {annotations}")
 
     category_ids, classes = _categories(data["categories"], annotations, mistake)
-    image_ids, heights, widths, names = _images(data["images"], annotations, mistake)
+    image_ids, heights, widths, names = _images(data["images"], annotations, mistake, folder)
     index = {image_id: i for i, image_id in enumerate(image_ids)}
     numbers = {category_id: k for k, category_id in enumerate(category_ids)}
     needed = keypoints and data["annotations"]
@@ -123,7 +123,7 @@ def _categories(entries: list[dict[str, Any]], path: str, mistake: Mistake) -> t
 
 
 def _images(
-    entries: list[dict[str, Any]], path: str, mistake: Mistake
+    entries: list[dict[str, Any]], path: str, mistake: Mistake, folder: str
 ) -> tuple[list[int], list[int], list[int], list[str]]:
     ids: list[int] = []
     heights: list[int] = []
@@ -135,7 +135,7 @@ def _images(
         where = f"{path}: images[{n}]"
         try:
             image_id = _whole(entry, "id", where)
-            name = _inside(entry.get("file_name"), f"{where} (id {image_id})")
+            name = _inside(entry.get("file_name"), f"{where} (id {image_id})", folder)
             if image_id in first:
                 both = f"({first[image_id]}, {name})"
                 raise DataError(f"{path}: image id {image_id} is listed twice {both}", DUPLICATE)
@@ -271,7 +271,8 @@ def _box_and_area(entry: dict[str, Any], where: str) -> tuple[list[float], float
         raise DataError(f"{where} has the bbox {_short(box)}; give four numbers of pixels: x, y, width, height")
     if box[2] < 0 or box[3] < 0:
         raise DataError(f"{where} has the bbox {box} of negative size; COCO's bbox is x, y, width, height")
-    size = entry.get("area", box[2] * box[3])
+    size = entry.get("area")
+    size = box[2] * box[3] if size is None else size  # as pycocotools does of boxes: some tools leave it out, or null
     if not _number(size, LARGEST**2) or size < 0:
         raise DataError(f"{where} has the area {_short(size)}; give a number of square pixels")
     return box, size
@@ -283,10 +284,11 @@ def _crowd(value: Any, where: str) -> bool:
     return bool(value)
 
 
-def _inside(name: Any, where: str) -> str:
-    """The file name as a relative path with forward slashes, or DataError where it leads out of the folder."""
+def _inside(name: Any, where: str, folder: str) -> str:
+    """The file name as a path relative to the folder, with forward slashes; DataError where it leads out of it."""
     if not isinstance(name, str) or not name or not _encodable(name):
         raise DataError(f"{where} has the file_name {_short(name)}; give the image's path inside the image folder")
+    name = name.removeprefix(f"{folder.rstrip('/')}/")  # some tools write whole paths
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith(("/", "../")) or path in (".", "..") or re.match(r"[A-Za-z]:", path):
         raise DataError(f"{where} has the file_name {name!r}, which leads outside the image folder; make it relative")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Any
 
 from kpjax.config import DataConfig
 from kpjax.data.coco import CocoFolder
@@ -11,6 +12,7 @@ from kpjax.data.kitti import KittiFolder, require_classes
 from kpjax.data.source import Mistake, Source, stop, without_empty_images, without_solid
 from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
+from kpjax.images.decode import APPLY
 from kpjax.objects import PointSet
 
 NO_PAIR = "none"  # of config.data.mirror_pairs
@@ -48,11 +50,13 @@ def open_source(
         )
     elif config.source == "tfds":
         name = config.tfds_train if split == "train" else config.tfds_val
-        source = Tfds(config.tfds_name, name, config.tfds_dir or None, crowds=config.crowds, keypoints=keypoints)
+        options: dict[str, Any] = {"crowds": config.crowds, "keypoints": keypoints, "exif": config.exif}
+        source = Tfds(config.tfds_name, name, config.tfds_dir or None, **options)
     elif config.source == "kitti":
         source = _kitti(config, split, mistake, keypoints)
     else:
         raise ConfigError(f"config.data.source is {config.source!r}; choose one of 'coco', 'tfds', 'kitti'")
+    source = dataclasses.replace(source, exif=config.exif)
     if solid is False:
         source = without_solid(source)
     if source.points is None:
@@ -73,6 +77,10 @@ def _kitti(config: DataConfig, split: str, mistake: Mistake, keypoints: bool | N
         raise ConfigError(
             f"config.data.crowds is {config.crowds!r}, but KITTI has no crowd boxes: its DontCare and neighbouring "
             "types are regions, never objects; set config.data.crowds='ignore'"
+        )
+    if config.exif == APPLY:
+        raise ConfigError(
+            "config.data.exif is 'apply', but KITTI's boxes and cameras fit the pixels as stored; set it to 'ignore'"
         )
     source = KittiFolder(config.kitti_dir, name, config.kitti_classes, config.bad_images, mistake)
     if split == "train":

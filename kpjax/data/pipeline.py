@@ -24,8 +24,9 @@ from kpjax.config import DataConfig
 from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, may_skip, sizes_on_canvas, unskipped
 from kpjax.data.source import Source
 from kpjax.data.tensorflow import import_tensorflow
+from kpjax.data.turned import header_of
 from kpjax.errors import DataError
-from kpjax.images.decode import OTHER_SUFFIXES
+from kpjax.images.decode import APPLY, IGNORE_EXIF, OTHER_SUFFIXES, turned
 
 _FAST, _PILLOW, _EMPTY = 0, 1, 2  # how a record becomes pixels
 _SEED_PADDING = 498247692  # what index_shuffle itself puts before the two numbers of a seed
@@ -84,6 +85,7 @@ class Batches(Iterator[Batch]):
         self._step = start_step
         self._sizes = sizes_on_canvas(source, data.canvas)
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
+        self._orientations: dict[int, int] = {}  # by record
         # In a list, which is emptied before Python ends: deleting an iterator waits for TensorFlow's threads, and those
         # wait for Python, where images pass through it.
         self._readers: list[Iterator[Any]] = []
@@ -98,6 +100,7 @@ class Batches(Iterator[Batch]):
             try:
                 records, rows, shapes = next(self._readers[0])
                 empty, size = self._routes[records] == _EMPTY, self._sizes[records]
+                rows, shapes = self._turned(records, rows, shapes, size)
                 canvas = self._canvas(rows, shapes, size, empty)
             except (tf.errors.OpError, _Unexpected) as error:
                 # The stream delivers in order, so the failure lies in this very step.  Find the file, give it
@@ -169,6 +172,37 @@ class Batches(Iterator[Batch]):
         options.threading.private_threadpool_size = threads
         options.threading.max_intra_op_parallelism = 1
         return dataset.prefetch(self._data.prefetch).with_options(options)
+
+    def _turned(
+        self, records: np.ndarray, rows: np.ndarray, shapes: np.ndarray, size: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and shapes as `_canvas` takes them, with what `fast` decoded turned as `source.exif` says."""
+        source, sides = self._source, shapes[:, :2]
+        fast = self._routes[records] == _FAST  # Pillow's images are turned already
+        if source.exif == APPLY:
+            look = fast
+        else:  # where a wrong size may be that of the stored image
+            look = fast & (source.exif != IGNORE_EXIF) & (sides != size).any(1) & (sides[:, ::-1] == size).all(1)
+        wanted = [slot for slot in np.flatnonzero(look) if self._orientation(int(records[slot])) > 1]
+        if wanted:
+            rows, shapes = rows.copy(), shapes.copy()
+        for slot in wanted:
+            height, width, channels = shapes[slot]
+            image = rows[slot, :height, : width * channels].reshape(height, width, channels)
+            image = turned(image, self._orientation(int(records[slot])))
+            rows[slot] = 0
+            rows[slot, : image.shape[0], : image.shape[1] * channels] = image.reshape(image.shape[0], -1)
+            shapes[slot] = image.shape
+        return rows, shapes
+
+    def _orientation(self, record: int) -> int:
+        """An image's EXIF orientation; each header is read once.  Raises _Unexpected where it cannot be read."""
+        if record not in self._orientations:
+            try:
+                self._orientations[record] = header_of(self._source, record).orientation
+            except (OSError, DataError):
+                raise _Unexpected from None
+        return self._orientations[record]
 
     def _canvas(self, rows: np.ndarray, shapes: np.ndarray, size: np.ndarray, empty: np.ndarray) -> np.ndarray:
         """Padded rows (b, S, S * 3) -> canvas (b, S, S, 3).

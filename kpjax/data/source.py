@@ -79,6 +79,7 @@ class Source:
     cameras: (N, 3, 4) float64, which projects metres to each image's pixels; None: they are not known.
     labels3d: N `KittiObjects`, all lines of the label files, which the benchmark of 3D boxes reads; None: there are
         none.  `objects` then have `solid`.
+    exif: `config.data.exif`, whether images are turned as their EXIF orientation says.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Source:
     points: PointSet | None = None
     cameras: np.ndarray | None = None
     labels3d: tuple[KittiObjects, ...] | None = None
+    exif: str = "size"
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -26,8 +26,8 @@ import numpy as np
 from kpjax.data import files
 from kpjax.data.source import Annotations, Source, make_source
 from kpjax.data.tensorflow import import_tensorflow
-from kpjax.errors import PASSING, TRUNCATED, UNREADABLE, DataError
-from kpjax.images.decode import size_of
+from kpjax.errors import PASSING, TRUNCATED, UNREADABLE, ConfigError, DataError
+from kpjax.images.decode import APPLY, size_of
 from kpjax.objects import PointSet
 
 _INDEX_VERSION = 2
@@ -39,7 +39,13 @@ COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _NOT_COCO)
 
 
 def Tfds(
-    name: str, split: str, data_dir: str | None = None, *, crowds: str = "ignore", keypoints: bool | None = False
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    crowds: str = "ignore",
+    keypoints: bool | None = False,
+    exif: str = "size",
 ) -> Source:
     """Open a split of a prepared set (a function: it reads like a constructor and gives a plain Source).
 
@@ -49,6 +55,7 @@ def Tfds(
     split: e.g. "train" or "validation[:10%]".  data_dir: TFDS's folder; None: its default.
     crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints, which the sets of
         `kpjax.datasets.records` have where they were written with them; None: where they have any.
+    exif: `config.data.exif`; "apply" is refused where records do not state sizes: TFDS's boxes then fit stored pixels.
     Areas are the whole numbers that TFDS kept, boxes its fractions times the image's size, unless the set holds the
     exact ones.
     Nothing is ever downloaded. Raises DataError, one line, where the set is not prepared, not of this form, has no
@@ -70,6 +77,11 @@ def Tfds(
     if not builder.info.splits:
         raise DataError(f"tfds set {name!r}: not prepared in {builder.data_dir}; prepare it with `tfds build {name}`")
     _require_features(builder, name)
+    if exif == APPLY and "image/height" not in builder.info.features:
+        raise ConfigError(
+            f"config.data.exif is 'apply', but the records of {name!r} do not state the size of their images, so that "
+            "boxes fit the pixels as stored; set it to 'ignore'"
+        )
     try:
         instructions = list(builder.info.splits[split].file_instructions)
     except Exception as error:

@@ -7,7 +7,6 @@ training.  Images are decoded only where the header or the end of the file is su
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +32,11 @@ from kpjax.data.source import (
     object_counts,
     without_empty_images,
 )
+from kpjax.data.turned import header_of, judged
 from kpjax.datasets.check_3d import AWAY, BEHIND, NO_CLASS, NO_SIZE, SolidsReport, look_at_solids
 from kpjax.datasets.check_mistakes import (
     BELOW_CELL,
+    CORNERS,
     FRACTIONS,
     ONE_NAME,
     OTHERWISE,
@@ -64,13 +65,17 @@ from kpjax.errors import (
     ConfigError,
     DataError,
 )
-from kpjax.images.decode import SUFFIXES, fitted_size, read_header
+from kpjax.images.decode import SUFFIXES, fitted_size, turns
 from kpjax.images.geometry import square_crop, whole_side
 from kpjax.objects import Objects, Placed, PointSet, map_coordinates
 
-TURNED = "image with an EXIF rotation"
+AS_SHOWN = "image with an EXIF rotation, annotated as it is shown"
+AS_STORED = "image with an EXIF rotation, annotated as it is stored"
+UNCLEAR = "image with an EXIF rotation that its size does not tell"
+FITS_TURNED = "image with an EXIF rotation whose boxes fit it only the other way"
 GREY, CMYK, PALETTE, ALPHA, DEEP = "grey image", "CMYK image", "palette image", "image with alpha", "16-bit image"
 DARK = "16-bit image whose upper bits are empty"
+FRAMES = "image of several frames"
 NOT_JPEG = "image that is no JPEG"
 LARGE = "image larger than the canvas"
 PARTLY = "box partly outside the image"
@@ -82,7 +87,9 @@ _MODES = {"L": GREY, "1": GREY, "CMYK": CMYK, "YCCK": CMYK, "P": PALETTE, "RGBA"
 _BAD_IMAGES = (MISSING, UNREADABLE, TRUNCATED, WRONG_SIZE, PASSING)
 _LEFT_OUT = {CROWD: "crowd", REGION: REGION, NO_AREA: "box without area", OUTSIDE: "box wholly outside the image"}
 _REFUSED = (MALFORMED, DUPLICATE, UNKNOWN_IMAGE, UNKNOWN_CATEGORY, INCOMPLETE)
+_TURNS = {"as_shown": AS_SHOWN, "as_stored": AS_STORED, "unclear": UNCLEAR}
 _DARK = 64  # of 255: less is brightest where values have 14 of 16 bits, as those of sensors with 10, 12 or 14
+_SLACK = 2  # pixels that a box may reach beyond its image through rounding
 _CHUNK = 4096  # objects encoded at a time
 
 # What is done with each kind: (in training, in evaluation).
@@ -105,15 +112,18 @@ ACTIONS = {
     BEHIND: ("used as annotated", "as annotated"),
     NO_SIZE: ("used as annotated", "as annotated"),
     AWAY: ("used as annotated", "as annotated"),
-    TURNED: ("used as stored, not turned", "used as stored, not turned"),
+    **dict.fromkeys((AS_SHOWN, AS_STORED, UNCLEAR), ("", "")),  # see `_TURNED`
+    FITS_TURNED: ("used as annotated: correct the width and height", "as annotated: correct the width and height"),
     GREY: ("made RGB", "made RGB"),
     CMYK: ("made RGB", "made RGB"),
     PALETTE: ("made RGB", "made RGB"),
     ALPHA: ("made RGB, transparency dropped", "made RGB, transparency dropped"),
     DEEP: ("made RGB of its upper 8 bits", "made RGB of its upper 8 bits"),
+    FRAMES: ("its first frame is used", "its first frame is used"),
     NOT_JPEG: ("decoded by Pillow, which is slower", "decoded by Pillow"),
     LARGE: ("shrunk to config.data.canvas, with its boxes", "its own size, unless config.eval.max_side is set"),
     FRACTIONS: ("used as pixels", "used as pixels"),
+    CORNERS: ("used as x y width height", "used as x y width height"),
     POINT_FRACTIONS: ("used as pixels", "used as pixels"),
     TINY: ("used, though there is nothing of it to see", "as annotated"),
     BELOW_CELL: ("used", "as annotated"),
@@ -124,6 +134,14 @@ ACTIONS = {
     ONE_NAME: ("a class of its own", "a class of its own, named with its id"),
     UNLISTED: ("never read", "never read"),
     PASSING: ("stops the run", "stops the run"),
+}
+_UNCLEAR = "used as stored; if their boxes fit the turned images, config.data.exif='apply' turns them"
+_OTHER_SIZE = "and so of another size than annotated"
+# What is done with images that EXIF turns, by `config.data.exif`.
+_TURNED = {
+    "size": {AS_SHOWN: "turned", AS_STORED: "used as stored", UNCLEAR: _UNCLEAR},
+    "apply": {AS_SHOWN: "turned", AS_STORED: f"turned, {_OTHER_SIZE}", UNCLEAR: "turned"},
+    "ignore": {AS_SHOWN: f"used as stored, {_OTHER_SIZE}", AS_STORED: "used as stored", UNCLEAR: "used as stored"},
 }
 _SKIPPED = ("an empty image", "no detections in it")
 
@@ -239,6 +257,7 @@ def check_split(
             stops = kind in (*_REFUSED, PASSING) or (kind in _BAD_IMAGES and not skip)
             action = ACTIONS[kind][which] if kind in ACTIONS else _SKIPPED[which] if skip else "stops the run"
             action = "left out, as config.data.empty_images says" if kind == NO_BOXES and drops else action
+            action = _TURNED[config.data.exif].get(kind, action)
             oddities.append(Oddity(kind, action, cases[kind], stops))
     report = SplitReport(
         split=split,
@@ -280,15 +299,11 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
     suspicious = decode
     found: list[tuple[str, str, DataError | None]] = []
     try:
-        if source.on_disk:
-            try:
-                with files.opened(name) as file:
-                    header = read_header(file, name)
-            except OSError:
-                source.read(i)  # raises the error that training would
-                raise
-        else:
-            header = read_header(io.BytesIO(source.read(i)), name)
+        try:
+            header = header_of(source, i)
+        except OSError:
+            source.read(i)  # raises the error that training would
+            raise
     except DataError:
         suspicious = True
     except OSError as error:
@@ -296,15 +311,20 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
         return [(bad.kind, str(bad), bad)]
     else:
         stated = int(source.heights[i]), int(source.widths[i])
-        suspicious |= (header.height, header.width) != stated or not header.ended or header.mode == "F"
-        if header.orientation != 1:
-            turned = stated == (header.width, header.height) and header.orientation > 4 and stated[0] != stated[1]
-            more = "; the annotations state the size of the turned image" if turned else ""
-            found.append((TURNED, f"{name}: EXIF orientation {header.orientation}{more}", None))
+        stored = header.height, header.width
+        is_turned = header.orientation >= 5 and turns(header.orientation, stored, stated, source.exif)
+        suspicious |= (stored[::-1] if is_turned else stored) != stated or not header.ended or header.mode == "F"
+        if of_exif := judged(header, stated):
+            line = f"{name}: EXIF orientation {header.orientation}, stored as {stored[1]} x {stored[0]}"
+            found.append((_TURNS[of_exif], line, None))
+            if of_exif != "unclear" and _fits_only(source, i, stated[::-1]):
+                found.append((FITS_TURNED, f"{line}, annotated as {stated[1]} x {stated[0]}", None))
         kind = DEEP if header.deep else _MODES.get(header.mode)
         if kind:
             found.append((kind, f"{name}: {header.mode}", None))
         suspicious |= header.deep
+        if header.animated:
+            found.append((FRAMES, f"{name}: {header.kind}", None))
         if header.kind not in ("JPEG", "MPO"):
             found.append((NOT_JPEG, f"{name}: {header.kind}", None))
         if max(stated) > canvas:
@@ -322,8 +342,19 @@ def _look_at(source: Source, i: int, canvas: int, decode: bool) -> list[tuple[st
                 )
         except DataError as bad:
             # Keep an EXIF rotation, which may be the reason; nothing else matters for an unusable image.
-            return [(bad.kind, str(bad), bad), *(f for f in found if f[0] == TURNED)]
+            return [(bad.kind, str(bad), bad), *(f for f in found if f[0] in (*_TURNS.values(), FITS_TURNED))]
     return found
+
+
+def _fits_only(source: Source, i: int, size: tuple[int, int]) -> bool:
+    """Whether boxes of image i lie partly outside it, and all inside one of this other (height, width)."""
+    a = source.annotations
+    box = a.bbox[a.image == i]
+    if not len(box):
+        return False
+    right, bottom = (box[:, 0] + box[:, 2]).max() - _SLACK, (box[:, 1] + box[:, 3]).max() - _SLACK
+    outside = right > source.widths[i] or bottom > source.heights[i]
+    return bool(outside and right <= size[1] and bottom <= size[0])
 
 
 def _look_at_boxes(source: Source, max_boxes: int, crowds: str) -> Iterator[tuple[str, list[str]]]:

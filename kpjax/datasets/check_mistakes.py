@@ -16,10 +16,13 @@ TINY = "box smaller than a pixel of the network's input"
 BELOW_CELL = "box smaller than a cell of the detector's map"
 FRACTIONS = "box whose coordinates look like fractions of the image"
 POINT_FRACTIONS = "object whose keypoints look like fractions of the image"
+CORNERS = "box that fits its image as x1 y1 x2 y2, not as x y width height"
 TWICE = "box annotated twice"
 TWO_IDS = "image file under several ids"
 OTHERWISE = "image whose name the disk spells otherwise"
 ONE_NAME = "class of the name of another one"
+
+_SLACK = 2  # pixels that a box may reach beyond its image through rounding
 
 
 def line_of(source: Source) -> Callable[[Any], str]:
@@ -58,6 +61,7 @@ def probable_mistakes(source: Source) -> Iterator[tuple[str, list[str]]]:
     count = len(source)
     whole = np.bincount(a.image[objects], minlength=count) == np.bincount(a.image[small], minlength=count)
     yield from _some(FRACTIONS, [line(n) for n in np.flatnonzero(small & whole[a.image])])
+    yield from _some(CORNERS, [line(n) for n in _corners(source, objects)])
     if a.keypoints is not None:
         labelled = a.keypoints[..., 2] != UNLABELLED
         points = labelled.any(1) & (_fractions(a.keypoints[..., :2]).all(2) | ~labelled).all(1)
@@ -77,6 +81,16 @@ def probable_mistakes(source: Source) -> Iterator[tuple[str, list[str]]]:
         yield from _some(TWO_IDS, [f"{path}: ids {', '.join(its)}" for path, its in ids.items() if len(its) > 1])
     yield from _some(ONE_NAME, _of_one_name(source))
     yield from _some(OTHERWISE, _spelt_otherwise(source))
+
+
+def _corners(source: Source, objects: np.ndarray) -> np.ndarray:
+    """The numbers of boxes that reach beyond their image, where all boxes of the split are inside as two corners."""
+    a = source.annotations
+    right, bottom = source.widths[a.image] + _SLACK, source.heights[a.image] + _SLACK
+    x, y, w, h = a.bbox.T
+    as_corners = (w > x) & (h > y) & (w <= right) & (h <= bottom)
+    outside = objects & ((x + w > right) | (y + h > bottom))
+    return np.flatnonzero(outside) if as_corners[objects].all() and outside.sum() > 1 else np.zeros(0, np.int64)
 
 
 def _fractions(numbers: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from kpjax.data.spellings import Spellings
+from kpjax.data.spellings import Spellings, plain
 from kpjax.datasets.voc import Converted
 from kpjax.errors import DataError
 from kpjax.images.decode import SUFFIXES, size_of
@@ -33,7 +33,7 @@ class _Line:
     numbers: tuple[float, ...]
 
 
-def convert_yolo(root: str, split: str | None = None, *, names: str | None = None) -> Converted:
+def convert_yolo(root: str, split: str | None = None, *, names: str | None = None, exif: str = "apply") -> Converted:
     """Convert a folder in one of the usual layouts.
 
     images/SPLIT with labels/SPLIT, SPLIT/images with SPLIT/labels, or without a split images with labels.
@@ -42,6 +42,8 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     A line with more than five numbers is a box with keypoints, which are left out, or an outline, whose bounding box
     is taken: as `kpt_shape` or `task` of the YAML says, else as all lines allow. An image without a label file has no
     objects. Sizes are read from the images' headers.
+    exif: "apply": the fractions are of the image as its EXIF orientation shows it, as browsers and ultralytics have it;
+        "ignore": of the image as it is stored.
     Raises DataError, one line, on what cannot be read.
     """
     images, labels = _folders(root, split)
@@ -62,9 +64,17 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     annotations: list[dict[str, Any]] = []
     lines = [_lines(path) for path in _label_files(labels, found, notes)]
     longer = [line for of_image in lines for line in of_image if len(line.numbers) > 5]
-    kind = _declared(root, names) or _kind_of(longer, root)
+    kind, numbers = _declared(root, names)
+    for line in longer if numbers else ():
+        if len(line.numbers) != numbers:
+            raise DataError(
+                f"{line.where} is {line.text[:60]!r}, {len(line.numbers)} numbers; kpt_shape of the YAML says "
+                f"{numbers}, class cx cy w h and the keypoints; correct one of them"
+            )
+    kind = kind or _kind_of(longer, root)
+    _note_alone(labels, found, notes)
     for image_id, (file_name, of_image) in enumerate(zip(found, lines, strict=True), 1):
-        height, width = _size(os.path.join(images, file_name), notes)
+        height, width = _size(os.path.join(images, file_name), exif, notes)
         entries.append({"id": image_id, "file_name": file_name.replace(os.sep, "/"), "width": width, "height": height})
         for category, box in _boxes(of_image, kind, classes, notes):
             x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
@@ -146,7 +156,8 @@ def _yaml(text: str, path: str) -> dict[str, Any]:
 
 
 def _from_yaml(text: str, path: str) -> list[str]:
-    names = _yaml(text, path).get("names")
+    data = _yaml(text, path)
+    names, count = data.get("names"), data.get("nc")
     if isinstance(names, dict):
         numbers = {int(key): name for key, name in names.items() if key.isdecimal()}
         if len(numbers) < len(names) or sorted(numbers) != list(range(len(names))):
@@ -154,11 +165,13 @@ def _from_yaml(text: str, path: str) -> list[str]:
         names = [numbers[k] for k in range(len(numbers))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: no list of class names under 'names'")
+    if isinstance(count, str) and count.strip() != str(len(names)):
+        raise DataError(f"{path}: nc is {count}, and 'names' has {len(names)} classes; correct one of them")
     return [name.strip() for name in names]
 
 
-def _declared(root: str, names: str | None) -> str:
-    """What a YAML file says that lines of more than five numbers are: "pose", "outline", or "" where it does not."""
+def _declared(root: str, names: str | None) -> tuple[str, int]:
+    """What a YAML file says of lines of more than five numbers: ("pose", how many numbers), ("outline", 0), ("", 0)."""
     given = [names] if names and names.endswith((".yaml", ".yml")) else []
     path = next(filter(os.path.isfile, [*given, *(os.path.join(root, name) for name in _YAML_FILES)]), None)
     data = _yaml(_text(path), path) if path else {}
@@ -166,13 +179,13 @@ def _declared(root: str, names: str | None) -> str:
     if task is not None and task not in _TASKS:
         raise DataError(f"{path}: task is {task!r}; give one of {', '.join(_TASKS)}")
     if shape is None:
-        return _TASKS.get(task or "", "")
+        return _TASKS.get(task or "", ""), 0
     numbers = shape if isinstance(shape, list) and all(isinstance(n, str) and n.isdecimal() for n in shape) else []
     if len(numbers) != 2 or not int(numbers[0]) or int(numbers[1]) not in (2, 3):
         raise DataError(f"{path}: kpt_shape is {shape}; give the number of keypoints, and 2 or 3 numbers of each")
     if task not in (None, "pose"):
         raise DataError(f"{path}: task is {task!r}, and kpt_shape belongs to task 'pose'; remove one of them")
-    return "pose"
+    return "pose", 5 + int(numbers[0]) * int(numbers[1])
 
 
 def _kind_of(longer: Sequence[_Line], root: str) -> str:
@@ -212,16 +225,17 @@ def _fractions(numbers: Sequence[float]) -> bool:
     return all(-_ROUNDING <= number <= 1 + _ROUNDING for number in numbers)
 
 
-def _size(path: str, notes: Counter[str]) -> tuple[int, int]:
+def _size(path: str, exif: str, notes: Counter[str]) -> tuple[int, int]:
     try:
         with open(path, "rb") as file:
             height, width, orientation = size_of(file.read(), path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if orientation != 1:
-        # Labelling tools that follow EXIF place boxes on the turned image; training reads pixels as stored.
-        notes["images with an EXIF rotation, which training does not apply: check their boxes"] += 1
-    return height, width
+        how = "turned as EXIF says" if exif == "apply" else "as they are stored"
+        note = f"images with an EXIF rotation, whose labels are read as of the images {how}: check them, and train with"
+        notes[f"{note} config.data.exif={exif!r}"] += 1
+    return (width, height) if orientation >= 5 and exif == "apply" else (height, width)
 
 
 def _label_files(folder: str, images: Sequence[str], notes: Counter[str]) -> list[str]:
@@ -235,6 +249,19 @@ def _label_files(folder: str, images: Sequence[str], notes: Counter[str]) -> lis
         notes["label files whose names are spelt otherwise than their images'"] = len(meant)
     gone = set(missing) - set(meant)
     return ["" if name in gone else os.path.join(folder, meant.get(name, name)) for name in names]
+
+
+def _note_alone(folder: str, images: Sequence[str], notes: Counter[str]) -> None:
+    """Count the label files that belong to no image."""
+    stems = {plain(os.path.splitext(name)[0]) for name in images}
+    alone = sorted(
+        name
+        for parent, _, files in os.walk(folder)
+        for name in (os.path.relpath(os.path.join(parent, file), folder) for file in files)
+        if name.endswith(".txt") and plain(name[:-4]) not in stems and os.path.basename(name) not in _NAME_FILES
+    )
+    if alone:
+        notes[f"label files without an image that can be read, e.g. {alone[0]}: left out"] = len(alone)
 
 
 def _lines(path: str) -> list[_Line]:

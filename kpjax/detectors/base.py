@@ -7,6 +7,7 @@ map (H / stride, W / stride), K classes, M box slots of an image, N detections.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -136,6 +137,7 @@ def replace_options(
         old = getattr(released, key)
         value = tuple(value) if isinstance(value, list) else value
         fits = type(value) is type(old) or (isinstance(old, float) and type(value) is int)
+        fits = fits and not (isinstance(value, float) and not math.isfinite(value))
         if not fits or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
             raise ConfigError(f"model {name}: {key} is {value!r}; give a value like {old!r}")
         changes[key] = value

@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 from kpjax.config import Config
 from kpjax.data.batch import may_skip
 from kpjax.data.source import Source, difference
+from kpjax.data.turned import pixels_of
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
-from kpjax.images.decode import decode
 from kpjax.images.views import Size, View, make_view, place, share_canvases
 from kpjax.inference.engine import Engine, Job, Result, ViewQueue, cameras_of, make_engine, select
 from kpjax.inference.outputs import Evaluation, coco_rows, kitti_objects
@@ -156,12 +156,8 @@ class Evaluator:
 
     def _canvas(self, source: Source, job: Job) -> np.ndarray | None:
         """The canvas of one image; None where it cannot be read and `config.data.bad_images` is "skip"."""
-        name = source.files[job.image]
         try:
-            image = decode(source.read(job.image), name)
-            if image.shape[:2] != job.view.image:
-                got, want = f"{image.shape[1]}x{image.shape[0]}", f"{job.view.image[1]}x{job.view.image[0]}"
-                raise DataError(f"{name}: the file is {got} pixels, the annotations say {want}; correct one of them")
+            image = pixels_of(source, job.image)
         except DataError as error:
             if may_skip(self.config.data, error):
                 return None

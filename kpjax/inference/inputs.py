@@ -1,19 +1,28 @@
-"""Reading the inputs of detection: paths, folders, globs and arrays as one list, and images read ahead by threads."""
+"""Reading the inputs of detection: paths, folders, globs, arrays, Pillow's images and encoded files as one list.
+
+`ReadAhead` reads them ahead of the device, in threads.
+"""
 
 from __future__ import annotations
 
 import glob
+import io
+import itertools
 import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from kpjax.errors import DataError
-from kpjax.images.decode import SUFFIXES, decode
+from kpjax.images.decode import SUFFIXES, decode_stored, from_pillow, turned
+
+_reading = threading.Lock()  # one list may hold an open file, or Pillow's image of one, twice
 
 
 class ReadAhead:
@@ -97,47 +106,144 @@ def at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     return done
 
 
-def read_image(path: str) -> np.ndarray:
-    """An image file as HWC uint8 RGB, turned as its EXIF orientation says.  Raises DataError, one line."""
+def read_image(item: Any, name: str, exif: bool = True) -> tuple[np.ndarray, int]:
+    """One of the items of `list_inputs` as HWC uint8 RGB, and its EXIF orientation, 1..8.
+
+    name: what an error calls it.  exif: turn it as that says.  Raises DataError, one line.
+    """
+    array = as_array(item)
+    if array is not None:
+        return check_array(array, name), 1
+    if isinstance(item, Image.Image):
+        with _reading:
+            pixels, orientation = from_pillow(item, name)
+    else:
+        pixels, orientation = decode_stored(_encoded(item, name), name)
+    return check_array(turned(pixels, orientation) if exif else pixels, name), orientation
+
+
+def _encoded(item: Any, name: str) -> bytes:
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return bytes(item)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        if isinstance(item, (str, os.PathLike)):
+            with open(item, "rb") as file:
+                return file.read()
+        with _reading:
+            item.seek(0)  # as Pillow does: what was written to it is often not yet rewound
+            data = item.read()
     except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
-    return decode(data, path, exif=True)
+        raise DataError(f"{name}: {(error.strerror or str(error) or 'cannot be read').lower()}") from None
+    except ValueError as error:  # of a closed one
+        raise DataError(f"{name}: cannot be read ({error})") from None
+    if not isinstance(data, bytes):
+        raise DataError(f"{name}: the file was opened as text; open it as bytes, with mode 'rb'")
+    return data
 
 
-def list_inputs(inputs: Any, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str | np.ndarray], bool]:
-    """What `Predictor` accepts -> (paths and arrays, whether it was one image).
+def name_of(index: int, item: Any) -> str:
+    """What results and errors call item number `index`: its path, or `image 3`."""
+    return os.fspath(item) if isinstance(item, (str, os.PathLike)) else f"image {index}"
+
+
+def list_inputs(
+    inputs: Any, suffixes: tuple[str, ...] = SUFFIXES, left_out: Counter[str] | None = None
+) -> tuple[list[Any], bool]:
+    """What `Predictor` accepts -> (paths, arrays, Pillow's images, encoded files; whether it was one image).
 
     Folders and globs inside a list are expanded in their place; a folder's images are the files with
-    an image's suffix (one of `suffixes`) directly in it.  A path that does not exist is kept: reading it reports it.
-    Raises DataError where a folder or glob holds no image.
+    an image's suffix (one of `suffixes`) directly in it.  Brackets that are part of a name are taken as they stand.
+    A path that does not exist is kept: reading it reports it.  left_out: counts, by suffix, a folder's other files.
+    Raises DataError where a folder or glob holds no image, or where a pattern with brackets has two meanings.
     """
     array = as_array(inputs)
     if array is not None:
         return (list(array), False) if array.ndim == 4 else ([array], True)
+    if _is_encoded(inputs):
+        return [inputs], True
     if not isinstance(inputs, (str, os.PathLike)):
         if not isinstance(inputs, Iterable):
-            raise DataError(f"cannot detect in a {type(inputs).__name__}; give a path, an array or a list of these")
-        return [item for each in inputs for item in list_inputs(each, suffixes)[0]], False
+            raise DataError(
+                f"cannot detect in a {type(inputs).__name__}; give a path, an array, an image of Pillow's, the bytes "
+                "of a file, or a list of these"
+            )
+        return [item for each in inputs for item in list_inputs(each, suffixes, left_out)[0]], False
     path = os.fspath(inputs)
+    if not path:
+        raise DataError("the path of an input is empty; name an image, a folder or a pattern")
     if os.path.isdir(path):
-        files = sorted(n for n in os.listdir(path) if n.lower().endswith(suffixes))
-        if not files:
-            raise DataError(f"{path}: no image in this folder ({', '.join(suffixes)})")
-        return [os.path.join(path, name) for name in files], False
+        return _images_in(path, suffixes, left_out), False
     if not os.path.exists(path) and glob.has_magic(path):
-        matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+        matches = _matches(path)
         if not matches:
             raise DataError(f"{path}: no file matches")
         return list(matches), False
     return [path], True
 
 
+def in_words(left_out: Counter[str]) -> str:
+    """What `list_inputs` left out, e.g. "3 files of other kinds left out: .txt 2, .heic 1"; "" for nothing."""
+    count = left_out.total()
+    kinds = ", ".join(f"{suffix or 'without a suffix'} {n}" for suffix, n in left_out.most_common())
+    return f"{count} file{'s' if count > 1 else ''} of other kinds left out: {kinds}" if count else ""
+
+
+def _is_encoded(item: Any) -> bool:
+    """Whether an item is one image that is neither a path nor an array."""
+    return isinstance(item, (Image.Image, bytes, bytearray, memoryview, io.IOBase)) or (
+        hasattr(item, "read") and hasattr(item, "seek")
+    )
+
+
+def _images_in(folder: str, suffixes: tuple[str, ...], left_out: Counter[str] | None) -> list[str]:
+    found, others = [], Counter[str]()
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: {(error.strerror or 'cannot be read').lower()}") from None
+    for entry in entries:
+        if entry.name.lower().endswith(suffixes):
+            found.append(os.path.join(folder, entry.name))
+        elif not entry.name.startswith(".") and entry.is_file():  # .DS_Store and the like
+            others[os.path.splitext(entry.name)[1].lower()] += 1
+    if not found:
+        more = f"; {in_words(others)}" if others else ""
+        inner = [entry.name for entry in entries if entry.is_dir()]
+        deeper = f"; for those of its folders ({', '.join(inner[:3])}) give '{folder}/*/*'" if inner else ""
+        raise DataError(f"{folder}: no image in this folder ({', '.join(suffixes)}){more}{deeper}")
+    if left_out is not None:
+        left_out.update(others)
+    return found
+
+
+_MOST_READINGS = 16
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a glob means, sorted.  Brackets may stand for one of several characters, or for themselves.
+
+    Raises DataError where both are there.
+    """
+    parts = pattern.split(os.sep)
+    ways = [(part, part.replace("[", "[[]")) if "[" in part else (part,) for part in parts]
+    readings = itertools.islice(itertools.product(*ways), _MOST_READINGS)
+    found: dict[str, list[str]] = {}
+    for reading in map(os.sep.join, readings):
+        files = sorted(path for path in glob.glob(reading, recursive=True) if os.path.isfile(path))
+        if files and files not in found.values():
+            found[reading] = files
+    if len(found) > 1:
+        (one, files), (other, others) = list(found.items())[:2]
+        raise DataError(
+            f"{pattern} can mean {files[0]} or, with brackets as part of a name, {others[0]}; write a bracket of a "
+            f"name as [[], e.g. {other if '[[]' in other else one}, or rename one of them"
+        )
+    return next(iter(found.values()), [])
+
+
 def as_array(item: Any) -> np.ndarray | None:
     """NumPy's, JAX's and other arrays as NumPy's; None for anything else."""
-    if isinstance(item, (str, os.PathLike)) or not hasattr(item, "__array__"):
+    if isinstance(item, (str, os.PathLike, Image.Image)) or not hasattr(item, "__array__"):  # some Pillow have it
         return None
     return np.asarray(item)
 

@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
@@ -22,9 +24,10 @@ from kpjax.detectors.base import Detector, check_size
 from kpjax.detectors.box3d import KITTI_CAMERA
 from kpjax.errors import ConfigError, DataError
 from kpjax.images import video
+from kpjax.images.decode import IGNORE_EXIF
 from kpjax.images.views import make_view, place
 from kpjax.inference.engine import Job, Result, ViewQueue, make_engine
-from kpjax.inference.inputs import ReadAhead, as_array, check_array, list_inputs, read_image
+from kpjax.inference.inputs import ReadAhead, in_words, list_inputs, name_of, read_image
 from kpjax.inference.program import protocol_of
 from kpjax.objects import Detections
 
@@ -38,6 +41,7 @@ class Found:
     index: its place among the inputs.  name: its path, or `image 3` for an array.
     image: HWC uint8 RGB, as the boxes refer to it (EXIF orientation applied); None where unreadable.
     detections: None where unreadable.  error: the reason then, one line; else empty.
+    orientation: EXIF's, 1..8; from 2 on `image` is the file's turned or mirrored.
     """
 
     index: int
@@ -45,6 +49,7 @@ class Found:
     image: np.ndarray | None
     detections: Detections | None
     error: str = ""
+    orientation: int = 1
 
 
 class Predictor:
@@ -76,6 +81,7 @@ class Predictor:
         precision: str = "",
         device: jax.Device | None = None,
         camera: Any = None,
+        exif: bool = True,
     ) -> None:
         """detector, variables: what `kpjax.build` and `kpjax.import_torch` (or `det.net.init`) return.
 
@@ -95,6 +101,8 @@ class Predictor:
         device: where to run; None: the first device.
         camera: for 3D boxes, the (3, 4) projection matrix of the camera that took the images, metres to pixels; None:
             that of the released programs, which fits KITTI's images alone.
+        exif: turn images as their EXIF orientation says; boxes are then those of the turned image.  `load` does, unless
+            the checkpoint was trained with config.data.exif="ignore".
 
         Raises ConfigError for a value that cannot work.
         """
@@ -120,6 +128,7 @@ class Predictor:
         self.resolution, self.size, self.max_side = resolution, size, max_side
         self.engine = make_engine(detector, mesh, preset=preset, top_k=top_k, batch=batch)
         self.camera = self._camera(camera)
+        self.exif = exif
         self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def _camera(self, matrix: Any) -> np.ndarray | None:
@@ -133,6 +142,10 @@ class Predictor:
             raise ConfigError(str(error)) from None
         except (TypeError, ValueError):
             raise ConfigError(f"camera is {matrix!r:.60}; give a 3x4 projection matrix") from None
+
+    def _fits_stored(self, camera: np.ndarray | None) -> bool:
+        """Whether a camera was given, which an image that is turned no longer fits; the default one fits neither."""
+        return self.exif and camera is not None and not np.array_equal(camera, KITTI_CAMERA)
 
     def _cameras(self, camera: Any, items: Any) -> Callable[[int], np.ndarray | None]:
         """Input number -> its camera.  camera: as `stream` has it."""
@@ -151,13 +164,14 @@ class Predictor:
         return of
 
     def __call__(self, inputs: Any, camera: Any = None) -> Detections | list[Detections]:
-        """Detect in one image (a path, or an HWC uint8 RGB array), in many (a list, a folder, a glob), or in a video.
+        """Detect in one image, in many (a list, a folder, a glob), or in a video.
 
-        One image gives Detections.  A list, folder or glob gives a list of them in the order of the inputs (files of a
-        folder or glob by name), the path of a video one for each frame.  Boxes are float32 x1 y1 x2 y2 in the
-        image's pixels, best first, not clipped to the image; keypoints are in its pixels too.  camera: see `stream`.
-        Raises DataError with one line for the first unreadable input; `stream` goes
-        on instead.
+        An image is a path, an HWC uint8 RGB array, an image of Pillow's of any mode, or an encoded file: its bytes or
+        an object with `read` and `seek`.  One image gives Detections.  A list, folder or glob gives a list of them in
+        the order of the inputs (files of a folder or glob by name), the path of a video one for each frame.  Boxes are
+        float32 x1 y1 x2 y2 in the image's pixels, best first, not clipped to the image; keypoints are in its pixels
+        too.  camera: see `stream`.  Raises DataError with one line for the first unreadable input; `stream` goes
+        on instead.  Warns of a folder's files that are no images.
         """
         if video.is_video(inputs) and os.path.isfile(inputs):
             clip = video.Video(inputs)
@@ -166,7 +180,10 @@ class Predictor:
             if clip.cut_off():
                 raise DataError(clip.cut_off())
             return [frames[index] for index in sorted(frames)]  # type: ignore[misc]
-        items, single = list_inputs(inputs)
+        left_out = Counter[str]()
+        items, single = list_inputs(inputs, left_out=left_out)
+        if left_out:
+            warnings.warn(in_words(left_out), stacklevel=2)
         results: list[Detections] = [None] * len(items)  # type: ignore[list-item]
         with contextlib.closing(self.stream(items, camera)) as stream:
             for found in stream:
@@ -175,8 +192,8 @@ class Predictor:
                 results[found.index] = found.detections
         return results[0] if single else results
 
-    def stream(self, items: Iterable[str | np.ndarray], camera: Any = None) -> Generator[Found, None, None]:
-        """Yield a `Found` for each image path or array, as batches complete: not in the order of the inputs.
+    def stream(self, items: Iterable[Any], camera: Any = None) -> Generator[Found, None, None]:
+        """Yield a `Found` for each image (see `__call__`), as batches complete: not in the order of the inputs.
 
         Threads walk through `items` and read images ahead of the device, `batch` of them and one for each core; what
         is read waits for others of its canvas, up to MAX_WAITING of them.  While the next input is not there yet,
@@ -204,13 +221,16 @@ class Predictor:
                 yield dataclasses.replace(images.pop(index), detections=detections)
 
         ahead = self.batch + (os.cpu_count() or 1)
-        inputs = ReadAhead(items, read_input, ahead=ahead)
+        inputs = ReadAhead(items, functools.partial(read_input, exif=self.exif), ahead=ahead)
         with inputs, ViewQueue(self.engine, self.variables, canvas_of, names=self.names) as queue:
             while (image := inputs.take(wait=not queue.busy)) is not inputs.END:
                 if image is None:
                     yield from found(queue.results())
                 elif image.error:
                     yield image
+                elif image.orientation != 1 and self._fits_stored(camera_of(image.index)):
+                    error = f"{image.name}: turned by its EXIF orientation, and the camera fits its stored pixels"
+                    yield dataclasses.replace(image, image=None, error=f"{error}; turn those")
                 else:
                     images[image.index] = image
                     for which, scale in enumerate(self.engine.scales):
@@ -221,14 +241,14 @@ class Predictor:
             yield from found(queue.finish())
 
 
-def read_input(index: int, item: Any) -> Found:
+def read_input(index: int, item: Any, exif: bool = True) -> Found:
     """Item number `index` of `Predictor.stream` with its image, or with the reason why there is none."""
-    array = as_array(item)
-    name = str(item) if array is None else f"image {index}"
+    name = name_of(index, item)
     try:
-        return Found(index, name, read_image(name) if array is None else check_array(array, name), None)
+        image, orientation = read_image(item, name, exif)
     except DataError as error:
         return Found(index, name, None, None, str(error))
+    return Found(index, name, image, None, orientation=orientation)
 
 
 def load(path: str | os.PathLike[str], preset: str | None = None, **options: Any) -> Predictor:
@@ -250,5 +270,6 @@ def load(path: str | os.PathLike[str], preset: str | None = None, **options: Any
             "max_side": settings.eval.max_side,
             "top_k": settings.eval.top_k,
             "nms": settings.eval.nms,
+            "exif": settings.data.exif != IGNORE_EXIF,
         } | options
     return Predictor(loaded.detector, loaded.variables, preset, loaded.names, **options)

@@ -9,8 +9,8 @@ import os
 import numpy as np
 
 from kpjax.data.source import Source
+from kpjax.data.turned import pixels_of
 from kpjax.errors import DataError
-from kpjax.images.decode import decode
 from kpjax.inference.evaluate import Evaluation
 from kpjax.inference.outputs import check_output_folder, check_outputs, write_picture
 from kpjax.objects import Detections
@@ -38,7 +38,7 @@ def show(folder: str, evaluation: Evaluation, source: Source, score_thr: float =
     for index in range(evaluation.images):
         rows = of_image[int(source.image_ids[index])]
         try:
-            image = decode(source.read(index), source.files[index])
+            image = pixels_of(source, index)
         except DataError:
             if evaluation.skipped:
                 continue

@@ -42,6 +42,7 @@ from kpjax.parallel import distributed
 from kpjax.training.digest import digest
 from kpjax.training.environment import environment
 from kpjax.training.step import TrainState
+from kpjax.training.workdir import start_from
 
 
 class Checkpoints:
@@ -266,5 +267,5 @@ def check_same_model(info: dict[str, Any], detector: Detector, path: str) -> Non
         if stored != wanted:
             raise CheckpointError(
                 f"{path} is a checkpoint of another model: its {key} is {stored!r}, this run's {wanted!r}; "
-                "use another --workdir"
+                f"use another --workdir; {start_from(path)}"
             )

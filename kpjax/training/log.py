@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 from etils import epath
 
+from kpjax.checkpoint.orbax import plain_errors
 from kpjax.checkpoint.scores import METRICS, read_metrics
 from kpjax.parallel import distributed
 
@@ -41,17 +42,20 @@ class RunLog:
         if silent:
             return
         path = epath.Path(workdir) / METRICS
-        _drop_after(path, start)
-        self._file: TextIO = path.open("a")
-        self._events = _EventFile(workdir, start)
+        self._writing = plain_errors(path)  # a write to a full disk fails without a name
+        with self._writing:
+            _drop_after(path, start)
+            self._file: TextIO = path.open("a")
+            self._events = _EventFile(workdir, start)
 
     def numbers(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Record scalars of one step.  kind: "train" or "eval"."""
         if self._silent:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
-        self._file.flush()
-        self._events.scalars(step, {f"{kind}/{key}": value for key, value in values.items()})
+        with self._writing:
+            self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+            self._file.flush()
+            self._events.scalars(step, {f"{kind}/{key}": value for key, value in values.items()})
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Move the progress bar; where there is no terminal, print a line instead."""
@@ -79,8 +83,9 @@ class RunLog:
         """Flush and close the files."""
         self._bar.close()
         if not self._silent:
-            self._file.close()
-            self._events.close()
+            with self._writing:
+                self._file.close()
+                self._events.close()
 
 
 class StepClock:

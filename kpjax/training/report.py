@@ -8,6 +8,7 @@ import jax
 
 from kpjax.config import Config
 from kpjax.data.source import Source
+from kpjax.data.turned import notice
 from kpjax.detectors.base import Detector
 from kpjax.parallel.compiling import memory_of, sorts_of
 from kpjax.training.optimizer import scaled
@@ -57,6 +58,8 @@ def describe_run(
             f"note     config.deterministic: sums into shared places run as sorts, {sorts_of(step)} a step, and "
             "convolutions by cuDNN's repeatable algorithms alone, so that a step takes longer"
         )
+    turned = notice(source) if jax.process_index() == 0 else ""
+    lines += [f"exif     {turned}"] if turned else []
     lines += [f"note     {line}" for line in unused(config, largest)]
     if start:
         lines.append(f"resuming at step {start}")

@@ -31,6 +31,7 @@ from kpjax.data.source import (
     require_same_points,
     require_solid,
 )
+from kpjax.data.turned import notice
 from kpjax.detectors import data_needed, from_config
 from kpjax.detectors.base import Detector
 from kpjax.inference.evaluate import describe_evaluation, make_evaluator
@@ -153,6 +154,8 @@ def _run(
         say(describe_run(detector, source, config, mesh, steps, shapes, step, seconds, start))
         if val is not None:
             say(describe_evaluation(detector, config, val))
+            if distributed.first() and (turned := notice(val)):
+                say(f"eval     {turned}")
         if distributed.first():
             write_config(root, config)
 

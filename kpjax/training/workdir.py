@@ -43,8 +43,14 @@ def check_workdir(root: epath.Path, config: Config) -> None:
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
-            f"{root} holds a run of another configuration: {changed[0]}{more}; use another --workdir, or that setting"
+            f"{root} holds a run of another configuration: {changed[0]}{more}; use another --workdir, or that setting; "
+            f"{start_from(root)}"
         )
+
+
+def start_from(path: object) -> str:
+    """The end of a message that refuses to go on from a checkpoint or work directory: how to begin with its weights."""
+    return f"to begin a new run with its weights, use another --workdir and --config.init_from={path}"
 
 
 def _holds_weights(root: epath.Path) -> bool:

@@ -42,6 +42,15 @@ def test_a_user_mistake_is_one_line_and_keeps_the_old_file(yolo, capsys):
     assert out.read_text() == "precious"
 
 
+def test_a_full_disk_is_named_though_its_error_is_not(yolo, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    assert main(["yolo", "--root", str(yolo), "--out", str(yolo / "train.json")]) == 2
+    assert capsys.readouterr().err == f"error: {yolo / 'train.json'}: No space left on device\n"
+
+
 def test_voc_options_reach_the_converter(tmp_path, capsys):
     for folder in ("Annotations", "JPEGImages"):
         (tmp_path / folder).mkdir()

@@ -44,6 +44,10 @@ def test_values_on_the_command_line_replace_those_of_the_file() -> None:
         (("--config", FILE, "--config.model.dtype=float16"), "choose one of 'float32', 'bfloat16'"),
         (("--config", FILE, "--confg.batch=3"), "confg"),
         (("--config", FILE, "stray"), "unexpected argument 'stray'"),
+        (
+            ("--config", FILE, "--config.model.options.widht=8"),
+            "config.model.options has no 'widht' in the --config file",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(arguments: tuple[str, ...], text: str) -> None:
@@ -71,6 +75,7 @@ GET = "from kpjax.config import Config, recipe\ndef get_config():\n    c = Confi
         ("import no_such_module\n", 1, "ModuleNotFoundError: No module named 'no_such_module'"),
         ("open('no such file')\n", 1, "FileNotFoundError: [Errno 2]"),
         (GET + "    return recipe('none_such')\n", 4, "starts from"),
+        ("raise SystemExit(3)\n", 1, "SystemExit: 3"),
         (GET + "    raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'why')\n", 4, "UnicodeDecodeError: "),
     ],
 )
@@ -83,6 +88,12 @@ def test_a_mistake_in_a_file_is_one_line_with_its_place(
         read("--config", str(tmp_path / "mine.py"), *more)
     said, where = str(caught.value), f"the --config file {tmp_path / 'mine.py'}{f', line {line}' if line else ''}: "
     assert said.startswith(where) and text in said and "\n" not in said
+
+
+def test_a_file_that_is_no_python_is_told_what_it_has_to_be(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text('{"batch": 4, "deterministic": false}')
+    with pytest.raises(ConfigError, match=r"config\.json, line 1: NameError: .*; it has to be a Python file"):
+        read("--config", str(tmp_path / "config.json"))
 
 
 def test_a_file_is_run_once_and_takes_an_argument(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +109,7 @@ def test_a_file_is_run_once_and_takes_an_argument(tmp_path: pathlib.Path, capsys
         (OSError(28, "No space left on device", "out.json"), "error: out.json: No space left on device"),
         (IsADirectoryError(21, "Is a directory", "out.json"), "error: out.json: Is a directory"),
         (ConfigError("config.batch is 0"), "error: config.batch is 0"),
+        (ConfigError("a\nb.jpg: image not found"), "error: a\\nb.jpg: image not found"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more"), "RESOURCE_EXHAUSTED: Out of memory); lower"),
     ],
 )

@@ -81,6 +81,23 @@ def test_ground_truth_scores_itself_perfectly(folder):
     assert scores.stats[0] == pytest.approx(1.0)
 
 
+def test_whole_paths_into_the_folder_are_read(folder):
+    data = folder()
+    names = open_source(data, "train").files
+    data = folder(lambda d: [image.update(file_name=name) for image, name in zip(d["images"], names, strict=True)])
+    assert open_source(data, "train").files == names
+
+
+def test_an_area_of_null_is_that_of_the_box(folder):
+    def edit(d):
+        for a in d["annotations"]:
+            a.update(area=None, iscrowd=None, segmentation=None)
+
+    source = open_source(folder(edit), "train")
+    assert source.annotations.area.tolist() == source.annotations.bbox[:, 2:].prod(1).tolist()
+    assert not source.annotations.crowd.any()
+
+
 def test_ids_and_areas_may_be_missing(folder):
     def edit(d):
         for a in d["annotations"]:

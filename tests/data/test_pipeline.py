@@ -148,7 +148,7 @@ DAMAGE = {
     "deleted": "cannot be read",
     "text": "not an image",
     "empty": "empty",
-    "other size": "64 x 20 pixels, the annotations state 64 x 57",
+    "other size": "64x20 pixels, the annotations say 64x57",
 }
 
 

@@ -12,7 +12,7 @@ from kpjax.config import DataConfig
 from kpjax.data.opening import open_source
 from kpjax.data.pipeline import train_batches
 from kpjax.data.tfds import COCO_CATEGORY_IDS, Tfds
-from kpjax.errors import DataError
+from kpjax.errors import ConfigError, DataError
 from kpjax.images.decode import decode
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -78,6 +78,12 @@ def prepared(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     TinyObjects(data_dir=folder, file_format=request.param).download_and_prepare()
     return str(folder)
+
+
+def test_boxes_of_a_set_without_sizes_fit_stored_pixels_alone(prepared):
+    assert len(Tfds("tiny_objects", "train", prepared, exif="ignore")) == COUNT
+    with pytest.raises(ConfigError, match=r"exif is 'apply', but the records of 'tiny_objects' do not state the size"):
+        Tfds("tiny_objects", "train", prepared, exif="apply")
 
 
 def by_id(source):

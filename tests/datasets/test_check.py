@@ -15,7 +15,7 @@ from PIL import Image
 
 import kpjax
 from kpjax.__main__ import main
-from kpjax.commands.check_data import as_json, count_bins, size_bins
+from kpjax.commands.check_data import as_json, count_bins, shared_images, size_bins
 from kpjax.config import Config, DataConfig
 from kpjax.data.opening import open_source, training_images
 from kpjax.data.pipeline import train_batches
@@ -23,7 +23,7 @@ from kpjax.datasets import check
 from kpjax.datasets.check import Collisions, check_split, count_collisions
 from kpjax.errors import DataError
 from kpjax.objects import PointSet
-from tests.folders import picture
+from tests.folders import SIZES, picture
 
 
 def settings(data: DataConfig, side: int = 64) -> Config:
@@ -220,11 +220,33 @@ def test_odd_formats_turned_images_and_files_that_nobody_lists(folder: Callable[
     assert names[check.GREY] == ["0.jpg"] and names[check.CMYK] == ["1.jpg"] and names[check.PALETTE] == ["2.png"]
     assert names[check.ALPHA] == ["3.png"] and names[check.DEEP] == ["4.png"]
     assert names[check.NOT_JPEG] == ["2.png", "3.png", "4.png"]
-    assert names[check.LARGE] == ["1.jpg", "3.png"]
+    assert names[check.LARGE] == ["1.jpg", "3.png", "6.jpg"]
     assert names[check.UNLISTED] == ["2.jpg", "3.jpg", "4.jpg"]
-    assert names[check.WRONG_SIZE] == ["6.jpg"] and names[check.TURNED] == ["6.jpg"]
-    assert "orientation 6; the annotations state the size of the turned image" in cases[check.TURNED][0]
+    assert names[check.AS_SHOWN] == ["6.jpg"] and check.WRONG_SIZE not in names
     assert first_epoch(config.data) == ""
+
+
+def test_images_that_exif_turns_are_judged_as_the_setting_has_them(folder: Callable[..., DataConfig]) -> None:
+    images = pathlib.Path(folder().train.images)
+    for n, orientation in ((0, 6), (1, 8), (2, 5), (3, 3)):  # 2 is square
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture(n, *SIZES[n]).save(images / (f"sub/{n}.jpg" if n == 1 else f"{n}.jpg"), exif=exif)
+
+    def edit(d: dict) -> None:
+        d["images"][0].update(height=60, width=40)  # annotated as shown
+        d["annotations"][0]["bbox"] = [40, 20, 20, 10]  # of image 1, which has 64 x 48: it fits 48 x 64 alone
+
+    kinds = (check.AS_SHOWN, check.AS_STORED, check.UNCLEAR, check.FITS_TURNED)
+    for exif, stops in (("size", ""), ("apply", "1.jpg"), ("ignore", "0.jpg")):
+        data = folder(edit, exif=exif)
+        cases, report = found(settings(data))
+        names = [[pathlib.Path(case.split(":")[0]).name for case in cases[kind]] for kind in kinds]
+        assert names == [["0.jpg"], ["1.jpg"], ["2.jpg", "3.jpg"], ["1.jpg"]]
+        assert (stops in report.stop) if stops else not report.stop
+        assert report.stop == first_epoch(data) and (not stops or "config.data.exif" in report.stop)
+        actions = {o.kind: o.action for o in report.oddities}
+        assert actions[check.UNCLEAR].startswith("turned" if exif == "apply" else "used as stored")
 
 
 def test_classes_of_one_name_are_told_and_counted_apart(folder: Callable[..., DataConfig]) -> None:
@@ -360,3 +382,12 @@ def test_names_that_the_terminal_cannot_show_are_escaped(
     assert main(["check-data", "--config", recipe(data), "--out", str(tmp_path / "out")]) == 2
     terminal.seek(0)
     assert "gr\\udcfcn.jpg: cannot be read (No such file" in terminal.read()
+
+
+def test_images_of_both_splits_are_told(folder: Callable[..., DataConfig], tmp_path: pathlib.Path) -> None:
+    data = folder()
+    train = open_source(data, "train")
+    assert shared_images({"train": train}) == 0 and shared_images({"train": train, "val": train}) == 7
+    (tmp_path / "link").symlink_to(data.train.images)
+    data.val = dataclasses.replace(data.val, images=str(tmp_path / "link"))
+    assert shared_images({"train": train, "val": open_source(data, "val")}) == 7

@@ -47,6 +47,25 @@ def test_boxes_that_cannot_be_seen(folder: Callable[..., DataConfig]) -> None:
     assert "on the input" in cases[check.TINY][0] and check.FRACTIONS not in cases
 
 
+def test_boxes_that_are_corners(folder: Callable[..., DataConfig]) -> None:
+    """Images 0 and 3 are 60 x 40 and 64 x 57."""
+    corners = [(0, [30, 20, 50, 38]), (3, [40, 30, 60, 50]), (3, [2, 2, 20, 20])]
+    assert ids_of(boxes_of(folder, *corners)[check.CORNERS]) == [1, 2]
+    assert check.CORNERS not in boxes_of(folder, *corners, (0, [30, 20, 10, 30]))  # its corners would be crossed
+    assert check.CORNERS not in boxes_of(folder, (0, [10, 10, 20, 20]), (3, [5, 5, 30, 30]))
+
+
+def test_images_of_several_frames(folder: Callable[..., DataConfig]) -> None:
+    images = pathlib.Path(folder().train.images)
+    frames = [Image.new("RGB", (60, 40), (90 * n, 0, 0)) for n in range(3)]
+    for name in ("0.jpg", "3.jpg"):  # told by the contents
+        frames[0].save(
+            images / name, "GIF" if name == "0.jpg" else "PNG", save_all=name == "0.jpg", append_images=frames[1:]
+        )
+    cases = found(settings(folder(lambda d: d["images"][3].update(width=60, height=40))))[0]
+    assert [pathlib.Path(case.split(":")[0]).name for case in cases[check.FRAMES]] == ["0.jpg"]
+
+
 def test_boxes_in_fractions(folder: Callable[..., DataConfig]) -> None:
     cases = boxes_of(folder, (2, [0.1, 0.2, 0.3, 0.4]), (2, [0.8, 0.5, 0.6, 1]), (3, [0, 0, 1, 1]), (3, [4, 4, 20, 20]))
     assert ids_of(cases[check.FRACTIONS]) == [1, 2]  # image 3 has one in pixels too

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from kpjax.__main__ import main
 from kpjax.config import Config, DataConfig
@@ -40,7 +41,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def odd_images(config: DataConfig) -> Callable[[dict], None]:
-    """Puts a PNG with transparency, a CMYK, a grey and a large JPEG, odd boxes, a crowd and an id beyond 32 bits in."""
+    """Puts in a transparent PNG, a CMYK, a grey, a large, a turned JPEG, odd boxes, a crowd, an id beyond 32 bits."""
     folder = pathlib.Path(config.train.images)
 
     def edit(d: dict) -> None:
@@ -48,6 +49,9 @@ def odd_images(config: DataConfig) -> Callable[[dict], None]:
         picture(3, 57, 64).convert("CMYK").save(folder / "3.jpg")
         picture(4, 20, 51).convert("L").save(folder / "4.jpg")
         picture(5, 90, 170).save(folder / "5.jpg")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture(1, 48, 64).save(folder / "sub" / "1.jpg", exif=exif)  # annotated as it is shown, 64 high
         d["images"][2]["file_name"] = "2.png"
         d["images"][5].update(height=90, width=170, id=2**40)
         for a in d["annotations"]:

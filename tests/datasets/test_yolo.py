@@ -164,3 +164,42 @@ def test_names_and_labels_as_windows_and_yaml_write_them(layout):
     (root / "data.yaml").write_text("names: [cat, ]\n".replace(", ]", ", '']"))
     with pytest.raises(DataError, match="class 1 has no name"):
         convert_yolo(str(root), split)
+
+
+@pytest.mark.parametrize(
+    ("exif", "size", "box"), [("apply", (20, 40), [5, 4, 10, 8]), ("ignore", (40, 20), [10, 2, 20, 4])]
+)
+def test_labels_are_of_the_image_as_it_is_shown_or_stored(tmp_path, exif, size, box):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "images" / "a.jpg", exif=orientation)
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.2 0.5 0.2\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    converted = convert_yolo(str(tmp_path), exif=exif)
+    (image,), (annotation,) = converted.instances["images"], converted.instances["annotations"]
+    assert (image["width"], image["height"]) == size and annotation["bbox"] == pytest.approx(box)
+    assert any("1 x images with an EXIF rotation" in n and f"config.data.exif='{exif}'" in n for n in converted.notes)
+
+
+def test_what_the_yaml_says_against_the_files_is_refused(layout):
+    root, split, _, labels = layout
+    for count in ("3", "1"):
+        (root / "data.yaml").write_text(f"nc: {count}\nnames: [cat, dog]\n")
+        with pytest.raises(DataError, match=rf"nc is {count}, and 'names' has 2 classes"):
+            convert_yolo(str(root), split)
+    (root / "data.yaml").write_text("nc: 2\nnames: [cat, dog]\nkpt_shape: [3, 3]\n")
+    (labels / "one.txt").write_text(BOX + SEEN)
+    (labels / "deep" / "two.txt").write_text(BOX)
+    with pytest.raises(DataError, match=r"one\.txt:1 is .*, 11 numbers; kpt_shape of the YAML says 14"):
+        convert_yolo(str(root), split)
+
+
+def test_labels_of_no_image_are_counted(layout):
+    root, split, images, labels = layout
+    (labels / "photo.txt").write_text(BOX)
+    (images / "photo.heic").write_bytes(b"of a phone")
+    (labels / "classes.txt").write_text("cat")
+    notes = convert_yolo(str(root), split).notes
+    assert any(note == "1 x label files without an image that can be read, e.g. photo.txt: left out" for note in notes)

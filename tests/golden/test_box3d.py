@@ -19,7 +19,7 @@ from kpjax.detectors.base import Detector
 from kpjax.images.geometry import square_crop
 from kpjax.images.preprocess import KITTI_BGR
 from kpjax.images.views import View, affine, make_view, place
-from kpjax.inference.predict import read_image
+from kpjax.inference.inputs import read_image
 from kpjax.objects import ALL_CLASSES, IGNORE, NONE, OBJECT, Detections, Objects, Placed, Solid
 
 from .cases import GOLDEN, each_case, fill, load_case, nhwc
@@ -325,7 +325,7 @@ def resized(info: dict[str, Any]) -> np.ndarray:
     import cv2
 
     source = picture(info)
-    pixels = read_image(source) if isinstance(source, str) else source
+    pixels = read_image(source, source)[0] if isinstance(source, str) else source
     if "resized" not in info:
         return pixels
     height, width = info["resized"]["shape"][:2]

@@ -19,7 +19,7 @@ import pytest
 
 import kpjax
 from kpjax.images.views import keep_view, place
-from kpjax.inference.predict import read_image
+from kpjax.inference.inputs import read_image
 from kpjax.inference.program import normalise
 
 from .cases import GOLDEN, KINDS, TESTED, case_names, kind_of, load_case
@@ -65,7 +65,7 @@ def test_input(name: str, item: str) -> None:
     """The network's input, the lost last row of a canvas of odd sides and all."""
     case = load_case(name)
     source = picture(inputs_of(name)[item])
-    image = source if isinstance(source, np.ndarray) else read_image(source)
+    image = source if isinstance(source, np.ndarray) else read_image(source, source)[0]
     preprocess = kpjax.build(model_of(name)).preprocess
     view = keep_view(preprocess, (image.shape[0], image.shape[1]))
     canvas = place(np.ascontiguousarray(image), view, preprocess)[None]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.inference.predict import read_image
+from kpjax.inference.inputs import read_image
 
 from .cases import DATA, GOLDEN, KINDS, TESTED, case_names, fill, kind_of, load_case
 
@@ -79,7 +79,7 @@ def picture(info: dict[str, Any]) -> str | np.ndarray:
         if not path.is_file():
             pytest.skip(f"{info['file']} is not there")
         source = str(path)
-        pixels = read_image(source)
+        pixels = read_image(source, source)[0]
     found = hashlib.sha256(np.ascontiguousarray(pixels[..., ::-1]).tobytes()).hexdigest()
     assert found == info["decoded_bgr_sha256"], "other pixels than the reference decoded"
     return source

@@ -57,6 +57,18 @@ def test_float_images_are_refused():
         decode(data, "a.tif")
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0XX*\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01"]
+)
+@pytest.mark.filterwarnings("error")
+def test_damaged_exif_turns_nothing(exif):
+    data = encoded(Image.fromarray(RGB), "JPEG", exif=exif, quality=95)
+    np.testing.assert_array_equal(
+        decode(data, "x", exif=True), decode(encoded(Image.fromarray(RGB), "JPEG", quality=95), "x")
+    )
+    assert size_of(data, "x") == (*RGB.shape[:2], 1)
+
+
 def test_exif_is_applied_only_when_asked():
     picture = Image.fromarray(RGB)
     exif = Image.Exif()

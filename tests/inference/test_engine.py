@@ -55,7 +55,13 @@ class Late:
 def test_reading_goes_on_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first batch is done only once an image two batches later has been read."""
     pred, read, waited = predictor(batch=2), threading.Event(), list[bool]()
-    monkeypatch.setattr(predict, "read_image", lambda path: (path == "5" and read.set()) or image(int(path)))
+
+    def read_image(path: str, *_: Any) -> tuple[np.ndarray, int]:
+        if path == "5":
+            read.set()
+        return image(int(path)), 1
+
+    monkeypatch.setattr(predict, "read_image", read_image)
     inner = pred.engine.infer
     pred.engine.infer = lambda *a: jax.tree.map(lambda x: Late(x, read, waited), inner(*a))
     found = [found.index for found in pred.stream([str(i) for i in range(8)])]

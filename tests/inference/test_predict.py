@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import detect
 import kpjax
 from kpjax.errors import ConfigError, DataError
 from kpjax.inference import predict
+from kpjax.inference.inputs import list_inputs, read_image
 from kpjax.inference.predict import Predictor
 from kpjax.objects import Detections, PointSet
 from tests import fakes
+from tests.folders import picture
 from tests.tiny import random_variables
 
 OBJECTS = [(11, 7, 5, 0), (30, 20, 9, 1)]
@@ -125,6 +128,132 @@ def test_exif_orientation_is_applied(tmp_path, predictor):
     exif[0x0112] = 6  # stored turned; to be shown rotated by 90 degrees clockwise
     Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
     assert as_set(predictor(tmp_path / "turned.png")) == boxes_of(OBJECTS[:1])
+
+
+def turned_file(kind="PNG"):
+    """A file of a picture of OBJECTS, stored turned, to be shown rotated by 90 degrees clockwise."""
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(fakes.picture(40, 30, OBJECTS[:1]))).save(out, kind, exif=exif)
+    return out  # at its end
+
+
+def test_pillow_s_images_and_encoded_files(tmp_path, predictor):
+    out = turned_file()
+    (tmp_path / "a.png").write_bytes(out.getvalue())
+    wanted = boxes_of(OBJECTS[:1])
+    with open(tmp_path / "a.png", "rb") as file, Image.open(tmp_path / "a.png") as opened:
+        items = [opened, out, out.getvalue(), bytearray(out.getvalue()), memoryview(out.getvalue()), file]
+        for item in items:
+            assert as_set(predictor(item)) == wanted, type(item)
+        mixed = [*items, file, opened, str(tmp_path / "a.png"), fakes.picture(40, 30, OBJECTS[:1])]
+        assert [as_set(found) for found in predictor(mixed)] == [wanted] * len(mixed)
+        assert opened.size == (40, 30)  # as it was
+    found = {one.index: one for one in predictor.stream([out.getvalue(), mixed[-1]])}
+    assert [(found[i].name, found[i].orientation) for i in (0, 1)] == [("image 0", 6), ("image 1", 1)]
+    stored = Predictor(fakes.marker_detector(), fakes.variables(), exif=False)
+    assert as_set(stored(out)) == boxes_of([(7, 30 - 1 - 11, 5, 0)])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
+def test_pillow_s_modes_are_read_as_files_of_them(tmp_path, mode):
+    grey = Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80)
+    image = grey if mode == "I;16" else picture(0, 24, 32).convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "I") else "a.png")
+    image.save(path)
+    with Image.open(path) as opened:
+        assert opened.mode == mode
+        ours, _ = read_image(opened, "ours")
+    np.testing.assert_array_equal(ours, read_image(path, "theirs")[0])
+    np.testing.assert_array_equal(read_image(image, "ours")[0], ours)
+
+
+def test_what_is_no_encoded_image_is_one_line(tmp_path, predictor):
+    whole = turned_file("JPEG").getvalue()
+    (tmp_path / "cut.png").write_bytes(whole[:-20])
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with open(tmp_path / "cut.png", "rb") as file, Image.open(file) as cut, open(__file__, encoding="utf-8") as text:
+        cases = {
+            r"image 0: not an image": b"<html>",
+            r"image 0: the image file is empty": io.BytesIO(),
+            r"image 0: cannot be read \(I/O operation on closed file": closed,
+            r"image 0: the file was opened as text; .*'rb'": text,
+            r"image 0: (the image file is truncated|the image cannot be decoded)": cut,
+            r"image 0: a floating-point image": Image.new("F", (4, 4)),
+            r"image 0: an array must be HWC": Image.new("RGB", (0, 4)),
+            r"cannot detect in a object": object(),
+            r"the path of an input is empty": "",
+        }
+        for match, bad in cases.items():
+            with pytest.raises(DataError, match=match) as caught:
+                predictor(bad)
+            assert "\n" not in str(caught.value)
+
+
+def test_brackets_in_names_of_folders_and_files(tmp_path):
+    folder = tmp_path / "photos[1]"
+    folder.mkdir()
+    for name in ("a.png", "b[2].png", "b7.png"):
+        (folder / name).touch()
+
+    def names(pattern):
+        return [Path(path).name for path in list_inputs(str(tmp_path / pattern))[0]]
+
+    assert names("photos[1]") == names("photos[1]/") == names("photos[1]/*.png") == ["a.png", "b7.png", "b[2].png"]
+    assert names("photos[1]/b[2]*") == ["b[2].png"] and names("photos[1]/b[0-9].png") == ["b7.png"]
+    assert names("photos[[]1]/[ab]*") == ["a.png", "b7.png", "b[2].png"]
+    with pytest.raises(DataError, match=r"\*\.gif: no file matches"):
+        names("photos[1]/*.gif")
+    (tmp_path / "photos1").mkdir()
+    (tmp_path / "photos1" / "c.png").touch()
+    assert names("photos[1]") == ["a.png", "b7.png", "b[2].png"]  # it is there
+    with pytest.raises(DataError, match=r"can mean .*photos1/c\.png or, with brackets .*photos\[1\]/a\.png; .*\[\[\]"):
+        names("photos[1]/*.png")
+
+
+def test_files_of_other_kinds_in_a_folder_are_counted(tmp_path, predictor, monkeypatch, capsys):
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    for name in ("notes.txt", "more.TXT", "x.heic", "README", ".DS_Store"):
+        (photos / name).write_text("no image")
+    with pytest.raises(DataError, match=r"no image in this folder .*4 files of other kinds .*its folders \(inner\)"):
+        predictor(photos)
+    (photos / "a.png").write_bytes(fakes.png(fakes.picture(30, 30, OBJECTS[:1])))
+    said = "4 files of other kinds left out: .txt 2, without a suffix 1, .heic 1"
+    with pytest.warns(UserWarning, match=said):
+        assert len(predictor(photos)) == 1
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    assert detect.main([str(photos), "--checkpoint", "x", "--out", str(tmp_path / "out")]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_detect_says_which_images_it_turned(tmp_path, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "load", lambda path, preset, **options: predictor)
+    (tmp_path / "a.png").write_bytes(turned_file().getvalue())
+    (tmp_path / "b.png").write_bytes(fakes.png(fakes.picture(30, 30, OBJECTS[:1])))
+    command = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--checkpoint", "x", "--out", str(tmp_path / "out")]
+    for exif, words in (
+        (True, "1 images are shown turned by their EXIF orientation and were turned"),
+        (False, "stored"),
+    ):
+        predictor.exif = exif
+        assert detect.main(command) == 0
+        assert words in capsys.readouterr().out
+        rows = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+        assert [row.get("exif_orientation") for row in rows] == [6, None]
+        assert (rows[0]["height"], rows[0]["width"]) == ((40, 30) if exif else (30, 40))
+
+
+@pytest.mark.parametrize(("exif", "wanted"), [("size", True), ("apply", True), ("ignore", False)])
+def test_a_checkpoint_of_stored_pixels_is_used_on_them(tmp_path, exif, wanted):
+    from kpjax.config import Config
+
+    detector = kpjax.build("centernet_r18", num_classes=1, width=4, deconv=(4,), head_channels=4)
+    config = Config(steps=1)
+    config.data.exif = exif
+    kpjax.save_inference(str(tmp_path / "m"), detector, random_variables(detector.net, 32, 32), ("a",), config)
+    assert kpjax.load(str(tmp_path / "m")).exif == wanted
 
 
 def test_bad_input_is_one_line(tmp_path, predictor):
@@ -247,6 +376,8 @@ def test_unknown_classes_are_told_with_some_known_ones():
     assert detect.class_labels("OTHER", ("other", "car", "Other"), 3) == {0, 2}
     assert detect.class_labels("other", ("other", "car", "Other"), 3) == {0}
     assert detect.class_labels("1,2", (), 3) == {1, 2} and detect.class_labels("", names, 80) is None
+    with pytest.raises(ConfigError, match=r"--classes is ' , ', which names no class"):
+        detect.class_labels(" , ", names, 80)
     with pytest.raises(ConfigError, match=r"no '3'; .*it has 0, 1, 2$"):
         detect.class_labels("3", (), 3)
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.scores import read_metrics
 from kpjax.training.log import RunLog, StepClock, in_order
 
@@ -28,6 +29,17 @@ def test_a_resumed_log_has_each_step_once(tmp_path: pathlib.Path, capsys: pytest
     assert [(x["step"], x["loss"]) for x in read_metrics(str(tmp_path))] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 4.0)]
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert "step 4/10 loss 4.000 | 12.0 img/s, data wait 25%, ETA " in capsys.readouterr().out
+
+
+def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
+    log = RunLog(str(tmp_path), 0, 10)
+    usual, log._file = log._file, open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written: No space"):
+        log.numbers("train", 1, {"loss": 0.1})
+    with pytest.raises(OSError, match="No space"):
+        log._file.close()
+    log._file = usual
+    log.close()
 
 
 @pytest.mark.parametrize("ahead", [0, 3600, -3600])

@@ -130,6 +130,7 @@ def test_mistakes_are_one_line(data: pathlib.Path, tmp_path: pathlib.Path) -> No
         (("--config", str(tmp_path / "no.py"), *workdir), "no such file"),
         (("--config", file, *workdir, "--config.optim.lrr=1"), "did you mean config.optim.lr?"),
         (("--config", file, "--workdir", str(tmp_path / "of_another")), "another configuration: config."),
+        (("--config", file, "--workdir", str(tmp_path / "of_another")), f"init_from={tmp_path / 'of_another'}"),
         (("--config", file, *workdir, f"--config.data.train.images={gone}"), "image not found"),
     ]
     for arguments, text in cases:
@@ -273,7 +274,7 @@ def test_a_checkpoint_of_another_model_is_refused(config: Config, tmp_path: path
     from kpjax.training.checkpoints import check_same_model
 
     check_same_model(stored, info, "here")
-    with pytest.raises(CheckpointError, match="here is a checkpoint of another model: its model"):
+    with pytest.raises(CheckpointError, match=r"here is a checkpoint of another model: its model .*init_from=here$"):
         check_same_model(stored | {"model": "other"}, info, "here")
 
 
