@@ -118,10 +118,15 @@ def images_below(folder: str) -> list[str]:
     ]
 
 
-def mirror_pairs(path: str, names: Sequence[str]) -> str:
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file's entries, all values as text.  Raises DataError, one line."""
+    return _yaml(_text(path), path)
+
+
+def mirror_pairs(path: str) -> str:
     """What `config.data.mirror_pairs` is by a YAML's `flip_idx`; "" where it has none.  Raises DataError, one line."""
-    order = _yaml(_text(path), path).get("flip_idx")
-    if not order:
+    order, (_, names) = read_yaml(path).get("flip_idx"), _keypoints_of_yaml(os.path.dirname(path), path)
+    if not order or not names:
         return ""
     if not isinstance(order, list) or sorted(order) != sorted(map(str, range(len(names)))):
         raise DataError(f"{path}: flip_idx is {order}; give the numbers 0 to {len(names) - 1}, each once")
