@@ -7,25 +7,16 @@ import hashlib
 import json
 import os
 import shlex
+import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from kpjax.commands.flags import config_of
 from kpjax.config import Config
-from kpjax.data.opening import open_source
-from kpjax.data.source import Source, require_boxes, require_keypoints, require_same_classes, require_solid
-from kpjax.datasets.check import UNLISTED, check_split
-from kpjax.datasets.folders import Folder, Joined, join, open_folder
-from kpjax.errors import ConfigError, DataError
-from kpjax.objects import UNLABELLED
+from kpjax.errors import ConfigError
 from kpjax.parallel import distributed
 
-BOXES, POSE, SOLID = "centernet_r18", "centernet_r18_pose", "centernet_r18_3d"
-CONFIG, COMMAND, DATA = "config.py", "command.json", "data"
-_LINES = 6  # of notes and of oddities that are shown
-_LOOKED_AT = 20_000  # images of which every header is read before training
-_OPTIONS = ("data", "model", "size", "minutes", "epochs", "from")
+CONFIG, COMMAND = "config.py", "command.json"  # files of the work directory: the choices, and what they were made for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,17 +76,19 @@ def _check_options(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value and not least <= value < 1e6:
             raise ConfigError(f"--{name} is {value:g}; give a number from {least} on")
-    twice = [
-        path for path in args.data if sum(map(lambda p: os.path.abspath(p) == os.path.abspath(path), args.data)) > 1
-    ]
+    if args.init_from and not os.path.exists(args.init_from):
+        raise ConfigError(f"--from {args.init_from}: no such file, checkpoint or work directory")
+    paths = [os.path.abspath(path) for path in args.data]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice:
-        raise ConfigError(f"--data {twice[0]} is given twice; name each folder once")
+        raise ConfigError(f"--data {twice} is given twice; name each folder once")
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The options that a resumed run must share."""
-    values = {name: getattr(args, "init_from" if name == "from" else name) for name in _OPTIONS}
-    return values | {"data": [os.path.abspath(os.path.expanduser(path)) for path in args.data]}
+    values = {name: getattr(args, name) for name in ("model", "size", "minutes", "epochs")}
+    data = [os.path.abspath(os.path.expanduser(path)) for path in args.data]
+    return values | {"data": data, "from": os.path.abspath(args.init_from) if args.init_from else ""}
 
 
 def _stored_choices(args: argparse.Namespace, workdir: str) -> Config | None:
@@ -136,212 +129,35 @@ def _stored_choices(args: argparse.Namespace, workdir: str) -> Config | None:
 
 
 def _choose(args: argparse.Namespace, workdir: str, begun: float) -> Config:
-    """Understand the data, choose the settings, print them, and write them to `workdir`."""
-    from kpjax.detectors import data_needed, from_config
-    from kpjax.training.choices import Wishes, choose, choose_steps, facts_of, set_steps, steps_in_time
-    from kpjax.training.step_speed import this_machine, try_step
+    """Choose the settings, print them, and write them to `workdir`."""
+    from kpjax.commands.folder_choices import choose_for
+    from kpjax.training.choices import Wishes
 
-    folders = [open_folder(path) for path in args.data]
-    keypoints = bool(args.model) and data_needed(args.model)["keypoints"]
-    parts = {folder.path: folder.parts(keypoints) for folder in folders}
-    for folder in folders:
-        print(folder.describe(parts[folder.path]))
-    joined = join(parts)
-    _say(joined.lines, "note     ")
-
-    model, options, why = _model(args, folders, joined)
-    needed = data_needed(model)
-    data = Config()
-    data.model.name = model
-    _set_data(data, joined, folders, workdir, needed["solid"])
-    if needed["keypoints"] and len(folders) == 1:
-        data.data.mirror_pairs = folders[0].reading.mirror_pairs()
-    source, val = _open(data, needed)
-    facts = facts_of(source, len(val) if val is not None else 0)
-    wishes = Wishes(args.model, args.size, args.minutes, args.epochs, args.init_from)
-    machine = this_machine()
-    chosen = choose(facts, machine, wishes, model, options, why)
-    config, reasons = chosen.config, chosen.reasons
-    for split in ("train", "val"):
-        setattr(config.data, split, getattr(data.data, split))
-    for key in ("source", "kitti_dir", "kitti_train", "kitti_val", "kitti_classes", "mirror_pairs"):
-        setattr(config.data, key, getattr(data.data, key))
-    _check(config, needed, facts.images + facts.val_images)
-
-    print(f"trying a step of {config.batch} images on {machine.devices} x {machine.platform}", flush=True)
-    speed = try_step(config, source, machine, lambda c, s: from_config(c, len(s.classes), s.points))
-    if config.batch != config.optim.lr_batch:
-        reasons["batch"] = f"what {machine.memory / 2**30:.1f} GiB of free memory hold"
-        choose_steps(config, facts, wishes, reasons)
-    # An evaluation takes a forward pass an image, about a third of a step's work, and its program is compiled once.
-    evaluation = 2.0 + 0.4 * speed.seconds * facts.val_images / config.batch
-    if args.minutes:
-        left = 60 * args.minutes - (time.monotonic() - begun) - 1.4 * speed.compiling - 5.0
-        steps, evaluations = steps_in_time(left, 1.02 * speed.seconds, evaluation if val is not None else 0.0)
-        set_steps(config, steps, evaluations)
-        reasons["steps"] = (
-            f"what fits into --minutes {args.minutes:g}: a step takes {speed.seconds:.2f} s, and {evaluations} "
-            f"evaluation{'s' if evaluations > 1 else ''} about {evaluation:.0f} s each"
-        )
-    config.check()
-    reasons["batch"] += f"; a step takes {speed.memory / 2**20:,.0f} MiB"
-    _write(args, config, reasons, workdir)
+    given = _given(args)
+    wishes = Wishes(args.model, args.size, args.minutes, args.epochs, given["from"])
+    chosen = choose_for(args.data, wishes, workdir, begun)
+    _write(given, chosen.config, chosen.reasons, workdir)
     print(f"chosen, and written to {os.path.join(workdir, CONFIG)}:")
-    for key, reason in reasons.items():
-        print(f"  {key:17} {_shown(config, key):16} {reason}")
-    if not args.minutes:
-        minutes = (config.steps * speed.seconds + 5 * evaluation) / 60
-        print(f"training takes about {_duration(minutes)} here; --minutes sets another time", flush=True)
-    return config
+    for key, reason in chosen.reasons.items():
+        print(f"  {key:17} {_shown(chosen.config, key):16} {reason}")
+    sys.stdout.flush()
+    return chosen.config
 
 
-def _model(args: argparse.Namespace, folders: Sequence[Folder], joined: Joined) -> tuple[str, dict[str, Any], str]:
-    """The model, its options, and why it was chosen."""
-    from kpjax.detectors import data_needed
-
-    if args.model:
-        calibrated = len(folders) == 1 and folders[0].reading.calibrated
-        if data_needed(args.model)["solid"] and not calibrated:
-            raise ConfigError(
-                f"--model {args.model} learns 3D boxes, which need one folder of KITTI's with image_2, label_2 and "
-                f"calib; {folders[0].path} is a {folders[0].reading.kind} data set ({folders[0].reading.evidence})"
-            )
-        return args.model, {}, "--model"
-    model, why = _by_labels(folders, joined)
-    if not os.path.isdir(args.init_from):
-        return model, {}, why
-    from kpjax.checkpoint.weights import load_inference
-
-    detector = load_inference(args.init_from).detector
-    if data_needed(detector.name) != data_needed(model):
-        return model, {}, why
-    options = {key: value for key, value in detector.options.items() if key != "points"}
-    return detector.name, options, f"that of {args.init_from}"
-
-
-def _by_labels(folders: Sequence[Folder], joined: Joined) -> tuple[str, str]:
-    if len(folders) == 1 and folders[0].reading.calibrated:
-        return SOLID, f"KITTI's labels and calibrations: 3D boxes; --model {BOXES} learns those in the image"
-    learnable = [row for row in joined.train.instances["annotations"] if not row.get("iscrowd")]
-    named = all(category.get("keypoints") for category in joined.train.instances["categories"])
-    with_points = sum(_labelled(row.get("keypoints")) for row in learnable)
-    if named and learnable and with_points == len(learnable):
-        return POSE, f"all {with_points:,} objects have keypoints; --model {BOXES} learns boxes alone"
-    if with_points:
-        return BOXES, f"boxes; {with_points:,} of {len(learnable):,} objects have keypoints, --model {POSE} learns them"
-    return BOXES, "boxes; the smallest released network"
-
-
-def _labelled(points: Any) -> bool:
-    return isinstance(points, list) and any(isinstance(v, (int, float)) and v > UNLABELLED for v in points[2::3])
-
-
-def _set_data(config: Config, joined: Joined, folders: Sequence[Folder], workdir: str, solid: bool) -> None:
-    """Name the splits in the configuration, and write those that no file holds as they are."""
-    if solid:
-        _set_kitti(config, joined, folders[0], workdir)
-        return
-    for name, part in (("train", joined.train), ("val", joined.val)):
-        if part is None:
-            continue
-        split = getattr(config.data, name)
-        split.images = os.path.abspath(part.images)
-        split.annotations = os.path.abspath(part.file or os.path.join(workdir, DATA, f"{name}.json"))
-        if not part.file:
-            _write_text(split.annotations, json.dumps(part.instances))
-
-
-def _set_kitti(config: Config, joined: Joined, folder: Folder, workdir: str) -> None:
-    """KITTI's own reader, with lists of frames in the work directory: the folder of the data is left as it is."""
-    root = os.path.abspath(os.path.join(workdir, DATA, "kitti"))
-    os.makedirs(root, exist_ok=True)
-    link = os.path.join(root, "training")
-    if os.path.islink(link):
-        os.unlink(link)
-    os.symlink(os.path.abspath(folder.reading.calibrated), link)
-    for name, part in (("train", joined.train), ("val", joined.val)):
-        stems = [os.path.splitext(image["file_name"])[0] for image in part.instances["images"]] if part else []
-        if stems:
-            _write_text(os.path.join(root, "ImageSets", f"{name}.txt"), "".join(f"{stem}\n" for stem in stems))
-    used = {row["category_id"] for row in joined.train.instances["annotations"]}
-    there = [c["name"] for c in joined.train.instances["categories"] if c["id"] in used]
-    usual = tuple(name for name in config.data.kitti_classes if name in there)
-    config.data.source, config.data.kitti_dir = "kitti", root
-    config.data.kitti_val = "val" if joined.val else ""
-    config.data.kitti_classes = usual or tuple(there)
-
-
-def _open(config: Config, needed: Any) -> tuple[Source, Source | None]:
-    """Both splits as training will open them.  Raises ConfigError or DataError with what would end the run."""
-    from kpjax.data.opening import has_validation
-
-    source = open_source(config.data, "train", **needed)
-    require_boxes(source)
-    if needed["keypoints"]:
-        require_keypoints(source)
-    if needed["solid"]:
-        require_solid(source)
-    val = open_source(config.data, "val", **needed) if has_validation(config.data) else None
-    if val is not None:
-        require_same_classes(val, source)
-    return source, val
-
-
-def _check(config: Config, needed: Any, images: int) -> None:
-    """Print what is odd in the data.  Raises DataError with the line that would end training."""
-    if images > _LOOKED_AT:
-        print("note     the images are not looked at one by one; kpjax check-data does it")
-        return
-    from kpjax.data.opening import has_validation
-    from kpjax.detectors import from_config
-
-    for split in ("train", "val") if has_validation(config.data) else ("train",):
-        report, _ = check_split(
-            config,
-            split,
-            lambda classes, points: from_config(config, classes, points),
-            keypoints=needed["keypoints"],
-            solid=needed["solid"],
-        )
-        if report.stop:
-            raise DataError(report.stop)
-        few = [name for name, count in zip(report.classes, report.class_counts, strict=True) if not count]
-        lines = [
-            f"{len(o.cases):,} x {o.kind}: {o.action}, e.g. {o.cases[0]}" for o in report.oddities if o.kind != UNLISTED
-        ]
-        if few and split == "train":
-            lines.append(f"classes without an object to learn from: {', '.join(few[:5])}{' ...' if few[5:] else ''}")
-        _say([f"{split}: {line}" for line in lines], "odd      ")
-
-
-def _say(lines: Sequence[str], begin: str) -> None:
-    for line in lines[:_LINES]:
-        print(f"{begin}{line}")
-    if len(lines) > _LINES:
-        print(f"{begin}... and {len(lines) - _LINES} more")
-
-
-def _write(args: argparse.Namespace, config: Config, reasons: dict[str, str], workdir: str) -> None:
+def _write(given: dict[str, Any], config: Config, reasons: dict[str, str], workdir: str) -> None:
     """The options, then the configuration file that belongs to them: with it the choices are complete."""
+    from kpjax.commands.folder_choices import write_text
     from kpjax.training.config_file import config_text
 
     path = os.path.join(workdir, CONFIG)
     about = (
-        f"Chosen for {', '.join(args.data)}; edit it before the first step, or train with it in another folder.\n\n"
+        f"Chosen for {', '.join(given['data'])}; edit it before the first step, or train with it in another folder.\n\n"
         f"    python train.py --config {path} --workdir OTHER\n"
     )
     text = config_text(config, about, reasons)
-    command = _given(args) | {"config": hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()}
-    _write_text(os.path.join(workdir, COMMAND), json.dumps(command, indent=1))
-    _write_text(path, text)
-
-
-def _write_text(path: str, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing."""
-    from kpjax.data import files
-
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    files.write_bytes(path, text.encode("utf-8", "surrogateescape"))
+    command = given | {"config": hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()}
+    write_text(os.path.join(workdir, COMMAND), json.dumps(command, indent=1))
+    write_text(path, text)
 
 
 def _shown(config: Config, key: str) -> str:
@@ -349,9 +165,3 @@ def _shown(config: Config, key: str) -> str:
     for name in key.split("."):
         value = getattr(value, name)
     return f"{value:g}" if isinstance(value, float) else str(value) or "-"
-
-
-def _duration(minutes: float) -> str:
-    if minutes < 100:
-        return f"{max(minutes, 1):.0f} minutes"
-    return f"{minutes / 60:.0f} hours" if minutes < 60 * 48 else f"{minutes / 60 / 24:.0f} days"

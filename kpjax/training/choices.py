@@ -124,11 +124,9 @@ def _choose_size(config: Config, facts: Facts, machine: Machine, wishes: Wishes,
     object_pixels = facts.object_size * np.array(sizes)
     large_enough = [size for size, pixels in zip(sizes, object_pixels, strict=True) if pixels >= LEAST_OBJECT]
     size = large_enough[0] if large_enough else sizes[-1]
-    small = f"a tenth of the objects are below {facts.object_size * size:.0f} pixels"
-    reason = (
-        f"{small} of it" if large_enough else f"the largest for a {machine.platform}, and {small} of it; cut images"
-    )
-    reason = reason.replace("cut images", "parts of the images as images of their own would show more")
+    reason = f"a tenth of the objects are below {facts.object_size * size:.0f} pixels of it"
+    if not large_enough:
+        reason = f"the largest for a {machine.platform}, yet {reason}: cut the images into parts to show more"
     if size > facts.side:
         size = max(LEAST_SIZE, math.ceil(facts.side / 32) * 32)
         reason = f"no larger than the images, of {facts.side} pixels"

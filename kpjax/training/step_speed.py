@@ -6,9 +6,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kpjax.config import Config
 from kpjax.data.source import Source
@@ -17,17 +19,17 @@ from kpjax.errors import ConfigError
 from kpjax.parallel.compiling import memory_of
 from kpjax.parallel.sharding import make_mesh, put_batch
 from kpjax.training.choices import Machine
-from kpjax.training.step import batch_shapes, init_state, jit_step, make_step, state_shardings
+from kpjax.training.step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 
 SHARE = 0.8  # of the free memory that a step may take: evaluation and the input need some as well
 WARM_UP = 2  # steps that are slower than the others
-LONGEST, MOST = 10.0, 30  # seconds and steps that are measured, whichever ends first
+MOST = 30  # steps that are measured, if the time is enough
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSpeed:
-    """batch: images of the step that fits.  seconds: of a step with its input; 0 where it was not run.  compiling:
-    seconds.  memory: bytes a device."""
+    """batch: images of the step that fits.  seconds: of a step with its input.  compiling: seconds that it took.
+    memory: bytes a device."""
 
     batch: int
     seconds: float
@@ -63,24 +65,22 @@ def try_step(
     machine: Machine,
     detector_of: Callable[[Config, Source], Detector],
     *,
-    timed: bool = True,
+    seconds: float = 10.0,
 ) -> StepSpeed:
-    """Compile the step of `config`, halving `config.batch` until it fits, and run it for some seconds.
+    """Compile the step of `config`, halving `config.batch` until it fits, and run it for about so many seconds.
 
     Sets `config.batch`.  Raises ConfigError where the smallest batch does not fit.
     """
     mesh = make_mesh(config.sharding.fsdp)
     while True:
         detector = detector_of(config, source)
-        shapes = jax.eval_shape(lambda key: init_state(detector, config, config.steps, key), jax.random.key(0))  # noqa: B023
-        program = jit_step(make_step(detector, config, config.steps, mesh), mesh, shapes)
         begun = time.monotonic()
         try:
-            step = program.lower(shapes, batch_shapes(config, detector)).compile()
+            step, shapes = _compile(config, detector, mesh)
             compiling, memory = time.monotonic() - begun, memory_of(step).total
             if memory <= SHARE * machine.memory:
-                seconds = _seconds(step, config, source, detector, mesh, shapes) if timed else 0.0
-                return StepSpeed(config.batch, seconds, compiling, memory)
+                took = _seconds(step, config, source, detector, mesh, shapes, seconds)
+                return StepSpeed(config.batch, took, compiling, memory)
         except RuntimeError as error:  # JAX's JaxRuntimeError is one
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -94,7 +94,16 @@ def try_step(
         config.batch = smaller
 
 
-def _seconds(step, config: Config, source: Source, detector: Detector, mesh, shapes) -> float:  # type: ignore[no-untyped-def]
+def _compile(config: Config, detector: Detector, mesh: Mesh) -> tuple[Any, TrainState]:
+    """The compiled step, and the shapes of its state."""
+    shapes = jax.eval_shape(lambda key: init_state(detector, config, config.steps, key), jax.random.key(0))
+    program = jit_step(make_step(detector, config, config.steps, mesh), mesh, shapes)
+    return program.lower(shapes, batch_shapes(config, detector)).compile(), shapes
+
+
+def _seconds(
+    step: Any, config: Config, source: Source, detector: Detector, mesh: Mesh, shapes: TrainState, longest: float
+) -> float:
     """The median time of a step, images read and decoded as in the run."""
     from kpjax.data.pipeline import train_batches
 
@@ -104,7 +113,7 @@ def _seconds(step, config: Config, source: Source, detector: Detector, mesh, sha
     feed = train_batches(source, config.data, batch=config.batch, seed=config.seed)
     times: list[float] = []
     try:
-        while len(times) < WARM_UP + MOST and sum(times[WARM_UP:]) < LONGEST:
+        while len(times) <= WARM_UP or (len(times) < WARM_UP + MOST and sum(times[WARM_UP:]) < longest):
             begun = time.monotonic()
             raw = next(feed)
             state, _ = step(state, put_batch({k: v for k, v in raw.items() if k != "index"}, mesh))

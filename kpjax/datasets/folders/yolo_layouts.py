@@ -96,6 +96,7 @@ def _of_yaml(path: str) -> Reading:
 
 
 def _read(root: str, names: str, places: Sequence[_Place], keypoints: bool) -> list[Part]:
+    # The keypoints stand in the lines of the boxes: they are kept, wanted or not.
     if not places:
         raise DataError(
             f"{names}: none of the folders that it names is there, and {root} has no folders images, labels"
@@ -115,9 +116,7 @@ def _read(root: str, names: str, places: Sequence[_Place], keypoints: bool) -> l
             images = [{"id": n, "file_name": ""} for n in range(count)]
             parts.append(Part(TEST, place.images, {"images": images, "annotations": [], "categories": []}))
             continue
-        whole = convert_yolo_folders(
-            root, place.images, place.labels, names=names, only=place.only, keypoints=keypoints
-        )
+        whole = convert_yolo_folders(root, place.images, place.labels, names=names, only=place.only, keypoints=True)
         parts.append(Part(place.split, whole.images, whole.instances, notes=(*whole.notes, *notes)))
         notes = ()
     return parts
