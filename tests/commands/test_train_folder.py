@@ -35,14 +35,10 @@ def quick_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def build(config, classes, points=None):
         detector = real(config, classes, points)
-        if detector.solid:
-            more = (("depth", 1), ("size", 3), ("rotation", 8))
-        else:
-            more = tuple(
-                (head, 2 * len(points) if head == "joints" else len(points) if head == "joint_heatmap" else 2)
-                for head in ("joints", "joint_heatmap", "joint_offset")
-                if points is not None
-            )
+        more = (("depth", 1), ("rotation", 8), ("size3d", 3)) if detector.solid else ()
+        if detector.points is not None:
+            count = len(detector.points)
+            more = (("keypoint_offset", 2 * count), ("joint_heatmap", count), ("joint_offset", 2))
         return dataclasses.replace(detector, net=TwoLayers(classes=classes, more=more))
 
     monkeypatch.setattr(folder_choices, "from_config", build)

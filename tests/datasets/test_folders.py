@@ -305,6 +305,15 @@ def test_images_that_the_json_places_elsewhere_are_found_by_their_names(tmp_path
     assert any("found by their names alone" in line for line in joined.lines)
 
 
+def test_names_with_the_separators_of_windows(tmp_path: Path) -> None:
+    write(tmp_path / "images", 3)
+    dump(tmp_path / "result.json", coco([f"frame_{n:03d}.jpg" for n in range(3)], prefix="images\\"))
+    train = joined_of(tmp_path).train
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(train.instances))
+    assert all(map(os.path.isfile, CocoFolder(train.images, str(path)).files))
+
+
 def test_sizes_that_a_coco_json_lacks_are_the_images(tmp_path: Path) -> None:
     data = coco(write(tmp_path / "images", 3))
     for image in data["images"]:
