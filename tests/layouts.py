@@ -188,6 +188,7 @@ def _kitti_without_calib(root: Path) -> None:
             for x, y, w, h, k in BOXES
         ]
         dump(root / "training" / "label_2" / f"{name[:-4]}.txt", "".join(lines))
+    write(root / "testing" / "image_2", 3, suffix=".png")
 
 
 def _zipped(root: Path) -> None:

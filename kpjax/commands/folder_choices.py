@@ -69,10 +69,10 @@ def choose_for(paths: Sequence[str], wishes: Wishes, workdir: str, begun: float)
     evaluation = 2.0 + 0.4 * speed.seconds * facts.val_images / config.batch if val is not None else 0.0
     if wishes.minutes:
         left = 60 * wishes.minutes - (time.monotonic() - begun) - 1.4 * speed.compiling - 5.0
-        steps, evaluations = steps_in_time(left, 1.02 * speed.seconds, evaluation)
+        steps, evaluations = steps_in_time(left, speed.seconds, evaluation)
         set_steps(config, steps, evaluations)
-        each = f", and {evaluations} evaluation{'s' if evaluations > 1 else ''} about {evaluation:.0f} s each"
-        reasons["steps"] = f"what fits into --minutes {wishes.minutes:g}: a step takes {speed.seconds:.2f} s{each}"
+        epochs = f"{steps * config.batch / facts.images:.3g} epochs, what fits into --minutes {wishes.minutes:g}"
+        reasons["steps"] = f"{epochs}: a step takes {speed.seconds:.2f} s; the last evaluation comes on top"
     else:
         duration = _duration((config.steps * speed.seconds + 5 * evaluation) / 60)
         reasons["steps"] += f"; about {duration}, --minutes sets another time"
@@ -188,7 +188,8 @@ def _check(config: Config, images: int) -> None:
             solid=needed["solid"],
         )
         if report.stop:
-            raise DataError(report.stop)
+            # No configuration is there yet in which that could be set.
+            raise DataError(report.stop.removesuffix("; or set config.data.bad_images='skip'"))
         few = [name for name, count in zip(report.classes, report.class_counts, strict=True) if not count]
         lines = [
             f"{len(o.cases):,} x {o.kind}: {o.action}, e.g. {o.cases[0]}" for o in report.oddities if o.kind != UNLISTED

@@ -202,21 +202,23 @@ def choose_steps(config: Config, facts: Facts, wishes: Wishes, reasons: dict[str
 def set_steps(config: Config, steps: int, evaluations: int = 5) -> None:
     """Set the length of the run, and by it how often it evaluates and saves."""
     config.steps = steps
+    evaluations = min(evaluations, steps // 20)  # of a few steps there is nothing to see
     config.eval.every = math.ceil(steps / evaluations) if evaluations > 1 else 0
     config.checkpoint.every = min(1000, max(20, math.ceil(steps / 15)))
     config.log_every = min(10, max(1, steps // 10))
 
 
 def steps_in_time(seconds: float, step: float, evaluation: float) -> tuple[int, int]:
-    """How many steps fit into the time, and how many evaluations take at most a tenth of it, the last included.
+    """How many steps fit into the time, and how many evaluations: those before the last take at most a tenth of it.
 
-    seconds: for both.  step, evaluation: seconds of one.  Raises ConfigError where there is time for none.
+    seconds: for the steps and the evaluations between them; the last one comes on top.  step, evaluation: seconds of
+    one.  Raises ConfigError where there is time for no step.
     """
-    evaluations = max(1, min(5, int(0.1 * seconds / max(evaluation, 1e-9))))
-    steps = int((seconds - evaluations * evaluation) / step)
+    evaluations = max(1, min(5, 1 + int(0.1 * seconds / max(evaluation, 1e-9))))
+    steps = int((seconds - (evaluations - 1) * evaluation) / step)
     if steps < 1:
         raise ConfigError(
-            f"--minutes leaves {max(seconds, 0):.0f} s for training, and a step takes {step:.1f} s and an evaluation "
-            f"{evaluation:.0f} s; give more minutes, or a smaller --size"
+            f"--minutes leaves {max(seconds, 0):.0f} s for training, and a step takes {step:.1f} s; "
+            "give more minutes, or a smaller --size"
         )
     return steps, evaluations

@@ -152,12 +152,12 @@ def losses(workdir: Path) -> list[float]:
 def test_minutes_set_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_trying(monkeypatch)
     root = make(tmp_path, "voc")
-    for minutes, evaluations in ((1, 2), (10, 5)):
+    for minutes, evaluations in ((1, 3), (10, 5)):
         workdir = tmp_path / str(minutes)
         assert command(*options(root, workdir, "--minutes", str(minutes), "--dry-run")) == 0
         config = config_of(str(workdir / "config.py"))
-        spent = 1.4 + 5.0 + evaluations * 2.05
-        assert (60 * minutes - spent - 8) / 0.51 < config.steps <= (60 * minutes - spent) / 0.51
+        spent = 1.4 + 5.0 + (evaluations - 1) * 2.05
+        assert (60 * minutes - spent - 8) / 0.5 < config.steps <= (60 * minutes - spent) / 0.5
         assert config.eval.every == -(-config.steps // evaluations)
     with pytest.raises(ConfigError, match="give more minutes"):
         command(*options(root, tmp_path / "short", "--minutes", "0.1"))

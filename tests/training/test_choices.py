@@ -83,10 +83,11 @@ def test_other_models_get_sizes_that_they_take() -> None:
 
 
 def test_minutes_become_steps() -> None:
-    assert steps_in_time(1450, 0.9, 12) == (int((1450 - 60) / 0.9), 5)
-    assert steps_in_time(100, 0.5, 8) == (184, 1)
+    assert steps_in_time(1450, 0.9, 12) == (int((1450 - 4 * 12) / 0.9), 5)
+    assert steps_in_time(100, 0.5, 8) == (184, 2)
+    assert steps_in_time(100, 0.5, 20) == (200, 1)
     assert steps_in_time(100, 0.5, 0) == (200, 5)
-    for seconds in (-3, 1, 20):
+    for seconds in (-3, 1):
         with pytest.raises(ConfigError, match="give more minutes, or a smaller --size"):
             steps_in_time(seconds, 2.0, 30)
     config = Config(epochs=0)

@@ -151,7 +151,8 @@ def _part(root: str, path: str, split: str) -> Part:
         notes.append(f"images of {os.path.basename(path)} found by their names alone, in other folders than it says")
     unsized = [image for image in data["images"] if not (image.get("width") and image.get("height"))]
     for image in unsized:
-        image["height"], image["width"] = stored_size(os.path.join(folder, str(image.get("file_name"))))
+        name = str(image.get("file_name")).replace("\\", "/")
+        image["height"], image["width"] = stored_size(os.path.join(folder, name))
     if unsized:
         notes.append(f"{len(unsized)} x sizes of images that the JSON lacks: read from the image files")
     return Part(split, folder, data, "" if notes else path, tuple(notes))

@@ -8,7 +8,7 @@ from typing import Any
 
 from kpjax.data.image_files import stored_size
 from kpjax.data.kitti_files import DONT_CARE, read_objects
-from kpjax.datasets.folders.parts import TRAIN, UNDIVIDED, VAL, Look, Part, Reading, files_in
+from kpjax.datasets.folders.parts import TEST, TRAIN, UNDIVIDED, VAL, Look, Part, Reading, files_in
 from kpjax.errors import DataError
 from kpjax.images.decode import SUFFIXES
 
@@ -59,6 +59,10 @@ def _read(folder: str, lists: str, keypoints: bool) -> list[Part]:
                 data["annotations"].append(row | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
         notes = (f"{ignored} x regions of {DONT_CARE}: left out of a data set of boxes",) if ignored else ()
         parts.append(Part(split, os.path.join(folder, "image_2"), data, notes=notes))
+    testing = os.path.join(os.path.dirname(folder), "testing", "image_2")
+    unlabelled = [{"id": n, "file_name": name} for n, name in enumerate(files_in(testing, *SUFFIXES))]
+    if os.path.basename(folder) == "training" and unlabelled:
+        parts.append(Part(TEST, testing, {"images": unlabelled, "annotations": [], "categories": []}))
     return parts
 
 

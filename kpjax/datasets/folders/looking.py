@@ -90,5 +90,5 @@ def _unknown(path: str, looks: list[Look], hints: list[str]) -> str:
     folders = f" in {', '.join(folders_in(path)[:6])}" if folders_in(path) else ""
     return (
         f"{path}: no labels in a layout of COCO, Pascal VOC, YOLO or KITTI; it holds {seen}{folders}; "
-        "docs/data.md shows the layouts"
+        "docs/data.md lists them"
     )
