@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from kpjax import convert
 from kpjax.checkpoint.weights import load_inference
 from kpjax.config import Config
 from kpjax.data import files
@@ -15,7 +17,7 @@ from kpjax.data.opening import has_validation, open_source
 from kpjax.data.source import Source, require_boxes, require_keypoints, require_same_classes, require_solid
 from kpjax.datasets.check import UNLISTED, check_split
 from kpjax.datasets.folders import Folder, Joined, join, open_folder
-from kpjax.detectors import data_needed, from_config
+from kpjax.detectors import MODELS, build, data_needed, from_config
 from kpjax.errors import ConfigError, DataError
 from kpjax.objects import UNLABELLED
 from kpjax.training.choices import Choices, Wishes, choose, choose_steps, facts_of, set_steps, steps_in_time
@@ -23,6 +25,7 @@ from kpjax.training.step_speed import this_machine, try_step
 
 BOXES, POSE, SOLID = "centernet_r18", "centernet_r18_pose", "centernet_r18_3d"
 DATA = "data"  # folder of the work directory
+_FITS = 0.9  # least share of a file's names and sizes that make it one of a model
 _LINES = 6  # of notes and of oddities that are shown
 _LOOKED_AT = 20_000  # images of which every header is read before training
 _MEASURED, _TRIED = 10.0, 2.0  # seconds in which steps are timed: to count them by, or to say how long they take
@@ -91,13 +94,31 @@ def _model(wishes: Wishes, folders: Sequence[Folder], joined: Joined) -> tuple[s
             )
         return wishes.model, {}, "--model"
     model, why = _by_labels(folders, joined)
-    if not os.path.isdir(wishes.init_from):
-        return model, {}, why
-    detector = load_inference(wishes.init_from).detector
-    if data_needed(detector.name) != data_needed(model):
-        return model, {}, why
-    options = {key: value for key, value in detector.options.items() if key != "points"}
-    return detector.name, options, f"that of {wishes.init_from}"
+    if wishes.init_from:
+        name, options = _model_of(wishes.init_from, model)
+        if name:
+            return name, options, f"that of {wishes.init_from}"
+    return model, {}, why
+
+
+def _model_of(path: str, like: str) -> tuple[str, dict[str, Any]]:
+    """The model of weights to start from and its options, where it learns from the same labels as `like`; else "".
+
+    Raises ConfigError or CheckpointError where the path cannot be read.
+    """
+    if os.path.isdir(path):
+        detector = load_inference(path).detector
+        options = {key: value for key, value in detector.options.items() if key != "points"}
+        return (detector.name, options) if data_needed(detector.name) == data_needed(like) else ("", {})
+    try:
+        state_dict = convert.read_torch_weights(path).state_dict
+    except convert.TorchFileError as error:
+        raise ConfigError(f"--from {error}") from error
+    if convert.is_backbone(state_dict):
+        return "", {}
+    alike = [name for name in MODELS if data_needed(name) == data_needed(like)]
+    name, share = convert.resembles(state_dict, {name: functools.partial(build, name) for name in alike})
+    return (name, {}) if share >= _FITS else ("", {})
 
 
 def _by_labels(folders: Sequence[Folder], joined: Joined) -> tuple[str, str]:

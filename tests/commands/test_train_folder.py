@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from kpjax.data.opening import open_source
 from kpjax.errors import ConfigError, UserError
 from kpjax.training.choices import Machine
 from kpjax.training.step_speed import StepSpeed, try_step
+from tests.convert import released, torch_bytes
 from tests.layouts import LAYOUTS, POSE, SOLID, coco, dump, make, write
 from tests.tiny import TwoLayers
 
@@ -105,6 +107,15 @@ def test_the_model_follows_the_labels(
     as_boxes = tmp_path / "boxes"
     assert command(*options(tmp_path / "kitti", as_boxes, "--dry-run", "--model", "centernet_r18")) == 0
     assert config_of(str(as_boxes / "config.py")).data.source == "coco"
+    # Calibrations beside labels that know no metres.
+    calibrated = tmp_path / "kitti_without_calib" / "training"
+    (calibrated / "calib").mkdir()
+    for label in (calibrated / "label_2").iterdir():
+        shutil.copy(tmp_path / "kitti" / "training" / "calib" / "000000.txt", calibrated / "calib" / label.name)
+    flat = tmp_path / "flat"
+    assert command(*options(calibrated.parent, flat, "--dry-run")) == 0
+    assert config_of(str(flat / "config.py")).model.name == "centernet_r18"
+    assert "boxes; not all objects are known in 3D" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="learns 3D boxes, which need one folder of KITTI's"):
         command(*options(tmp_path / "ultralytics_pose", tmp_path / "no", "--model", "centernet_r18_3d"))
 
@@ -195,6 +206,18 @@ def test_joined_folders_and_the_network_of_a_checkpoint(tmp_path: Path, monkeypa
     assert config.model.options["width"] == 8 and config.init_from == str(tmp_path / "small")
     train, val = (open_source(config.data, split) for split in ("train", "val"))
     assert train.classes == val.classes == ("cat", "dog") and len(train) + len(val) == 8 + 6
+
+
+def test_the_model_of_a_released_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_trying(monkeypatch)
+    root, path = make(tmp_path, "voc"), tmp_path / "weights"
+    torch_bytes.save(path, released.arrays("centernet_r18_mmdet", 80))
+    assert command(*options(root, tmp_path / "run", "--from", str(path), "--dry-run")) == 0
+    config = config_of(str(tmp_path / "run" / "config.py"))
+    assert (config.model.name, config.init_from) == ("centernet_r18_mmdet", str(path))
+    path.write_bytes(b"<!DOCTYPE html><html></html>")
+    with pytest.raises(ConfigError, match=r"--from .*weights: .*a web page"):
+        command(*options(root, tmp_path / "other", "--from", str(path)))
 
 
 def _of_nothing(root: Path) -> tuple[str, ...]:
