@@ -119,7 +119,9 @@ def _stored_choices(args: argparse.Namespace, workdir: str) -> Config | None:
             continue
         if not edited and not holds_weights(workdir):
             return None
-        said, wanted = (" ".join(value) if isinstance(value, list) else value for value in (then, now))
+        said, wanted = (
+            " ".join(v) if isinstance(v, list) else f"{v:g}" if isinstance(v, float) else v for v in (then, now)
+        )
         raise ConfigError(
             f"{workdir} was begun with {f'--{name} {said}' if then else f'no --{name}'}, and this command has "
             f"{f'--{name} {wanted}' if now else 'none'}; use another --workdir, or the same options"

@@ -140,7 +140,7 @@ def _choose_size(config: Config, facts: Facts, machine: Machine, wishes: Wishes,
     wanted = max(640, 2 * size)
     config.data.canvas = max(32, min(math.ceil(facts.side / 32) * 32, wanted))
     reasons["data.canvas"] = (
-        f"images are kept at up to {config.data.canvas} pixels, of {facts.side}, from which crops are enlarged"
+        f"images are decoded at up to {config.data.canvas} of their {facts.side} pixels: crops of them are enlarged"
     )
 
 

@@ -279,6 +279,15 @@ def test_folders_are_joined_by_the_names_of_their_classes(tmp_path: Path) -> Non
             assert (objects.labels == of_dog).sum() == 1 and len(objects.labels) == 2
 
 
+def test_a_split_a_file_is_not_divided_again(tmp_path: Path) -> None:
+    root = make(tmp_path, "coco2017") / "annotations"
+    joined = joined_of(root / "instances_train2017.json", root / "instances_val2017.json")
+    assert joined.val is not None
+    assert [len(part.instances["images"]) for part in (joined.train, joined.val)] == [6, 2]
+    with pytest.raises(DataError, match="no image to train on"):
+        joined_of(root / "instances_val2017.json")
+
+
 def test_one_image_in_both_splits_is_said(tmp_path: Path) -> None:
     names = write(tmp_path / "images", 3)
     dump(tmp_path / "train.json", coco(names))

@@ -30,14 +30,16 @@ class Joined:
 def join(folders: Mapping[str, Sequence[Part]]) -> Joined:
     """Join the parts of folders, path -> parts.
 
-    A folder without a validation split gives some of its images to it, by `in_validation`.  Test splits are left
-    alone.  Classes of one name are one class; ids are those of the first folder as long as they agree.
+    A folder without a validation split gives some of its images to it, by `in_validation`, unless it is called a
+    training split and another folder has one for validation.  Test splits are left alone.  Classes of one name are one
+    class; ids are those of the first folder as long as they agree.
     Raises DataError, one line, where there is nothing to train on.
     """
     lines: list[str] = []
     chosen: list[tuple[str, Part]] = []
     for path, parts in folders.items():
-        chosen += [(path, part) for part in _with_validation(path, parts, lines)]
+        others = any(part.split == VAL for other, its in folders.items() if other != path for part in its)
+        chosen += [(path, part) for part in _with_validation(path, parts, others, lines)]
     if not any(part.split == TRAIN for _, part in chosen):
         raise DataError(
             f"{next(iter(folders))}: no image to train on; add a split train, or name its folder with --data"
@@ -57,8 +59,8 @@ def join(folders: Mapping[str, Sequence[Part]]) -> Joined:
     return Joined(train, val, tuple(dict.fromkeys(lines)))
 
 
-def _with_validation(path: str, parts: Sequence[Part], lines: list[str]) -> list[Part]:
-    """The parts of a folder that are used, each of TRAIN or VAL."""
+def _with_validation(path: str, parts: Sequence[Part], others: bool, lines: list[str]) -> list[Part]:
+    """The parts of a folder that are used, each of TRAIN or VAL.  others: whether other folders have VAL."""
     for part in parts:
         if part.split == TEST:
             count = len(part.instances["images"])
@@ -68,6 +70,8 @@ def _with_validation(path: str, parts: Sequence[Part], lines: list[str]) -> list
         raise DataError(f"{path}: holds a test split alone; name a folder with images to train on")
     if any(part.split == VAL for part in used):
         return [part if part.split else dataclasses.replace(part, split=TRAIN) for part in used]
+    if others and all(part.split == TRAIN for part in used):
+        return used
     names = [_name(image) for part in used for image in part.instances["images"]]
     if len(names) < 2:
         lines.append(f"{path} has a single image: no validation split")
