@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from kpjax.data.image_files import stored_size
 from kpjax.data.spellings import Spellings, hint
 from kpjax.errors import DataError
 from kpjax.images.decode import SUFFIXES
 
 DIFFICULT = ("keep", "ignore", "drop")
+FOLDERS = ("Annotations", "JPEGImages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +46,14 @@ class _Object:
 
 @dataclasses.dataclass(frozen=True)
 class _Page:
+    """An XML file.  sized: whether it states the image's size, which is else that of the image file."""
+
     path: str
     file_name: str
     width: int
     height: int
     objects: tuple[_Object, ...]
+    sized: bool
 
 
 def convert_voc(
@@ -58,6 +63,7 @@ def convert_voc(
     classes: Sequence[str] | None = None,
     zero_based: bool = False,
     difficult: str = "keep",
+    folders: tuple[str, str] = FOLDERS,
 ) -> Converted:
     """Convert the folder `root` with Annotations/ and JPEGImages/.
 
@@ -67,14 +73,16 @@ def convert_voc(
         sorted, so that every split of one root gets the same ids.
     difficult: objects marked difficult are ordinary ("keep"), not trained on and ignored in evaluation, as a COCO
         crowd ("ignore"), or left out ("drop").
+    folders: names of the two folders in root, where they are called otherwise; both may be one.
+    The size of an image is that of its XML file; where that has none, or 0, it is read from the image.
     Raises DataError, one line, on what cannot be read.
     """
     if difficult not in DIFFICULT:
         raise DataError(f"difficult is {difficult!r}; choose one of {', '.join(DIFFICULT)}")
-    folder, images = os.path.join(root, "Annotations"), os.path.join(root, "JPEGImages")
+    folder, images = (os.path.normpath(os.path.join(root, name)) for name in folders)
     for needed in (folder, images):
         if not os.path.isdir(needed):
-            raise DataError(f"{needed}: no such folder; a VOC root holds Annotations and JPEGImages")
+            raise DataError(f"{needed}: no such folder; a VOC root holds {' and '.join(folders)}")
     there = sorted(name[:-4] for name in os.listdir(folder) if name.endswith(".xml"))
     stems = there if list_file is None else _read_list(root, list_file)
     if not stems:
@@ -100,6 +108,8 @@ def convert_voc(
 
     annotations: list[dict[str, Any]] = []
     for image_id, page in enumerate(pages.values(), 1):
+        if not page.sized:
+            notes["sizes of images that their XML lacks: read from the image files"] += 1
         for thing in page.objects:
             if thing.name not in ids:
                 notes[f"objects of class {thing.name!r} dropped: not among the classes given"] += 1
@@ -158,7 +168,14 @@ def _parse(path: str, images: str, pictures: Spellings) -> _Page:
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: not an XML file ({error})") from error
     stem = os.path.basename(path)[:-4]
-    width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
+    file_name = _image_file(root, stem, images, path, pictures)
+    width, height = (
+        int(_number(root, f"size/{side}", path)) if (root.findtext(f"size/{side}") or "").strip() else 0
+        for side in ("width", "height")
+    )
+    sized = bool(width and height)
+    if not sized:
+        height, width = stored_size(os.path.join(images, file_name))
     if width <= 0 or height <= 0:
         raise DataError(f"{path}: the size is {width} x {height} pixels; give the image's true width and height")
     objects = []
@@ -169,7 +186,7 @@ def _parse(path: str, images: str, pictures: Spellings) -> _Page:
         xmin, ymin, xmax, ymax = (_number(thing, f"bndbox/{c}", path) for c in ("xmin", "ymin", "xmax", "ymax"))
         difficult = (thing.findtext("difficult") or "0").strip() not in ("", "0")
         objects.append(_Object(name, (xmin, ymin, xmax, ymax), difficult))
-    return _Page(path, _image_file(root, stem, images, path, pictures), width, height, tuple(objects))
+    return _Page(path, file_name, width, height, tuple(objects), sized)
 
 
 def _number(node: ElementTree.Element, key: str, path: str) -> float:

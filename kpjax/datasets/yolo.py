@@ -47,16 +47,31 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     Raises DataError, one line, on what cannot be read.
     """
     images, labels = _folders(root, split)
+    return convert_yolo_folders(root, images, labels, names=names, exif=exif)
+
+
+def convert_yolo_folders(
+    root: str,
+    images: str,
+    labels: str,
+    *,
+    names: str | None = None,
+    only: Sequence[str] | None = None,
+    keypoints: bool = False,
+    exif: str = "apply",
+) -> Converted:
+    """Convert a folder of images and the folder of their labels, which may be the same one; see `convert_yolo`.
+
+    root: the folder of the YAML or of the class names.  only: the images to take, as paths in `images`; None: all.
+    keypoints: keep the keypoints that the YAML declares (`kpt_shape`), as COCO's; they are called as `kpt_names` says,
+    else by their numbers from 0.
+    """
     classes = _names(root, names)
-    found = sorted(
-        os.path.relpath(os.path.join(parent, name), images)
-        for parent, _, files in os.walk(images)
-        for name in files
-        if name.lower().endswith(SUFFIXES)
-    )
+    found = sorted(images_below(images) if only is None else only)
     if not found:
         raise DataError(f"{images}: no image with one of the suffixes {', '.join(SUFFIXES)}")
     notes: Counter[str] = Counter()
+    shape, point_names = _keypoints_of_yaml(root, names) if keypoints else (0, ())
     for name, count in Counter(classes).items():
         if count > 1:
             notes[f"classes named {name!r}, each kept as a class of its own"] = count
@@ -64,20 +79,21 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
     annotations: list[dict[str, Any]] = []
     lines = [_lines(path) for path in _label_files(labels, found, notes)]
     longer = [line for of_image in lines for line in of_image if len(line.numbers) > 5]
-    kind, numbers = _declared(root, names)
-    for line in longer if numbers else ():
-        if len(line.numbers) != numbers:
+    kind, length = _declared(root, names)
+    for line in longer if length else ():
+        if len(line.numbers) != length:
             raise DataError(
                 f"{line.where} is {line.text[:60]!r}, {len(line.numbers)} numbers; kpt_shape of the YAML says "
-                f"{numbers}, class cx cy w h and the keypoints; correct one of them"
+                f"{length}, class cx cy w h and the keypoints; correct one of them"
             )
     kind = kind or _kind_of(longer, root)
     _note_alone(labels, found, notes)
     for image_id, (file_name, of_image) in enumerate(zip(found, lines, strict=True), 1):
         height, width = _size(os.path.join(images, file_name), exif, notes)
         entries.append({"id": image_id, "file_name": file_name.replace(os.sep, "/"), "width": width, "height": height})
-        for category, box in _boxes(of_image, kind, classes, notes):
+        for category, box, numbers in _boxes(of_image, kind, classes, notes, bool(shape)):
             x, y, w, h = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+            points = _points(numbers, len(point_names), shape, width, height) if shape else {}
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -86,19 +102,47 @@ def convert_yolo(root: str, split: str | None = None, *, names: str | None = Non
                     "bbox": [x, y, w, h],
                     "area": w * h,
                     "iscrowd": 0,
+                    **points,
                 }
             )
+    named = {"keypoints": list(point_names), "skeleton": []} if shape else {}
     return Converted(
         instances={
             "info": {"description": "converted from YOLO labels"},
             "licenses": [],
             "images": entries,
             "annotations": annotations,
-            "categories": [{"id": k + 1, "name": name} for k, name in enumerate(classes)],
+            "categories": [{"id": k + 1, "name": name, **named} for k, name in enumerate(classes)],
         },
         images=images,
         notes=tuple(f"{count} x {text}" for text, count in notes.items()),
     )
+
+
+def images_below(folder: str) -> list[str]:
+    """The images in a folder and in those within it, as paths relative to it."""
+    return [
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, files in os.walk(folder)
+        for name in files
+        if name.lower().endswith(SUFFIXES)
+    ]
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file's entries, all values as text.  Raises DataError, one line."""
+    return _yaml(_text(path), path)
+
+
+def mirror_pairs(path: str) -> str:
+    """What `config.data.mirror_pairs` is by a YAML's `flip_idx`; "" where it has none.  Raises DataError, one line."""
+    order, (_, names) = read_yaml(path).get("flip_idx"), _keypoints_of_yaml(os.path.dirname(path), path)
+    if not order or not names:
+        return ""
+    if not isinstance(order, list) or sorted(order) != sorted(map(str, range(len(names)))):
+        raise DataError(f"{path}: flip_idx is {order}; give the numbers 0 to {len(names) - 1}, each once")
+    pairs = [(k, int(other)) for k, other in enumerate(order) if k < int(other)]
+    return ",".join(f"{names[a]}:{names[b]}" for a, b in pairs) or "none"
 
 
 def _folders(root: str, split: str | None) -> tuple[str, str]:
@@ -170,10 +214,14 @@ def _from_yaml(text: str, path: str) -> list[str]:
     return [name.strip() for name in names]
 
 
+def _yaml_path(root: str, names: str | None) -> str | None:
+    given = [names] if names and names.endswith((".yaml", ".yml")) else []
+    return next(filter(os.path.isfile, [*given, *(os.path.join(root, name) for name in _YAML_FILES)]), None)
+
+
 def _declared(root: str, names: str | None) -> tuple[str, int]:
     """What a YAML file says of lines of more than five numbers: ("pose", how many numbers), ("outline", 0), ("", 0)."""
-    given = [names] if names and names.endswith((".yaml", ".yml")) else []
-    path = next(filter(os.path.isfile, [*given, *(os.path.join(root, name) for name in _YAML_FILES)]), None)
+    path = _yaml_path(root, names)
     data = _yaml(_text(path), path) if path else {}
     shape, task = data.get("kpt_shape"), data.get("task")
     if task is not None and task not in _TASKS:
@@ -186,6 +234,31 @@ def _declared(root: str, names: str | None) -> tuple[str, int]:
     if task not in (None, "pose"):
         raise DataError(f"{path}: task is {task!r}, and kpt_shape belongs to task 'pose'; remove one of them")
     return "pose", 5 + int(numbers[0]) * int(numbers[1])
+
+
+def _keypoints_of_yaml(root: str, names: str | None) -> tuple[int, tuple[str, ...]]:
+    """Numbers a keypoint (2 or 3) and the keypoints' names, as a YAML declares them; 0 and () where it does not."""
+    path = _yaml_path(root, names)
+    data = _yaml(_text(path), path) if path and _declared(root, names)[0] == "pose" else {}
+    if "kpt_shape" not in data:
+        return 0, ()
+    count, numbers = map(int, data["kpt_shape"])
+    called = data.get("kpt_names")
+    called = next(iter(called.values()), None) if isinstance(called, dict) else called  # by class; all are alike
+    fits = isinstance(called, list) and len(called) == count == len({str(name) for name in called})
+    return numbers, tuple(map(str, called)) if fits and called else tuple(map(str, range(count)))
+
+
+def _points(numbers: Sequence[float], count: int, each: int, width: int, height: int) -> dict[str, Any]:
+    """A line's keypoints as COCO's.  numbers: those behind the box.  each: numbers a keypoint."""
+    if len(numbers) != count * each:
+        return {"keypoints": [], "num_keypoints": 0}
+    found: list[float] = []
+    for k in range(count):
+        x, y, seen = (*numbers[k * each : k * each + each], 2.0)[:3]
+        # Two numbers a keypoint leave no other way to say that it is not there.
+        found += [x * width, y * height, int(seen)] if seen and (x or y) else [0, 0, 0]
+    return {"keypoints": found, "num_keypoints": sum(seen > 0 for seen in found[2::3])}
 
 
 def _kind_of(longer: Sequence[_Line], root: str) -> str:
@@ -291,8 +364,13 @@ def _refuse(line: _Line) -> NoReturn:
     )
 
 
-def _boxes(lines: Sequence[_Line], kind: str, classes: list[str], notes: Counter[str]) -> list[tuple[int, list[float]]]:
-    """(class, [x, y, w, h] as fractions, inside the image) of each line.  kind: of lines of more than five numbers."""
+def _boxes(
+    lines: Sequence[_Line], kind: str, classes: list[str], notes: Counter[str], keypoints: bool
+) -> list[tuple[int, list[float], tuple[float, ...]]]:
+    """(class, [x, y, w, h] as fractions, inside the image, further numbers) of each line.
+
+    kind: of lines of more than five numbers.  keypoints: whether the further numbers are kept.
+    """
     boxes = []
     for line in lines:
         numbers, count = line.numbers, len(line.numbers)
@@ -304,7 +382,7 @@ def _boxes(lines: Sequence[_Line], kind: str, classes: list[str], notes: Counter
         if count == 5 or kind == "pose":
             if (count - 5) % 2 and (count - 5) % 3:
                 _refuse(line)
-            if count > 5:
+            if count > 5 and not keypoints:
                 notes["boxes with keypoints, which are left out"] += 1
             cx, cy, w, h = numbers[1:5]
             corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
@@ -323,5 +401,6 @@ def _boxes(lines: Sequence[_Line], kind: str, classes: list[str], notes: Counter
             continue
         if max(abs(a - b) for a, b in zip(inside, corners, strict=True)) > 1e-5:
             notes["boxes clipped to their image"] += 1
-        boxes.append((category, [inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]]))
+        box = [inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]]
+        boxes.append((category, box, numbers[5:] if kind == "pose" else ()))
     return boxes

@@ -37,7 +37,7 @@ def check_workdir(root: epath.Path, config: Config) -> None:
         old = configs.from_json(file.read_text())
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); use another --workdir") from error
-    if not _holds_weights(root):
+    if not holds_weights(root):
         return
     changed = [d for d in configs.differences(old, config) if not d.startswith(_FREE)]
     if changed:
@@ -53,7 +53,9 @@ def start_from(path: object) -> str:
     return f"to begin a new run with its weights, use another --workdir and --config.init_from={path}"
 
 
-def _holds_weights(root: epath.Path) -> bool:
+def holds_weights(workdir: epath.PathLike) -> bool:
+    """Whether a run has left weights in its work directory."""
+    root = epath.Path(workdir)
     # While Orbax writes a step, its folder has a longer name than the step's number.
     folder = root / "checkpoints"
     steps = folder.iterdir() if folder.exists() else ()

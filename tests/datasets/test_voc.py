@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -102,8 +104,26 @@ def test_bad_input_is_one_line(root):
     fails(r"a\.xml: not an XML file", str(root))
     (root / "Annotations" / "a.xml").write_text(page([("emu", 1, 1, "x", 5)]))
     fails(r"a\.xml: <bndbox/xmax> is 'x'", str(root))
-    (root / "Annotations" / "a.xml").write_text(page([("emu", 1, 1, 5, 5)], width=0))
-    fails(r"a\.xml: the size is 0 x 30", str(root))
+    (root / "Annotations" / "a.xml").write_text(page([("emu", 1, 1, 5, 5)], width=-4))
+    fails(r"a\.xml: the size is -4 x 30", str(root))
     (root / "Annotations" / "a.xml").write_text(page([("emu", 1, 1, 5, 5)]))
     (root / "JPEGImages" / "a.jpg").unlink()
     fails(r"a\.jpg: image not found", str(root))
+
+
+@pytest.mark.parametrize("size", ["<size><width>0</width><height>0</height></size>", "", "<size><width/></size>"])
+def test_a_size_that_is_missing_is_the_images(root, size):
+    text = page([("emu", 2, 2, 50, 5)])
+    (root / "Annotations" / "a.xml").write_text(re.sub("<size>.*</size>", size, text))
+    (root / "ImageSets" / "Main" / "one.txt").write_text("a")
+    converted = convert_voc(str(root), "ImageSets/Main/one.txt")
+    image = converted.instances["images"][0]
+    assert (image["width"], image["height"]) == (40, 30) and boxes(converted) == [[1, 1, 39, 4]]
+    assert "1 x sizes of images that their XML lacks: read from the image files" in converted.notes
+
+
+def test_folders_of_other_names(root):
+    (root / "Annotations").rename(root / "xml")
+    (root / "JPEGImages").rename(root / "images")
+    converted = convert_voc(str(root), folders=("xml", "images"))
+    assert len(converted.instances["images"]) == 3 and converted.images == str(root / "images")
