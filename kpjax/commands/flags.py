@@ -1,4 +1,4 @@
-"""Command lines of train.py and eval.py (detect.py has no configuration): parsed once, every mistake one line.
+"""Command lines of training and evaluation, with their settings: parsed once, every mistake one line.
 
 def main(values): ...
 if __name__ == "__main__":
@@ -7,17 +7,21 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from kpjax import recipes
+from kpjax.commands.arguments import unknown_option
+from kpjax.commands.interrupt import getting_through, leaving_at_once
 from kpjax.config import Config, unknown_key
 from kpjax.errors import ConfigError, UserError, one_line, origins
 from kpjax.parallel import distributed
@@ -30,13 +34,21 @@ _REFUSALS = (
     *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
 )
 
+_ABSL = ("flagfile", "undefok")  # options that absl adds
+# For help by title: options, each with what stands for its value.
+PROCESSES_HELP = {"several processes": ("coordinator HOST:PORT", "num-processes N", "process-id N", "peer-timeout N")}
+
 
 class _ConfigFile(absl_flags.ArgumentParser):  # type: ignore[type-arg]
     """Runs a configuration file.  ml_collections' own parser puts off some errors and loses the line of others."""
 
     def parse(self, argument: str) -> Config:
-        """FILE or FILE:ARGUMENT of get_config -> its configuration.  Raises ConfigError with file and line."""
+        """A recipe's name or file, or FILE:ARGUMENT of get_config -> its configuration.
+
+        Raises ConfigError with file and line.
+        """
         path, *given = argument.split(":", 1)
+        path = recipes.find(path)
         try:
             get_config = runpy.run_path(path).get("get_config")
             if get_config is None:
@@ -60,7 +72,10 @@ class _ConfigFile(absl_flags.ArgumentParser):  # type: ignore[type-arg]
 def define_config(values: absl_flags.FlagValues) -> None:
     """Add `--config FILE` and `--config.key=value`."""
     config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values
+        "config",
+        None,
+        "a recipe's name (`kpjax recipes` lists them) or a file, e.g. coco_r18 or mine.py",
+        flag_values=values,
     )
     values["config"].parser = _ConfigFile()
 
@@ -106,7 +121,9 @@ def read_config(values: absl_flags.FlagValues) -> Config:
     """The checked configuration that --config names.  Raises ConfigError."""
     config = values["config"].value
     if config is None:
-        raise ConfigError("no --config given; name one of the files in configs/, e.g. --config configs/shapes_r18.py")
+        raise ConfigError(
+            "no --config given; name a recipe (`kpjax recipes` lists them) or a file, e.g. --config shapes_r18"
+        )
     return cast(Config, config).check()
 
 
@@ -115,12 +132,41 @@ def config_of(path: str, settings: Sequence[str] = ()) -> Config:
 
     settings: "--config.key=value", or the two words "--config.key" and "value".
     """
-    argv, before = [sys.argv[0], f"--config={path}", *settings], sys.argv
-    sys.argv = argv  # ml_collections looks there for the keys to define
-    try:
-        return read_config(parse(argv, define_config))
-    finally:
-        sys.argv = before
+    return read_config(parse([sys.argv[0], f"--config={path}", *settings], define_config))
+
+
+def recipe_as_option(argv: Sequence[str], define: Callable[[absl_flags.FlagValues], None]) -> list[str]:
+    """["kpjax train", "coco_r18", ...] -> ["kpjax train", "--config=coco_r18", ...].
+
+    The recipe may stand anywhere; nothing changes where there is none.  Raises ConfigError where two are named.
+    """
+    values = absl_flags.FlagValues()
+    define(values)
+    define_processes(values)
+    found: list[str] = []
+    rest: list[str] = []
+    is_value = False
+    for word in argv[1:]:
+        if is_value or not word.startswith("-"):
+            (rest if is_value else found).append(word)
+            is_value = False
+            continue
+        rest.append(word)
+        name, equals, _ = word.lstrip("-").partition("=")
+        setting, own = name.startswith("config."), name in values
+        if not (setting or own or name.removeprefix("no") in values or name in _ABSL):
+            raise ConfigError(_unknown(name, values))
+        is_value = not equals and (setting or (own and not values[name].boolean))
+    named = [word for word in rest if word == "--config" or word.startswith("--config=")]
+    if len(found) > 1 or (found and named):
+        raise ConfigError(
+            f"unexpected argument {found[-1]!r}; one recipe is named, and options are written --name value"
+        )
+    return [argv[0], *(f"--config={word}" for word in found), *rest]
+
+
+def _unknown(name: str, values: absl_flags.FlagValues) -> str:
+    return unknown_option(f"--{name}", [f"--{known}" for known in values])
 
 
 def _check_config_arguments(argv: list[str]) -> None:
@@ -134,8 +180,8 @@ def _check_config_arguments(argv: list[str]) -> None:
             continue
         if name == "config":
             path = (value or (argv[i + 1] if i + 1 < len(argv) else "")).split(":")[0]
-            if path and not os.path.isfile(path):
-                raise ConfigError(f"--config {path}: no such file; the released recipes are in configs/")
+            if path:
+                recipes.find(path)
         elif name.startswith("config."):
             node: Any = Config()
             parts = name.split(".")[1:]
@@ -151,6 +197,14 @@ def _check_config_arguments(argv: list[str]) -> None:
 
 def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
     """Parse argv[1:] with the flags that `define` adds.  Raises ConfigError with one line."""
+    before, sys.argv = sys.argv, argv  # ml_collections looks there for the keys to define
+    try:
+        return _parse(argv, define)
+    finally:
+        sys.argv = before
+
+
+def _parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     define(values)
     define_processes(values)
@@ -158,6 +212,8 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     _check_config_arguments(argv[1:])
     try:
         rest = values(argv)
+    except absl_flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown(error.flagname, values)) from error
     except absl_flags.Error as error:
         ours = [one for one in origins(error) if isinstance(one, ConfigError)]  # absl puts its own words before it
         raise (ours[0] if ours else ConfigError(str(error).splitlines()[0])) from error
@@ -173,18 +229,37 @@ def run(
     define: Callable[[absl_flags.FlagValues], None],
 ) -> None:
     """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
+    sys.exit(call(main, define, sys.argv))
+
+
+def call(
+    main: Callable[[absl_flags.FlagValues], int | None],
+    define: Callable[[absl_flags.FlagValues], None],
+    argv: list[str],
+) -> int:
+    """Parse argv[1:] and call main; returns the exit code, 2 after one line about a user's mistake."""
 
     def parsed() -> int | None:
-        if not {"--help", "-h"} & set(sys.argv):
-            _join(sys.argv)
-        values = parse(sys.argv, define)
+        if not {"--help", "-h"} & set(argv):
+            _join(argv)
+        values = parse(argv, define)
         if values["help"].value:
             print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
             print(values.get_help(include_special_flags=False))
             return 0
         return main(values)
 
-    sys.exit(guarded(parsed))
+    return guarded(parsed)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """A block of imports of seconds in a program that has begun: Ctrl-C ends it at once, see `leaving_at_once`.
+
+    Nothing changes where other processes have to be told.
+    """
+    with contextlib.nullcontext() if distributed.active() else leaving_at_once():
+        yield
 
 
 def guarded(program: Callable[[], int | None]) -> int:
@@ -192,28 +267,37 @@ def guarded(program: Callable[[], int | None]) -> int:
 
     One of several processes (kpjax.parallel.distributed) ends the others with it, and does not return.
     """
-    escape_unprintable()
-    quiet_tensorflow()
-    skip_absent_tpu()
-    keep_compiled()
     code = 2
     try:
-        ended = program() or 0
+        escape_unprintable()
+        quiet_tensorflow()
+        skip_absent_tpu()
+        keep_compiled()
+        with getting_through():
+            ended = program() or 0
         distributed.finish()
         return ended
     except KeyboardInterrupt:
         text, code = "stopped", 130
     except Exception as error:
         found = _mistake(error)
-        if found is None:
+        if is_interrupt(error):
+            text, code = "stopped", 130
+        elif found is None:
             if distributed.active():
                 distributed.fail_with(error)
             raise
-        text = found
+        else:
+            text = found
     if distributed.active():
         distributed.fail(text, code)
     print("stopped" if code == 130 else f"error: {text}", file=sys.stderr)
     return code
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C was the reason of an error, as of the ImportError of an extension module that imports others."""
+    return any(isinstance(one, KeyboardInterrupt) for one in origins(error))
 
 
 def _mistake(error: Exception) -> str | None:
