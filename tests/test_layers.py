@@ -24,7 +24,8 @@ LAYERS = (
     ("kpjax.training", "kpjax.export"),
     ("kpjax.aot", "kpjax.show"),
     ("kpjax.commands",),
-    ("kpjax", "kpjax.__main__"),
+    ("kpjax",),
+    ("kpjax.__main__",),
 )
 
 

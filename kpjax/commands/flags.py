@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import runpy
 import sys
@@ -136,33 +137,36 @@ def config_of(path: str, settings: Sequence[str] = ()) -> Config:
 
 
 def recipe_as_option(argv: Sequence[str], define: Callable[[absl_flags.FlagValues], None]) -> list[str]:
-    """["kpjax train", "coco_r18", ...] -> ["kpjax train", "--config=coco_r18", ...].
+    """["kpjax train", ..., "coco_r18", ...] -> ["kpjax train", "--config=coco_r18", ..., ...].
 
-    The recipe may stand anywhere; nothing changes where there is none.  Raises ConfigError where two are named.
+    The recipe, with --config or without, may stand anywhere, and there may be none.  Raises ConfigError where two are
+    named, and for an option that does not exist, whose value would look like a recipe.
     """
     values = absl_flags.FlagValues()
     define(values)
     define_processes(values)
     found: list[str] = []
     rest: list[str] = []
-    is_value = False
-    for word in argv[1:]:
-        if is_value or not word.startswith("-"):
-            (rest if is_value else found).append(word)
-            is_value = False
+    words = iter(argv[1:])
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-"):
+            found.append(word)
             continue
-        rest.append(word)
-        name, equals, _ = word.lstrip("-").partition("=")
         setting, own = name.startswith("config."), name in values
         if not (setting or own or name.removeprefix("no") in values or name in _ABSL):
             raise ConfigError(_unknown(name, values))
-        is_value = not equals and (setting or (own and not values[name].boolean))
-    named = [word for word in rest if word == "--config" or word.startswith("--config=")]
-    if len(found) > 1 or (found and named):
+        followed = not equals and (setting or (own and not values[name].boolean))
+        after = list(itertools.islice(words, 1)) if followed else []
+        if name == "config":
+            found += after or [value]
+        else:
+            rest += [word, *after]
+    if len(found) > 1:
         raise ConfigError(
-            f"unexpected argument {found[-1]!r}; one recipe is named, and options are written --name value"
+            f"unexpected argument {found[1]!r}; one recipe is named, and options are written --name value"
         )
-    return [argv[0], *(f"--config={word}" for word in found), *rest]
+    return [argv[0], *(f"--config={recipe}" for recipe in found), *rest]
 
 
 def _unknown(name: str, values: absl_flags.FlagValues) -> str:

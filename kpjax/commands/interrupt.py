@@ -48,24 +48,35 @@ class getting_through:
 
     def __enter__(self) -> None:
         import sys
+        import threading
 
-        self._before = sys.unraisablehook
-        sys.unraisablehook = self._dropped
+        reader, self._writer = os.pipe()
+        threading.Thread(target=_raise_again, args=(reader,), daemon=True).start()
+        self._before, sys.unraisablehook = sys.unraisablehook, self._dropped
 
     def __exit__(self, *_: object) -> None:
         import sys
 
         sys.unraisablehook = self._before
+        os.close(self._writer)
 
     def _dropped(self, what: object) -> None:
-        import signal
-        import threading
-
         kind = getattr(what, "exc_type", None)
         if kind is None or not issubclass(kind, KeyboardInterrupt):
             self._before(what)  # type: ignore[arg-type]
-        else:  # from another thread, after this function has returned, which may not be interrupted either
-            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:  # one call and no more: what comes up in this function is dropped, too
+            os.write(self._writer, b"i")
+
+
+def _raise_again(reader: int) -> None:
+    """Send this process SIGINT for each byte, a moment after it; return when the other end is closed."""
+    import signal
+    import time
+
+    while os.read(reader, 1):
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+    os.close(reader)
 
 
 def leave(*_: object) -> None:
