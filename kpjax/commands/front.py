@@ -98,7 +98,12 @@ def read(argv: Sequence[str], version: str) -> Callable[[], int]:
                 "training on a folder is not there yet; give a recipe, e.g. kpjax train coco_r18 --workdir runs/coco"
             )
     try:
-        return program(name, importlib.import_module(module), words)
+        chosen = program(name, importlib.import_module(module), words)
+        if module == FOLDER:  # which trains: a device's full memory, for one, is said as `kpjax train` says it
+            from kpjax.commands.flags import guarded
+
+            return functools.partial(guarded, chosen)
+        return chosen
     except UserError as error:
         _refuse(str(error))
 
