@@ -92,7 +92,7 @@ def read(argv: Sequence[str], version: str) -> Callable[[], int]:
     words = list(argv[1:])
     module = COMMANDS[name].module
     if name == "train" and any(word == "--data" or word.startswith("--data=") for word in words):
-        name, module = "train --data", FOLDER
+        module = FOLDER
         if importlib.util.find_spec(FOLDER) is None:
             _refuse(
                 "training on a folder is not there yet; give a recipe, e.g. kpjax train coco_r18 --workdir runs/coco"
