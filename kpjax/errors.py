@@ -53,5 +53,5 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """ "; did you mean NEAREST?" for an error about `word`; "" where none of the choices resembles it."""
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -52,5 +52,6 @@ class Parser(argparse.ArgumentParser):
 def unknown_option(name: str, options: Iterable[str]) -> str:
     """What is wrong with an option `--name` that is not among `options`, with the nearest of them."""
     name, dot, key = name.partition(".")  # --confg.batch: --config.batch
-    near = did_you_mean(name, options)
-    return f"unknown option {name}{dot}{key}" + (near.replace("?", f"{dot}{key}?") or "; --help lists all")
+    near = did_you_mean(name[2:], [option[2:] for option in options if option.startswith("--")])
+    near = near.replace("mean ", "mean --").replace("?", f"{dot}{key}?")
+    return f"unknown option {name}{dot}{key}{near or '; --help lists all'}"

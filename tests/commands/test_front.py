@@ -72,6 +72,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --wokdir x", "unknown option --wokdir; did you mean --workdir?"),
         ("train shapes_r18 --wokdir x", "unknown option --wokdir; did you mean --workdir?"),
         ("train shapes_r18 --noforec", "unknown option --noforec"),
+        ("train shapes_r18 --bogus", "unknown option --bogus; --help lists all"),
         ("train shapes_r18", "no --workdir given"),
         ("train --workdir x", "no --config given"),
         ("train shapes_r81 --workdir x", "shapes_r81: no such file or recipe; did you mean shapes_r18?"),
