@@ -8,39 +8,11 @@ The same command again goes on where the work directory stands; one run at a tim
 configuration (kpjax/config.py) can be changed with --config.key=value.
 """
 
-from absl import flags as absl_flags
+from kpjax.commands.interrupt import leaving_at_once
 
-from kpjax.commands import flags
-
-
-def define(values):
-    flags.define_config(values)
-    absl_flags.DEFINE_string("workdir", None, "where checkpoints and logs go", flag_values=values)
-    absl_flags.DEFINE_string(
-        "show-batch",
-        None,
-        "write augmented training images with boxes and heatmaps to this PNG, and stop",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_boolean(
-        "force", False, "take the work directory from another run that holds it", flag_values=values
-    )
-
-
-def main(values) -> int:
-    config = flags.read_config(values)
-    if values["show-batch"].value:
-        from kpjax.show.batch import show
-
-        show(config, values["show-batch"].value)
-        return 0
-    if not values["workdir"].value:
-        raise flags.UserError("no --workdir given; name a folder for checkpoints and logs, e.g. --workdir runs/mine")
-    from kpjax.training.run import run
-
-    run(config, values["workdir"].value, force=values["force"].value)
-    return 0
-
+with leaving_at_once():
+    from kpjax.commands import flags
+    from kpjax.commands.train import define, main
 
 if __name__ == "__main__":
     flags.run(main, define)

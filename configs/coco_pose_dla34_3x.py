@@ -3,7 +3,8 @@
     python train.py --config configs/coco_pose_dla34_3x.py --workdir runs/coco_pose_dla34_3x \\
         --config.init_from=ctdet_coco_dla_2x.pth
 
-As coco_pose_dla34_1x.py, with the rate dropped by 10 after epochs 270 and 300 of 320; 70 hours for its authors.
+As coco_pose_dla34_1x.py, on 8 GPUs, with the rate dropped by 10 after epochs 270 and 300 of 320; 70 hours for its
+authors.
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
 

@@ -3,7 +3,7 @@
     python train.py --config configs/coco_pose_hg104_3x.py --workdir runs/coco_pose_hg104_3x \\
         --config.init_from=ctdet_coco_hg.pth
 
-As coco_pose_hg104_1x.py, with the rate dropped by 10 after epoch 130 of 150; 188 hours for its authors.
+As coco_pose_hg104_1x.py, on 5 GPUs, with the rate dropped by 10 after epoch 130 of 150; 188 hours for its authors.
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
 

@@ -12,8 +12,8 @@ The recipe is the released one of the R18 with DCN: batch 114 on 4 GPUs, Adam 5e
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
 
-Published for a plain res network on val2017 (xingyizhou's issue 480, depth not stated): AP 26.5, 28.0 with
-flip; reported for R18 in mmdetection's thread 4602: 23.2, 24.7.  Not trained here.
+Published on val2017 (reported for R18 in mmdetection's thread 4602): AP 23.2, 24.7 with flip; for a plain res
+network, its depth not stated (xingyizhou's issue 480): 26.5, 28.0.  Not trained here.
 """
 
 from kpjax.config import Config, coco2017

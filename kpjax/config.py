@@ -14,10 +14,10 @@ import dataclasses
 import difflib
 import functools
 import json
-import pathlib
 import runpy
 from typing import Any, TypeVar, get_type_hints
 
+from kpjax import recipes
 from kpjax.errors import ConfigError
 
 _Group = TypeVar("_Group")
@@ -350,13 +350,10 @@ def unknown_key(name: str, *paths: str) -> str:
 def recipe(name: str) -> Config:
     """The configuration of configs/NAME.py, for a recipe that starts from another one.
 
-    The file is that of this checkout; neither the current folder nor the place of the calling file matters.
-    Raises ConfigError where it does not exist, as with an installed wheel.
+    The file is that of this checkout, or of the installed wheel (kpjax.recipes); neither the current folder nor the
+    place of the calling file matters.  Raises ConfigError where it does not exist.
     """
-    path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
-    if not path.is_file():
-        raise ConfigError(f"the --config file starts from {path}, which is not there; use a checkout of kpjax")
-    return runpy.run_path(str(path))["get_config"]()
+    return runpy.run_path(str(recipes.named(name)))["get_config"]()
 
 
 def coco2017(config: Config, root: str = "data/coco", *, keypoints: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -48,3 +49,9 @@ def origins(error: BaseException) -> Iterator[BaseException]:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An error's message on one line of at most `limit` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """ "; did you mean NEAREST?" for an error about `word`; "" where none of the choices resembles it."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom to the top.  A module belongs to the longest entry that its name begins with.
 LAYERS = (
     ("kpjax.errors",),
+    ("kpjax.recipes",),
     ("kpjax.config", "kpjax.objects"),
     ("kpjax.person",),
     ("kpjax.images", "kpjax.parallel", "kpjax.nn", "kpjax.ops"),
@@ -23,7 +24,8 @@ LAYERS = (
     ("kpjax.training", "kpjax.export"),
     ("kpjax.aot", "kpjax.show"),
     ("kpjax.commands",),
-    ("kpjax", "kpjax.__main__"),
+    ("kpjax",),
+    ("kpjax.__main__",),
 )
 
 

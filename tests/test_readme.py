@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import fnmatch
 import importlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -14,7 +13,6 @@ import re
 import shlex
 import subprocess
 import sys
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,14 +22,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 import kpjax
-from kpjax.__main__ import COMMANDS, all_settings, main
+from kpjax.__main__ import main
 from kpjax.checkpoint.weights import save_inference
-from kpjax.commands import flags
+from kpjax.commands import detect, evaluate, flags, train
+from kpjax.commands.front import COMMANDS, FOLDER, all_settings
 from kpjax.commands.released import RELEASED
 from kpjax.config import Config, flat
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
 from kpjax.detectors import from_config
+from kpjax.errors import ConfigError
 from tests.convert import released
 from tests.convert import torch_bytes as tb
 from tests.golden import cases
@@ -74,11 +74,13 @@ def test_order_and_length() -> None:
 
 
 def fenced_commands(text: str) -> list[str]:
-    """Every `python ...` line of the blocks without a language, also where gcloud or Slurm starts it."""
+    """Every `python ...` or `kpjax ...` line of the blocks without a language, also where gcloud or Slurm starts it."""
     found = []
     for block in blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
-            if inside := re.match(r"gcloud .*(python [^\"]*)\"$|srun .*?(python .*)$|(python .*)$", line):
+            if inside := re.match(
+                r"gcloud .*((?:python|kpjax) [^\"]*)\"$|srun .*?((?:python|kpjax) .*)$|((?:python|kpjax) .*)$", line
+            ):
                 found.append("".join(filter(None, inside.groups())).split("  #")[0].removesuffix(" &"))
     return [command for command in found if not command.startswith(("python - ", "python exported/"))]
 
@@ -94,37 +96,38 @@ class InSentence(argparse.ArgumentParser):
         return super().add_argument(*names, **options)
 
 
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+WITH_FLAGS = {"train.py": train, "eval.py": evaluate, "train": train, "eval": evaluate}
 
 
-def parse(command: str, complete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def parse(command: str, complete: bool) -> None:
     """Parse it with the program's own parser.  complete: what the program requires has to be there."""
-    argv = shlex.split(command)[1:]
+    program, *argv = shlex.split(command)
     if argv[0].startswith("benchmarks/"):
         text = (REPOSITORY / argv[0]).read_text(encoding="utf-8")
         flags_used = [a.split("=")[0] for a in argv[1:] if a.startswith("--") and not a.startswith("--config.")]
         assert all(f'"{flag}"' in text for flag in flags_used), command
         return
-    if argv[0] in ("train.py", "eval.py"):
-        module = loaded(argv[0].removesuffix(".py"))
-        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for --config.key
-        values = flags.parse(argv, module.define)
+    if program == "kpjax":
+        assert argv and (argv[0] in (*COMMANDS, "COMMAND") or argv[0].startswith("--")), command
+        if argv[0].startswith("--") or {"--help", "COMMAND"} & set(argv):
+            return
+        argv = ["-m", "kpjax", *argv]
+    folder = argv[:3] == ["-m", "kpjax", "train"] and "--data" in argv
+    if argv[:2] == ["-m", "kpjax"] and argv[2] in WITH_FLAGS and not folder:
+        argv = flags.recipe_as_option(argv[2:], WITH_FLAGS[argv[2]].define)
+    if argv[0] in WITH_FLAGS:
+        values = flags.parse(argv, WITH_FLAGS[argv[0]].define)
         if values["config"].present:
             flags.read_config(values)
         return
     if argv[0] == "detect.py":
-        loaded("detect").arguments(argv[1:])
+        detect.arguments(argv[1:])
         return
     if argv == ["plates.py"]:  # docs/data.md's own script, which test_points_of_ones_own runs
         return
     assert argv[:2] == ["-m", "kpjax"], command
     parser = argparse.ArgumentParser() if complete else InSentence()
-    importlib.import_module(COMMANDS[argv[2]][0]).add_arguments(parser)
+    importlib.import_module(FOLDER if folder else COMMANDS[argv[2]].module).add_arguments(parser)
     args, rest = parser.parse_known_args(argv[3:])
     assert all_settings(rest), f"{command}: {rest}"
     if getattr(args, "config", None):
@@ -142,10 +145,25 @@ def test_commands_parse(page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch:
     mine.write_text(recipe.replace("    return config", lines + "    return config"))
     monkeypatch.chdir(REPOSITORY)
     in_blocks = fenced_commands(text)
-    in_sentences = re.findall(r"`(python [^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    in_sentences = re.findall(
+        r"`((?:python|kpjax) [^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    )
     for command in (*in_blocks, *in_sentences):
-        parse(" ".join(command.split()).replace("mine.py", str(mine)), command in in_blocks, monkeypatch)
+        parse(" ".join(command.split()).replace("mine.py", str(mine)), command in in_blocks)
     assert in_blocks or page.name in ("architecture.md",)
+
+
+def test_lines_of_the_command_are_found_and_read() -> None:
+    text = (
+        "```\nkpjax train coco_r18 --workdir w \\\n    --config.batch=8\nsrun -n 2 kpjax plan --topology v5e:2x2\n```\n"
+    )
+    found = [" ".join(command.split()) for command in fenced_commands(text)]
+    assert found == ["kpjax train coco_r18 --workdir w --config.batch=8", "kpjax plan --topology v5e:2x2"]
+    for command in (found[0], "kpjax eval --workdir w", "kpjax recipes", "kpjax COMMAND --help", "kpjax --version"):
+        parse(command, complete=True)
+    for wrong in ("kpjax train coco_r81 --workdir w", "kpjax eval --wokdir w", "kpjax detekt x", found[1]):
+        with pytest.raises((ConfigError, AssertionError, SystemExit)):
+            parse(wrong, complete=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -255,10 +273,8 @@ def test_points_of_ones_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
     (script,) = [block for block in blocks(page, "python") if "plates.json" in block]
     (command,) = [c for c in fenced_commands(page) if "plates.json" in c]
-    module = loaded("train")
-    monkeypatch.setattr(sys, "argv", (argv := shlex.split(command)[1:]))  # where ml_collections looks for --config.key
     monkeypatch.chdir(REPOSITORY)
-    config = flags.read_config(flags.parse(argv, module.define))
+    config = flags.read_config(flags.parse(shlex.split(command)[1:], train.define))
     monkeypatch.chdir(tmp_path)
     exec(compile(script, "plates.py", "exec"), {})
     data = config.data

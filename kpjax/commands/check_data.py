@@ -1,4 +1,4 @@
-"""`python -m kpjax check-data`: report what training would do with every annotation and image of a data set."""
+"""`kpjax check-data`: report what training would do with every annotation and image of a data set."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ from kpjax.data.source import (
 from kpjax.datasets.check import SplitReport, check_split
 from kpjax.errors import DataError, UserError
 
+EXAMPLES = (
+    "kpjax check-data --config mine.py --out runs/check",
+    "kpjax check-data --config bccd_r18 --out runs/check --decode --config.data.train.images=DATA/train",
+)
 _EXAMPLES = 3
 
 
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Read every annotation and every image's header as training would, and report what it would do with each "
         "oddity. The exit code is 0 where training would run."
     )
-    parser.add_argument("--config", required=True, help="a file of configs/ (--config.key=value changes it)")
+    parser.add_argument("--config", required=True, help="a recipe or a file (--config.key=value changes it)")
     parser.add_argument("--out", required=True, help="folder for report.json, which lists all cases, and histograms")
     parser.add_argument("--decode", action="store_true", help="decode every image, not the suspicious ones alone")
 

@@ -1,4 +1,4 @@
-"""`python -m kpjax convert`: write a released PyTorch checkpoint as an Orbax inference checkpoint."""
+"""`kpjax convert`: write a released PyTorch checkpoint as an Orbax inference checkpoint."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ from kpjax.detectors.box3d import KITTI_CLASSES
 from kpjax.errors import ConfigError, UserError
 from kpjax.person import PERSON
 
+EXAMPLES = (
+    "kpjax convert r18.pth --model centernet_r18_dcn_mmdet --out runs/r18",
+    "kpjax convert mine.safetensors --model centernet_r18 --names names.txt --out runs/mine",
+)
 _MODULES_SHOWN = 40
 _LEFT_OUT_SHOWN = 20
 _FITS = 0.9  # the share of names and shapes with which a file is of a model; trunks alone are more than half
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"classes   {detector.num_classes}: {', '.join(names[:5]) + (', ...' if len(names) > 5 else '') or 'no names'}"
     )
-    print(f"written   {os.path.abspath(args.out)}; try: python detect.py --checkpoint {args.out} IMAGE")
+    print(f"written   {os.path.abspath(args.out)}; try: kpjax detect --checkpoint {args.out} IMAGE")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m kpjax download`: fetch COCO 2017 (resumable), and list where the released checkpoints are."""
+"""`kpjax download`: fetch COCO 2017 (resumable), and list where the released checkpoints are."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ import zlib
 from kpjax.commands import released
 from kpjax.errors import ConfigError, UserError
 
+EXAMPLES = (
+    "kpjax download coco2017 --dir data/coco",
+    "kpjax download --list",
+)
 _CHUNK = 1 << 20
 _TRIES = 5  # connections that may break without a single new byte in between
 _TIMEOUT = 60  # seconds without a byte

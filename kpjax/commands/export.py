@@ -1,4 +1,4 @@
-"""`python -m kpjax export`: write a detector for JAX (StableHLO) or TensorFlow (SavedModel) alone."""
+"""`kpjax export`: write a detector for JAX (StableHLO) or TensorFlow (SavedModel) alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from kpjax.errors import ConfigError
 from kpjax.export.saved_model import save_for_tensorflow
 from kpjax.export.stablehlo import PLATFORMS, export, exportable, inputs_of, outputs_of
 
+EXAMPLES = (
+    "kpjax export --checkpoint runs/mine --out exported --size 512 512",
+    "kpjax export --checkpoint runs/mine --out exported --preset flip --saved-model",
+)
 INFO = "export.json"  # not config.json, which marks work directories and inference checkpoints
 LOADER = '''"""Runs the exported detector: needs jax and numpy, nothing of kpjax.  python load.py"""
 import json, os

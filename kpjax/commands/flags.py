@@ -1,4 +1,4 @@
-"""Command lines of train.py and eval.py (detect.py has no configuration): parsed once, every mistake one line.
+"""Command lines of training and evaluation, with their settings: parsed once, every mistake one line.
 
 def main(values): ...
 if __name__ == "__main__":
@@ -7,18 +7,23 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from kpjax import recipes
+from kpjax.commands.arguments import unknown_option
+from kpjax.commands.interrupt import getting_through, leaving_at_once
 from kpjax.config import Config, unknown_key
 from kpjax.errors import ConfigError, UserError, one_line, origins
 from kpjax.parallel import distributed
@@ -31,13 +36,21 @@ _REFUSALS = (
     *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
 )
 
+_ABSL = ("flagfile", "undefok")  # options that absl adds
+# For help by title: options, each with what stands for its value.
+PROCESSES_HELP = {"several processes": ("coordinator HOST:PORT", "num-processes N", "process-id N", "peer-timeout N")}
+
 
 class _ConfigFile(absl_flags.ArgumentParser):  # type: ignore[type-arg]
     """Runs a configuration file.  ml_collections' own parser puts off some errors and loses the line of others."""
 
     def parse(self, argument: str) -> Config:
-        """FILE or FILE:ARGUMENT of get_config -> its configuration.  Raises ConfigError with file and line."""
+        """A recipe's name or file, or FILE:ARGUMENT of get_config -> its configuration.
+
+        Raises ConfigError with file and line.
+        """
         path, *given = argument.split(":", 1)
+        path = recipes.find(path)
         try:
             get_config = runpy.run_path(path).get("get_config")
             if get_config is None:
@@ -62,7 +75,10 @@ class _ConfigFile(absl_flags.ArgumentParser):  # type: ignore[type-arg]
 def define_config(values: absl_flags.FlagValues) -> None:
     """Add `--config FILE` and `--config.key=value`."""
     config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, e.g. configs/shapes_r18.py", flag_values=values
+        "config",
+        None,
+        "a recipe's name (`kpjax recipes` lists them) or a file, e.g. coco_r18 or mine.py",
+        flag_values=values,
     )
     values["config"].parser = _ConfigFile()
 
@@ -108,7 +124,9 @@ def read_config(values: absl_flags.FlagValues) -> Config:
     """The checked configuration that --config names.  Raises ConfigError."""
     config = values["config"].value
     if config is None:
-        raise ConfigError("no --config given; name one of the files in configs/, e.g. --config configs/shapes_r18.py")
+        raise ConfigError(
+            "no --config given; name a recipe (`kpjax recipes` lists them) or a file, e.g. --config shapes_r18"
+        )
     return cast(Config, config).check()
 
 
@@ -117,12 +135,44 @@ def config_of(path: str, settings: Sequence[str] = ()) -> Config:
 
     settings: "--config.key=value", or the two words "--config.key" and "value".
     """
-    argv, before = [sys.argv[0], f"--config={path}", *settings], sys.argv
-    sys.argv = argv  # ml_collections looks there for the keys to define
-    try:
-        return read_config(parse(argv, define_config))
-    finally:
-        sys.argv = before
+    return read_config(parse([sys.argv[0], f"--config={path}", *settings], define_config))
+
+
+def recipe_as_option(argv: Sequence[str], define: Callable[[absl_flags.FlagValues], None]) -> list[str]:
+    """["kpjax train", ..., "coco_r18", ...] -> ["kpjax train", "--config=coco_r18", ..., ...].
+
+    The recipe, with --config or without, may stand anywhere, and there may be none.  Raises ConfigError where two are
+    named, and for an option that does not exist, whose value would look like a recipe.
+    """
+    values = absl_flags.FlagValues()
+    define(values)
+    define_processes(values)
+    found: list[str] = []
+    rest: list[str] = []
+    words = iter(argv[1:])
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-"):
+            found.append(word)
+            continue
+        setting, own = name.startswith("config."), name in values
+        if not (setting or own or name.removeprefix("no") in values or name in _ABSL):
+            raise ConfigError(_unknown(name, values))
+        followed = not equals and (setting or (own and not values[name].boolean))
+        after = list(itertools.islice(words, 1)) if followed else []
+        if name == "config":
+            found += after or [value]
+        else:
+            rest += [word, *after]
+    if len(found) > 1:
+        raise ConfigError(
+            f"unexpected argument {found[1]!r}; one recipe is named, and options are written --name value"
+        )
+    return [argv[0], *(f"--config={recipe}" for recipe in found), *rest]
+
+
+def _unknown(name: str, values: absl_flags.FlagValues) -> str:
+    return unknown_option(f"--{name}", [f"--{known}" for known in values])
 
 
 def _check_config_arguments(argv: list[str]) -> None:
@@ -136,8 +186,8 @@ def _check_config_arguments(argv: list[str]) -> None:
             continue
         if name == "config":
             path = (value or (argv[i + 1] if i + 1 < len(argv) else "")).split(":")[0]
-            if path and not os.path.isfile(path):
-                raise ConfigError(f"--config {path}: no such file; the released recipes are in configs/")
+            if path:
+                recipes.find(path)
         elif name.startswith("config."):
             node: Any = Config()
             parts = name.split(".")[1:]
@@ -155,6 +205,14 @@ def _check_config_arguments(argv: list[str]) -> None:
 
 def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
     """Parse argv[1:] with the flags that `define` adds.  Raises ConfigError with one line."""
+    before, sys.argv = sys.argv, argv  # ml_collections looks there for the keys to define
+    try:
+        return _parse(argv, define)
+    finally:
+        sys.argv = before
+
+
+def _parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     define(values)
     define_processes(values)
@@ -162,6 +220,8 @@ def parse(argv: list[str], define: Callable[[absl_flags.FlagValues], None]) -> a
     _check_config_arguments(argv[1:])
     try:
         rest = values(argv)
+    except absl_flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown(error.flagname, values)) from error
     except absl_flags.Error as error:
         ours = [one for one in origins(error) if isinstance(one, ConfigError)]  # absl puts its own words before it
         raise (ours[0] if ours else ConfigError(str(error).splitlines()[0])) from error
@@ -179,18 +239,37 @@ def run(
     define: Callable[[absl_flags.FlagValues], None],
 ) -> None:
     """Parse the command line, call main, exit.  A user's mistake prints one line and exits with 2."""
+    sys.exit(call(main, define, sys.argv))
+
+
+def call(
+    main: Callable[[absl_flags.FlagValues], int | None],
+    define: Callable[[absl_flags.FlagValues], None],
+    argv: list[str],
+) -> int:
+    """Parse argv[1:] and call main; returns the exit code, 2 after one line about a user's mistake."""
 
     def parsed() -> int | None:
-        if not {"--help", "-h"} & set(sys.argv):
-            _join(sys.argv)
-        values = parse(sys.argv, define)
+        if not {"--help", "-h"} & set(argv):
+            _join(argv)
+        values = parse(argv, define)
         if values["help"].value:
             print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
             print(values.get_help(include_special_flags=False))
             return 0
         return main(values)
 
-    sys.exit(guarded(parsed))
+    return guarded(parsed)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """A block of imports of seconds in a program that has begun: Ctrl-C ends it at once, see `leaving_at_once`.
+
+    Nothing changes where other processes have to be told.
+    """
+    with contextlib.nullcontext() if distributed.active() else leaving_at_once():
+        yield
 
 
 def guarded(program: Callable[[], int | None]) -> int:
@@ -198,24 +277,28 @@ def guarded(program: Callable[[], int | None]) -> int:
 
     One of several processes (kpjax.parallel.distributed) ends the others with it, and does not return.
     """
-    escape_unprintable()
-    quiet_tensorflow()
-    skip_absent_tpu()
-    keep_compiled()
     code = 2
     try:
-        ended = program() or 0
+        escape_unprintable()
+        quiet_tensorflow()
+        skip_absent_tpu()
+        keep_compiled()
+        with getting_through():
+            ended = program() or 0
         distributed.finish()
         return ended
     except KeyboardInterrupt:
         text, code = "stopped", 130
     except Exception as error:
         found = _mistake(error)
-        if found is None:
+        if is_interrupt(error):
+            text, code = "stopped", 130
+        elif found is None:
             if distributed.active():
                 distributed.fail_with(error)
             raise
-        text = found
+        else:
+            text = found
     text = on_one_line(text)
     if distributed.active():
         distributed.fail(text, code)
@@ -226,6 +309,11 @@ def guarded(program: Callable[[], int | None]) -> int:
 def on_one_line(text: str) -> str:
     """A message with its ends of lines escaped: a file's name may hold them."""
     return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C was the reason of an error, as of the ImportError of an extension module that imports others."""
+    return any(isinstance(one, KeyboardInterrupt) for one in origins(error))
 
 
 def _mistake(error: Exception) -> str | None:

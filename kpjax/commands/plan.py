@@ -1,4 +1,4 @@
-"""`python -m kpjax plan`: memory, time and largest batch of a step on a TPU slice or GPUs, which need not be there."""
+"""`kpjax plan`: memory, time and largest batch of a step on a TPU slice or GPUs, which need not be there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ from kpjax.detectors.base import check_size
 from kpjax.errors import ConfigError
 from kpjax.inference.program import protocol_of
 
+EXAMPLES = (
+    "kpjax plan --config cornernet_hg104 --topology v5e:16x16 --batch 256 --config.model.bn_groups=32",
+    "kpjax plan --config coco_r18 --topology h100:8 --batch 112 --cuda-library runs/cuda",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -31,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "also kernel launches and what looks wrong.  Nothing is run.  Exits with 1 where the step does not fit."
     )
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a file of configs/; --config.key=value as usual"
+        "--config", required=True, metavar="FILE", help="a recipe or a file; --config.key=value as usual"
     )
     parser.add_argument(
         "--topology",

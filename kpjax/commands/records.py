@@ -1,4 +1,4 @@
-"""`python -m kpjax records`: write a COCO folder as sharded ArrayRecord or TFRECORD."""
+"""`kpjax records`: write a COCO folder as sharded ArrayRecord or TFRECORD."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from kpjax.data.source import Source
 from kpjax.datasets.records import FORMATS, NAME, write_records
 from kpjax.errors import ConfigError
 
+EXAMPLES = (
+    "kpjax records --config coco_r18 --out data/records",
+    "kpjax records --images DATA/val --annotations val.json --split val --out data/records",
+)
 SPLITS = {"train": "train", "val": "validation"}  # as data.tfds_train and data.tfds_val have them
 
 
@@ -23,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Write image folders and their COCO JSON as sharded records through TensorFlow Datasets. The files are copied "
         "as they are; training reads from the records what it reads from the folders."
     )
-    parser.add_argument("--config", help="a file of configs/: its train and val splits (--config.key=value changes it)")
+    parser.add_argument("--config", help="a recipe or a file: its train and val splits (--config.key=value changes it)")
     parser.add_argument("--images", help="without --config: folder of the images")
     parser.add_argument("--annotations", help="without --config: COCO instances JSON")
     parser.add_argument("--split", choices=list(SPLITS), help="only this one (without --config: what to call it)")

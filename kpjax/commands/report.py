@@ -8,6 +8,11 @@ import time
 
 from kpjax.errors import ConfigError
 
+EXAMPLES = (
+    "kpjax report runs/mine",
+    "kpjax report runs/mine --oracle --out oracle.html",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""

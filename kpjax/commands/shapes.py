@@ -1,4 +1,4 @@
-"""`python -m kpjax shapes`: write a drawn data set, of shapes or of articulated figures."""
+"""`kpjax shapes`: write a drawn data set, of shapes or of articulated figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import time
 
 from kpjax.datasets import figures, shapes
 
+EXAMPLES = (
+    "kpjax shapes --out runs/shapes",
+    "kpjax shapes --kind figures --out runs/figures --train 500 --seed 1",
+)
 _KINDS = {"shapes": shapes, "figures": figures}
 
 

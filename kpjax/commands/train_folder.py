@@ -12,10 +12,15 @@ import time
 from typing import Any
 
 from kpjax.commands.flags import config_of
+from kpjax.commands.train import report_of_run
 from kpjax.config import Config
 from kpjax.errors import ConfigError
 from kpjax.parallel import distributed
 
+EXAMPLES = (
+    "kpjax train --data photos --minutes 25",
+    "kpjax train --data photos --data more --model centernet_dla34 --from dla34.pth --workdir runs/photos",
+)
 CONFIG, COMMAND = "config.py", "command.json"  # files of the work directory: the choices, and what they were made for
 
 
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     result = train(config, workdir, force=args.force)
     if result.finished:
-        # A report page of the run belongs here: its path is then the first line below.
+        report_of_run(workdir)
         place, found = shlex.quote(workdir), shlex.quote(os.path.join(workdir, "found"))
         print(f"next:\n  kpjax detect --checkpoint {place} --out {found} IMAGES\n  kpjax report {place}")
     return 0

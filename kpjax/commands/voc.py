@@ -1,4 +1,4 @@
-"""`python -m kpjax voc`: convert Pascal VOC annotations to COCO JSON."""
+"""`kpjax voc`: convert Pascal VOC annotations to COCO JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import argparse
 
 from kpjax.commands.yolo import report
 from kpjax.datasets.voc import DIFFICULT, convert_voc
+
+EXAMPLES = (
+    "kpjax voc --root DATA --list ImageSets/Main/train.txt --out runs/train.json",
+    "kpjax voc --root DATA --classes cat,dog --difficult drop --out runs/all.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

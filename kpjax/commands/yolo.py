@@ -1,4 +1,4 @@
-"""`python -m kpjax yolo`: convert YOLO labels to COCO JSON."""
+"""`kpjax yolo`: convert YOLO labels to COCO JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from collections import Counter
 from kpjax.datasets.voc import Converted
 from kpjax.datasets.yolo import convert_yolo
 
+EXAMPLES = (
+    "kpjax yolo --root DATA --split train --out runs/train.json",
+    "kpjax yolo --root DATA --split val --names DATA/data.yaml --out runs/val.json",
+)
 _NOTES_SHOWN = 20
 
 

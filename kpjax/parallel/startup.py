@@ -36,11 +36,13 @@ def skip_absent_tpu() -> None:
     Else it would warn at every start.  Nothing changes where JAX has its devices or JAX_PLATFORMS is set, where
     something looks like a TPU, or where a plugin for another device than NVIDIA's is installed.
     """
-    import jax
-
-    if os.environ.get("JAX_PLATFORMS") or jax.config.values["jax_platforms"] or devices_started():
+    if os.environ.get("JAX_PLATFORMS"):
         return
     if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")) or _may_have_tpu():
+        return
+    import jax  # not before: where libtpu is not installed, a command that needs no JAX does not wait for it
+
+    if jax.config.values["jax_platforms"] or devices_started():
         return
     plugins = {name.split(".")[-1] for name in _jax_plugins()}
     if any("cuda" not in name for name in plugins):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kpjax.__main__ import COMMANDS, main
+from kpjax.__main__ import main
+from kpjax.commands.front import COMMANDS
 from kpjax.data.coco import CocoFolder
 
 
@@ -82,12 +84,15 @@ def test_voc_options_reach_the_converter(tmp_path, capsys):
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
-    option = {"download": "--dir", "plan": "--topology"}.get(name, "--out")
-    assert end.value.code == 0 and option in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    option = {"download": "--dir", "plan": "--topology", "train": "--workdir", "recipes": "NAME"}.get(name, "--out")
+    assert end.value.code == 0 and option in printed and printed.startswith(f"usage: kpjax {name}")
+    assert re.findall(r"^  kpjax ([\w-]+) ?", printed.split("\nexamples:\n")[1], re.MULTILINE) == [name, name]
 
 
 def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "kpjax", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+    assert [done.stdout.index(f"\n{title}:\n") for title in ("train and use", "data", "models")]
     wrong = subprocess.run([sys.executable, "-m", "kpjax", "fly"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr

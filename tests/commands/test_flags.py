@@ -74,7 +74,7 @@ GET = "from kpjax.config import Config, recipe\ndef get_config():\n    c = Confi
         (GET + "    open('no such file')\n", 4, "FileNotFoundError: [Errno 2]"),
         ("import no_such_module\n", 1, "ModuleNotFoundError: No module named 'no_such_module'"),
         ("open('no such file')\n", 1, "FileNotFoundError: [Errno 2]"),
-        (GET + "    return recipe('none_such')\n", 4, "starts from"),
+        (GET + "    return recipe('none_such')\n", 4, "no recipe 'none_such'"),
         ("raise SystemExit(3)\n", 1, "SystemExit: 3"),
         (GET + "    raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'why')\n", 4, "UnicodeDecodeError: "),
     ],

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as eval_program
 import kpjax
 from kpjax.__main__ import main as kpjax_main
+from kpjax.commands import evaluate as eval_program
 from kpjax.commands import flags
 from kpjax.data.coco_names import COCO_NAMES
 from kpjax.data.kitti_files import read_objects

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import detect
+from kpjax.commands import detect
 from kpjax.errors import DataError, UserError
 from kpjax.images.video import Video, VideoWriter, _quiet_cv2, is_video
 from kpjax.inference import predict

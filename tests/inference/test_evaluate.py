@@ -17,10 +17,10 @@ import pytest
 from jax.sharding import Mesh
 from PIL import Image
 
-import eval as eval_program
 import kpjax
 from kpjax.checkpoint.orbax import CheckpointError
 from kpjax.checkpoint.weights import Loaded, save_inference
+from kpjax.commands import evaluate as eval_program
 from kpjax.commands import flags
 from kpjax.config import Config, EvalConfig
 from kpjax.errors import ConfigError, DataError, UserError

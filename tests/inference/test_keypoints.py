@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import detect
-import eval as eval_program
 import kpjax
 from kpjax import detectors
 from kpjax.checkpoint.weights import load_inference, save_inference
-from kpjax.commands import flags
+from kpjax.commands import detect, flags
+from kpjax.commands import evaluate as eval_program
 from kpjax.config import Config
 from kpjax.errors import ConfigError
 from kpjax.inference import evaluate as ev

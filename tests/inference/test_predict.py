@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import detect
 import kpjax
+from kpjax.commands import detect
 from kpjax.errors import ConfigError, DataError
 from kpjax.inference import predict
 from kpjax.inference.inputs import list_inputs, read_image

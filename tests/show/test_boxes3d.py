@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import detect
+from kpjax.commands import detect
 from kpjax.data.kitti_files import KittiObjects, objects_of_rows, read_calibration, read_objects
 from kpjax.data.source import Source
 from kpjax.inference.outputs import Evaluation

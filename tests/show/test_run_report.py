@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as eval_program
 import kpjax
 from kpjax.__main__ import main
 from kpjax.checkpoint.weights import Loaded, save_inference
+from kpjax.commands import evaluate as eval_program
 from kpjax.commands import flags
 from kpjax.config import Config
 from kpjax.show.run_report import report_run

@@ -199,7 +199,7 @@ def test_detect_with_the_cameras_of_the_images(model: pathlib.Path, tmp_path: pa
 
 
 def test_pictures_of_a_split(folder: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    import eval as eval_program
+    from kpjax.commands import evaluate as eval_program
     from kpjax.commands import flags
 
     command = ["eval.py", "--checkpoint", str(model), "--show-dir", str(tmp_path / "shown"), "--out"]
@@ -288,7 +288,7 @@ def test_an_object_without_a_3d_box(tmp_path: pathlib.Path, capsys: Any) -> None
 def test_results_of_an_earlier_evaluation_are_removed(
     folder: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path, capsys: Any
 ) -> None:
-    import eval as eval_program
+    from kpjax.commands import evaluate as eval_program
     from kpjax.commands import flags
 
     text = (folder / "config.py").read_text()

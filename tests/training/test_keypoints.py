@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import eval as eval_program
 from kpjax.checkpoint.scores import read_metrics
 from kpjax.checkpoint.weights import load_inference
+from kpjax.commands import evaluate as eval_program
 from kpjax.commands import flags
 from kpjax.config import Config
 from kpjax.datasets import figures
