@@ -27,7 +27,7 @@ HELP = {
     "weights and data": ("workdir DIR", "checkpoint DIR", "best", "config RECIPE", "split"),
     "how it is tested": ("preset", "nms", "fast", "batch N"),
     "what is printed and written": (
-        *("out FILE", "per-class", "max-dets N,N,N", "show-dir DIR", "plots DIR", "oracle HEAD,..."),
+        *("out FILE", "per-class", "max-dets N,N,N", "show-dir DIR", "plots DIR", "report DIR", "oracle HEAD,..."),
     ),
     **flags.PROCESSES_HELP,
 }

@@ -107,7 +107,8 @@ def test_help_from_flags_names_each_once(name: str) -> None:
     listed = [option.split(" ")[0] for options in module.HELP.values() for option in options]
     assert sorted(listed) == sorted(values) and len(listed) == len(set(listed))
     text = front.help_of_flags(module)
-    assert all(f"\n  --{option}" in text for option in listed)
+    switched_on = {option for option in listed if values[option].boolean and values[option].default}
+    assert all(f"\n  --{'no' if option in switched_on else ''}{option}" in text for option in listed)
 
 
 # ------------------------------------------------------------------------------------------------- recipes
