@@ -59,7 +59,7 @@ class Value:
 
 
 def known(numbers: Any, shape: Sequence[Dim] | None = None) -> Value:
-    """A value whose numbers are known.  shape: its full shape, where `numbers` has axes of one element for longer ones."""
+    """A value whose numbers are known.  shape: its full shape, of which `numbers` may have one element an axis."""
     array = np.asarray(numbers)
     full = tuple(array.shape if shape is None else shape)
     spread = frozenset(i for i, (a, b) in enumerate(zip(array.shape, full, strict=True)) if not same(a, b))
@@ -133,13 +133,9 @@ class Shared:
 
 @dataclasses.dataclass
 class Graph:
-    """Operators in the order in which they run, and the constants that they read.
-
-    parent: the graph around it, whose tensors it can read; None of the outermost.
-    """
+    """Operators in the order in which they run.  written: their outputs by what they compute."""
 
     shared: Shared
-    parent: Graph | None = None
     nodes: list[Node] = dataclasses.field(default_factory=list)
     written: dict[Any, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
@@ -166,11 +162,8 @@ class Graph:
         names = tuple(x if isinstance(x, str) else self.constant(x) for x in inputs)
         bodies = any(isinstance(x, Body) for x in attributes.values())
         key = (operator, outputs, names, repr(sorted(attributes.items())))
-        at: Graph | None = None if bodies else self
-        while at is not None:
-            if key in at.written:
-                return at.written[key]
-            at = at.parent
+        if not bodies and key in self.written:
+            return self.written[key]
         made = tuple(self.new_name(operator) for _ in range(outputs))
         self.nodes.append(Node(operator, names, made, attributes))
         if not bodies:
@@ -184,8 +177,8 @@ class Graph:
         return made
 
     def inside(self) -> Graph:
-        """An empty graph for the body of an operator of this one."""
-        return Graph(self.shared, self)
+        """An empty graph for the body of an operator of this one, whose tensors it can read."""
+        return Graph(self.shared)
 
     def sizes(self, dims: Sequence[Dim]) -> str:
         """The tensor that holds these dimensions, (n,) int64."""

@@ -66,17 +66,14 @@ def _one_slice(
     graph: Graph, value: Value, indices: Value, axes: Sequence[int], sizes: Sequence[Any], mode: Any
 ) -> Value:
     """The slice of `sizes` whose start along `axes` the vector `indices` gives."""
-    inside = [
-        all(same(size, side) for i, (size, side) in enumerate(zip(sizes, value.shape, strict=True)) if i not in axes)
-    ]
-    if not all(inside):
+    if not all(i in axes or same(size, side) for i, (size, side) in enumerate(zip(sizes, value.shape, strict=True))):
         raise UnsupportedError("gather of a part of an axis without an index")
     if not indices.known and mode == GatherScatterMode.FILL_OR_DROP:
         raise UnsupportedError("gather of one slice that may lie outside")
     starts = [known(np.zeros((), indices.dtype))] * len(value.shape)
     for number, axis in enumerate(axes):
         starts[axis] = reshaped(graph, cut(graph, indices, [number], [number + 1]), ())
-    return sliced(graph, value, starts, sizes)
+    return sliced(graph, value, starts, sizes, fits=mode == GatherScatterMode.PROMISE_IN_BOUNDS)
 
 
 def _within(graph: Graph, places: Value, sides: Sequence[int], mode: Any) -> tuple[Value, Value | None]:
@@ -112,26 +109,33 @@ def _lengthened(graph: Graph, flags: Value, count: int, shape: Sequence[Any]) ->
     return tensor(graph.name(longer), shape, flags.dtype, spread=spread)
 
 
-def sliced(graph: Graph, value: Value, starts: Sequence[Value], sizes: Sequence[Any]) -> Value:
-    """The slice of `sizes` at computed scalar starts, which are pulled so far inside that it fits."""
+def sliced(
+    graph: Graph, value: Value, starts: Sequence[Value], sizes: Sequence[Any], fits: bool = False
+) -> Value:
+    """The slice of `sizes` at computed scalar starts, which are pulled so far inside that it fits.
+
+    fits: it does, whatever the starts are.
+    """
     axes = [i for i in range(len(sizes)) if not same(sizes[i], value.shape[i])]
     if all(starts[i].known for i in axes):
         first = [0] * len(sizes)
         for i in axes:
-            first[i] = int(np.clip(int(starts[i].numbers), 0, value.shape[i] - sizes[i]))
+            start, last = int(starts[i].numbers), value.shape[i] - sizes[i]
+            first[i] = start if fits else min(max(start, 0), last)
         return cut(graph, value, first, [a + b for a, b in zip(first, sizes, strict=True)], shape=sizes)
     lines = []
     for i in axes:
-        latest = known(np.asarray(value.shape[i] - sizes[i], starts[i].dtype))
-        start = graph.elementwise(
-            "Min", [graph.elementwise("Max", [starts[i], known(np.zeros_like(latest.numbers))]), latest]
-        )
-        lines.append(graph.name(reshaped(graph, graph.cast(start, np.int64), (1,))))
+        start = graph.cast(starts[i], np.int64)
+        if not fits:
+            latest = known(np.asarray(value.shape[i] - sizes[i], np.int64))
+            start = graph.elementwise("Max", [start, known(np.asarray(0, np.int64))])
+            start = graph.elementwise("Min", [start, latest])
+        lines.append(graph.name(reshaped(graph, start, (1,))))
     first_of = lines[0] if len(lines) == 1 else graph.node("Concat", *lines, axis=0)
-    end_of = graph.node("Add", first_of, np.asarray([sizes[i] for i in axes], np.int64))
-    name = graph.name(value, expand=axes)
-    made = graph.node("Slice", name, first_of, end_of, np.asarray(axes, np.int64))
-    return tensor(made, sizes, value.dtype, spread=value.spread - set(axes))
+    end_of = graph.node("Add", first_of, graph.sizes([sizes[i] for i in axes]))
+    name = graph.name(value, value.order, expand=axes)
+    made = graph.node("Slice", name, first_of, end_of, np.asarray([value.order.index(i) for i in axes], np.int64))
+    return tensor(made, sizes, value.dtype, value.order, value.spread - set(axes))
 
 
 def dynamic_slice(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
