@@ -13,7 +13,7 @@ import numpy as np
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
-from kpjax.export.onnx_graph import OPSET, Body, Graph, Value, dim_text, needed, onnx_type
+from kpjax.export.onnx_graph import OPSET, Body, Graph, Node, Value, dim_text, needed, onnx_type
 from kpjax.export.stablehlo import check_preset, inputs_of, one_program, outputs_of
 
 IR_VERSION = 8  # of the file's format: what onnxruntime has read since 1.14, as OPSET
@@ -39,22 +39,45 @@ def save_onnx(
     top_k: int,
     names: Sequence[str],
     path: str,
-) -> None:
-    """Write the program of `kpjax.export.stablehlo.export` as ONNX, opset 18, the weights in it; the batch is open.
+) -> float:
+    """Write the program of `kpjax.export.stablehlo.export` as ONNX, the weights in it, and run it in onnxruntime.
 
-    names: of the classes.  The inputs are those of `inputs_of`, the outputs those of `outputs_of`.  The model's
-    metadata say how an image has to be prepared, see `metadata`.  Computes in float32 whatever the detector does.
-    Raises ConfigError for a preset that is not one program, a primitive that has no form in ONNX, and a missing
-    package.
+    names: of the classes.  The batch is open.  The inputs are those of `inputs_of`, the outputs those of `outputs_of`.
+    The model's metadata say how an image has to be prepared, see `metadata`.  It computes in float32, whatever the
+    detector does.  Returns the largest difference of a box from that of JAX, in pixels, see `check_onnx`.
+    Raises ConfigError, one line, and leaves no file: for a preset that is not one program, a primitive that has no
+    form in ONNX, a missing package, and where onnxruntime does not find what JAX finds.
     """
     require_onnx()
+    from kpjax.export.onnx_check import check_onnx
+
+    check_preset(detector, preset)
+    detector = in_float32(detector)
+    try:
+        write_onnx(detector, tree, leaves, size, preset, top_k, names, path)
+        return check_onnx(detector, tree, leaves, size, preset, top_k, path)
+    except BaseException:
+        if os.path.exists(path):
+            os.remove(path)
+        raise
+
+
+def write_onnx(
+    detector: Detector,
+    tree: Any,
+    leaves: list[Any],
+    size: tuple[int, int],
+    preset: str,
+    top_k: int,
+    names: Sequence[str],
+    path: str,
+) -> None:
+    """`save_onnx` without a check of what was written, of a detector that computes in float32."""
     import jax
     import onnx
 
     from kpjax.export.onnx_program import graph_of
 
-    check_preset(detector, preset)
-    detector = in_float32(detector)
     (batch,) = jax.export.symbolic_shape("b")
     given = inputs_of(detector, size)
     inputs = [(name, jax.ShapeDtypeStruct((batch, *shape), dtype)) for name, shape, dtype in given]
@@ -117,8 +140,6 @@ def metadata(
 
 def rename(graph: Graph, results: Sequence[Value], names: Sequence[str]) -> None:
     """Give the results of the graph their names."""
-    from kpjax.export.onnx_graph import Node
-
     for value, name in zip(results, names, strict=True):
         graph.nodes.append(Node("Identity", (graph.name(value),), (name,), {}))
 

@@ -67,11 +67,7 @@ def write(graph: Graph, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[V
     values |= {variable: known(np.asarray(x)) for variable, x in zip(jaxpr.constvars, constants, strict=True)}
 
     def read(variable: Any) -> Value:
-        return (
-            known(np.asarray(variable.val, variable.aval.dtype))
-            if isinstance(variable, core.Literal)
-            else values[variable]
-        )
+        return known(np.asarray(variable.val)) if isinstance(variable, core.Literal) else values[variable]
 
     for eqn in jaxpr.eqns:
         outputs = _equation(graph, eqn, [read(v) for v in eqn.invars])
@@ -117,6 +113,6 @@ def _computed(eqn: Any, inputs: list[Value]) -> list[Value] | None:
     sizes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
     if not all(isinstance(d, int) for shape in sizes for d in shape) or max(map(math.prod, sizes)) > _LARGE:
         return None
-    arrays = [np.broadcast_to(x.numbers, x.shape) for x in inputs]
-    results = eqn.primitive.bind(*arrays, **eqn.params)
+    whole = [np.broadcast_to(x.numbers, x.shape) for x in inputs]
+    results = eqn.primitive.bind(*whole, **eqn.params)
     return [known(np.asarray(x)) for x in (results if eqn.primitive.multiple_results else [results])]

@@ -144,7 +144,7 @@ def reverse(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     value = inputs[0]
     axes = [i for i in eqn.params["dimensions"] if i not in value.spread]
     if value.known:
-        return [known(np.flip(value.numbers, axes), value.shape)]
+        return [known(np.flip(value.numbers, tuple(axes)), value.shape)]
     if not axes:
         return [value]
     stored, ones = np.asarray([value.order.index(i) for i in axes], np.int64), np.ones(len(axes), np.int64)

@@ -109,9 +109,7 @@ def _lengthened(graph: Graph, flags: Value, count: int, shape: Sequence[Any]) ->
     return tensor(graph.name(longer), shape, flags.dtype, spread=spread)
 
 
-def sliced(
-    graph: Graph, value: Value, starts: Sequence[Value], sizes: Sequence[Any], fits: bool = False
-) -> Value:
+def sliced(graph: Graph, value: Value, starts: Sequence[Value], sizes: Sequence[Any], fits: bool = False) -> Value:
     """The slice of `sizes` at computed scalar starts, which are pulled so far inside that it fits.
 
     fits: it does, whatever the starts are.
@@ -120,8 +118,8 @@ def sliced(
     if all(starts[i].known for i in axes):
         first = [0] * len(sizes)
         for i in axes:
-            start, last = int(starts[i].numbers), value.shape[i] - sizes[i]
-            first[i] = start if fits else min(max(start, 0), last)
+            at, last = int(starts[i].numbers), value.shape[i] - sizes[i]
+            first[i] = at if fits else min(max(at, 0), last)
         return cut(graph, value, first, [a + b for a, b in zip(first, sizes, strict=True)], shape=sizes)
     lines = []
     for i in axes:

@@ -42,7 +42,7 @@ def convolution(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
         raise UnsupportedError("conv_general_dilated of a dilated input with strides, groups or a wider padding")
     if not weights.known:
         raise UnsupportedError("conv_general_dilated of a dilated input with a kernel that is computed")
-    mirrored = np.flip(weights.numbers.swapaxes(0, 1), range(2, weights.numbers.ndim))
+    mirrored = np.flip(weights.numbers.swapaxes(0, 1), tuple(range(2, weights.numbers.ndim)))
     strides = list(map(int, p["lhs_dilation"]))
     made = graph.node("ConvTranspose", name, mirrored, strides=strides, pads=list(map(int, pads)), **common)
     return [tensor(made, out.shape, out.dtype, layout.out_spec)]
