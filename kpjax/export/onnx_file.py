@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from kpjax.detectors import build
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
-from kpjax.export.onnx_graph import OPSET, Body, Graph, Node, Value, dim_text, needed, onnx_type
+from kpjax.export.onnx_graph import BATCH, OPSET, Body, Graph, Node, dim_text, needed, onnx_type
 from kpjax.export.stablehlo import check_preset, inputs_of, one_program, outputs_of
 
 IR_VERSION = 8  # of the file's format: what onnxruntime has read since 1.14, as OPSET
@@ -76,25 +76,37 @@ def write_onnx(
     import jax
     import onnx
 
-    from kpjax.export.onnx_program import graph_of
-
-    (batch,) = jax.export.symbolic_shape("b")
+    (batch,) = jax.export.symbolic_shape(BATCH)
     given = inputs_of(detector, size)
     inputs = [(name, jax.ShapeDtypeStruct((batch, *shape), dtype)) for name, shape, dtype in given]
-    program = one_program(detector, tree, size, preset, top_k)
-    graph, results = graph_of(program, [leaves], inputs)
-    outputs = [(name, x.dtype, x.shape) for name, x in zip(outputs_of(detector), results, strict=True)]
-    rename(graph, results, outputs_of(detector))
-    needed(graph, outputs_of(detector))
-    body = Body(graph, [(name, np.dtype(x.dtype), x.shape) for name, x in inputs], outputs)
-    model = onnx.helper.make_model(
-        onnx_graph(body, "detect", arrays_of(graph)),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="kpjax",
-    )
+    model = model_of(one_program(detector, tree, size, preset, top_k), [leaves], inputs, outputs_of(detector))
     onnx.helper.set_model_props(model, metadata(detector, size, preset, top_k, names))
     onnx.save(model, path)
+
+
+def model_of(
+    function: Callable[..., Any],
+    known_arguments: Sequence[Any],
+    inputs: Sequence[tuple[str, Any]],
+    names: Sequence[str],
+) -> Any:
+    """function(*known_arguments, *inputs) as `onnx.ModelProto`; see `kpjax.export.onnx_program.graph_of`.
+
+    names: of the results, one for each array that the function returns.
+    """
+    from onnx import helper
+
+    from kpjax.export.onnx_program import graph_of
+
+    graph, results = graph_of(function, known_arguments, inputs)
+    for value, name in zip(results, names, strict=True):
+        graph.nodes.append(Node("Identity", (graph.name(value),), (name,), {}))
+    needed(graph, names)
+    outputs = [(name, x.dtype, x.shape) for name, x in zip(names, results, strict=True)]
+    body = Body(graph, [(name, np.dtype(x.dtype), x.shape) for name, x in inputs], outputs)
+    versions = [helper.make_opsetid("", OPSET)]
+    whole = onnx_graph(body, "kpjax", arrays_of(graph))
+    return helper.make_model(whole, opset_imports=versions, ir_version=IR_VERSION, producer_name="kpjax")
 
 
 def in_float32(detector: Detector) -> Detector:
@@ -136,12 +148,6 @@ def metadata(
     if detector.points is not None:
         texts["keypoint_names"] = json.dumps(list(detector.points.names))
     return texts
-
-
-def rename(graph: Graph, results: Sequence[Value], names: Sequence[str]) -> None:
-    """Give the results of the graph their names."""
-    for value, name in zip(results, names, strict=True):
-        graph.nodes.append(Node("Identity", (graph.name(value),), (name,), {}))
 
 
 def arrays_of(graph: Graph) -> dict[str, np.ndarray]:

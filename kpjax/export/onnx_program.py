@@ -38,6 +38,21 @@ CALLS = {
 
 # Rules that take numbers that are known as they are, and spread.
 _OF_KNOWN = {"broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims", "slice", "split", "rev"}
+# What most known numbers go through; the others are computed by JAX, which compiles each for each shape.
+_BY_NUMPY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "rsqrt": lambda x: (1 / np.sqrt(x)).astype(x.dtype),
+}
 _LARGE = 2**25  # elements; as many as the largest kernels have
 
 
@@ -67,7 +82,8 @@ def write(graph: Graph, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[V
     values |= {variable: known(np.asarray(x)) for variable, x in zip(jaxpr.constvars, constants, strict=True)}
 
     def read(variable: Any) -> Value:
-        return known(np.asarray(variable.val)) if isinstance(variable, core.Literal) else values[variable]
+        literal = isinstance(variable, core.Literal)
+        return known(np.asarray(variable.val, variable.aval.dtype)) if literal else values[variable]
 
     for eqn in jaxpr.eqns:
         outputs = _equation(graph, eqn, [read(v) for v in eqn.invars])
@@ -107,7 +123,9 @@ def _computed(eqn: Any, inputs: list[Value]) -> list[Value] | None:
     if name in elementwise.RULES and not eqn.primitive.multiple_results:
         # One element along axes that are the same everywhere is enough.
         arrays = np.broadcast_arrays(*(x.numbers for x in inputs))
-        return [known(np.asarray(eqn.primitive.bind(*arrays, **eqn.params)), eqn.outvars[0].aval.shape)]
+        quick = _BY_NUMPY.get(name)
+        numbers = quick(*arrays) if quick else np.asarray(eqn.primitive.bind(*arrays, **eqn.params))
+        return [known(numbers, eqn.outvars[0].aval.shape)]
     if name in _OF_KNOWN or name in loops.RULES:
         return None
     sizes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]

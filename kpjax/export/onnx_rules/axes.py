@@ -172,6 +172,12 @@ def stack(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     return [joined(graph, [reshaped(graph, x, one) for x in inputs], axis, shape)]
 
 
+def tile(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """tile: the whole array again and again along its axes."""
+    out, times = eqn.outvars[0].aval, np.asarray(eqn.params["reps"], np.int64)
+    return [tensor(graph.node("Tile", graph.name(inputs[0]), times), out.shape, out.dtype)]
+
+
 def pad(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     """pad: between elements, outside, or where it is negative a cut."""
     value, filler = inputs
@@ -246,6 +252,7 @@ RULES: dict[str, Rule] = {
     "rev": reverse,
     "concatenate": concatenate,
     "stack": stack,
+    "tile": tile,
     "pad": pad,
     "iota": iota,
     "dim_as_value": dim_as_value,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.lax import RoundingMethod
 
 from kpjax.export.onnx_graph import Graph, UnsupportedError, Value, known, onnx_type
 
@@ -105,6 +106,14 @@ def power(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     return [graph.elementwise("Pow", inputs)]
 
 
+def rounded(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """round: halves to the even number, or away from 0."""
+    if eqn.params["rounding_method"] == RoundingMethod.TO_NEAREST_EVEN:
+        return [graph.elementwise("Round", inputs)]
+    size = graph.elementwise("Add", [graph.elementwise("Abs", inputs), known(np.asarray(0.5, inputs[0].dtype))])
+    return [graph.elementwise("Mul", [graph.elementwise("Sign", inputs), graph.elementwise("Floor", [size])])]
+
+
 def remainder(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     """rem: the sign is that of the dividend, as in C."""
     return [graph.elementwise("Mod", inputs, fmod=1)]
@@ -127,7 +136,8 @@ def arctan2(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     y, x = inputs
     zero, half = known(np.float32(0)), known(np.float32(math.pi / 2))
     angle = graph.elementwise("Atan", [graph.elementwise("Div", [y, x])])
-    below = graph.elementwise("Less", [y, zero], bool)
+    over = graph.elementwise("Div", [known(np.float32(1)), y])  # the sign of -0 counts
+    below = graph.elementwise("Less", [over, zero], bool)
     turn = where(graph, below, known(np.float32(-math.pi)), known(np.float32(math.pi)))
     left = graph.elementwise("Less", [x, zero], bool)
     angle = where(graph, left, graph.elementwise("Add", [angle, turn]), angle)
@@ -185,6 +195,7 @@ RULES: dict[str, Rule] = {
     "pow": power,
     "integer_pow": power,
     "rem": remainder,
+    "round": rounded,
     "clamp": clamp,
     "is_finite": is_finite,
     "atan2": arctan2,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.lax import GatherScatterMode
 
 from kpjax.export.onnx_graph import Graph, UnsupportedError, Value, known, same, tensor
-from kpjax.export.onnx_rules.axes import cut, padded, reshaped, transposed
+from kpjax.export.onnx_rules.axes import cut, joined, padded, reshaped, transposed
 from kpjax.export.onnx_rules.elementwise import Rule, where
 
 
@@ -23,6 +23,7 @@ def gather(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     mode = eqn.params["mode"]
     if len(indices.shape) == 1 and not batching:
         return [reshaped(graph, _one_slice(graph, value, indices, axes, sizes, mode), out.shape)]
+    value, indices, axes = _without_ranges(graph, value, indices, axes, sizes)
     for i, (size, side) in enumerate(zip(sizes, value.shape, strict=True)):
         if not (same(size, 1) if i in axes or i in batching else same(size, side)):
             raise UnsupportedError("gather of slices that are neither single elements nor whole axes")
@@ -54,6 +55,26 @@ def gather(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
         elif at_offset[axis] in rest:
             order.append(len(of_index) + rest.index(at_offset[axis]))
     return [reshaped(graph, transposed(result, order), out.shape)]
+
+
+def _without_ranges(
+    graph: Graph, value: Value, indices: Value, axes: tuple[int, ...], sizes: Sequence[Any]
+) -> tuple[Value, Value, tuple[int, ...]]:
+    """Cut axes of which all indices read the same range first: what is left to be indexed."""
+    kept = []
+    for number, axis in enumerate(axes):
+        one = cut(graph, indices, [0] * (len(indices.shape) - 1) + [number], [*indices.shape[:-1], number + 1])
+        if same(sizes[axis], 1) or one.everywhere() is None:
+            kept.append(number)
+            continue
+        starts, limits = [0] * len(value.shape), list(value.shape)
+        starts[axis] = int(one.everywhere())
+        limits[axis] = starts[axis] + sizes[axis]
+        value = cut(graph, value, starts, limits)
+    if len(kept) < len(axes):
+        parts = [cut(graph, indices, [0] * (len(indices.shape) - 1) + [n], [*indices.shape[:-1], n + 1]) for n in kept]
+        indices = joined(graph, parts, len(indices.shape) - 1, (*indices.shape[:-1], len(kept)))
+    return value, indices, tuple(axes[n] for n in kept)
 
 
 def _batch_pairs(numbers: Any) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.export.onnx_graph import Body, Graph, UnsupportedError, Value, known, tensor
+from kpjax.export.onnx_graph import Body, Graph, Value, known, tensor
 from kpjax.export.onnx_rules.elementwise import Rule
 
 Typed = tuple[str, np.dtype, tuple[Any, ...]]
@@ -67,21 +67,25 @@ def scan(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     p = eqn.params
     body, carried = p["jaxpr"], p["num_carry"]
     constants, inputs = inputs[: p["num_consts"]], inputs[p["num_consts"] :]
-    if len(inputs) == carried:
-        raise UnsupportedError("scan over nothing")
     inside = graph.inside()
     own = _inputs(inside, [v.aval for v in body.jaxpr.invars[len(constants) :]])
     results = graph.shared.convert(inside, body.jaxpr, body.consts, constants + [_value(x) for x in own])
+    if len(inputs) == carried:  # Scan has to go over something, which tells it how often
+        rounds = graph.node("Expand", np.zeros(1, np.float32), graph.size(p["length"]))
+        inputs = [*inputs, tensor(rounds, (p["length"],), np.float32)]
+        own = [*own, (inside.new_name("round"), np.dtype(np.float32), ())]
     sequences, stacked = len(inputs) - carried, len(results) - carried
     backward = int(p["reverse"])
+    directions = {"scan_input_directions": [backward] * sequences}
+    if stacked:
+        directions["scan_output_directions"] = [backward] * stacked
     names = graph.nodes_of(
         "Scan",
         len(results),
         *map(graph.name, inputs),
         body=Body(inside, own, _outputs(inside, results)),
         num_scan_inputs=sequences,
-        scan_input_directions=[backward] * sequences,
-        scan_output_directions=[backward] * stacked,
+        **directions,
     )
     avals = [v.aval for v in eqn.outvars]
     return [tensor(name, a.shape, a.dtype) for name, a in zip(names, avals, strict=True)]
