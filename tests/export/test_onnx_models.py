@@ -61,7 +61,7 @@ def save(detector: kpjax.Detector, size: tuple[int, int], preset: str, folder: p
     inputs = onnx_check.test_inputs(detector, size)
     feed = dict(zip([name for name, *_ in inputs_of(detector, size)], inputs, strict=True))
     scores = session.run(["scores"], feed)[0]
-    assert (scores > 0).sum() >= 20 and len(np.unique(scores)) >= 10, "nothing was compared"
+    assert (scores > 0).sum() >= 10 and len(np.unique(scores)) >= 8, "hardly anything was compared"
     return session
 
 

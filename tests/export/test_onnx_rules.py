@@ -73,12 +73,13 @@ def test_convolution(strides: Any, padding: Any, dilation: Any, groups: int) -> 
     compare(function, normal(3, 11, 9, 6))
 
 
-@pytest.mark.parametrize("padding", [[(2, 2), (2, 2)], [(1, 3), (0, 2)]])
-def test_transposed_convolution(padding: Any) -> None:
+@pytest.mark.parametrize("dilation", [(2, 3), (2, 2)])
+@pytest.mark.parametrize("padding", [[(2, 2), (2, 2)], [(1, 3), (0, 2)], [(3, 2), (1, 1)], [(2, 1), (3, 2)]])
+def test_transposed_convolution(padding: Any, dilation: Any) -> None:
     kernel = normal(4, 4, 3, 5)
 
     def function(x: Any) -> Any:
-        options = {"lhs_dilation": (2, 3), "dimension_numbers": layers.NHWC}
+        options = {"lhs_dilation": dilation, "dimension_numbers": layers.NHWC}
         return lax.conv_general_dilated(x, kernel, (1, 1), padding, **options)
 
     compare(function, normal(3, 5, 7, 3))

@@ -58,6 +58,8 @@ def reshape(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 def reshaped(graph: Graph, value: Value, shape: Sequence[Dim]) -> Value:
     """The value in another shape of as many elements."""
+    if len(shape) == len(value.shape) and all(same(a, b) for a, b in zip(shape, value.shape, strict=True)):
+        return value
     old = [i for i, d in enumerate(value.shape) if not same(d, 1)]
     new = [i for i, d in enumerate(shape) if not same(d, 1)]
     if len(old) == len(new) and all(same(value.shape[a], shape[b]) for a, b in zip(old, new, strict=True)):
