@@ -76,9 +76,9 @@ def _phases(graph: Graph, name: str, kernel: np.ndarray, padding: list[Any], sid
         along.append(list(zip(taps, before, behind, strict=True)))
     parts = []
     for (row, top, bottom), (column, left, right) in itertools.product(*along):
-        taps = kernel[:, :, row::2, column::2]
-        options = {"kernel_shape": list(taps.shape[2:]), "pads": [top, left, bottom, right]}
-        parts.append(graph.node("Conv", name, taps, **options))
+        part = kernel[:, :, row::2, column::2]
+        options = {"kernel_shape": list(part.shape[2:]), "pads": [top, left, bottom, right]}
+        parts.append(graph.node("Conv", name, part, **options))
     return graph.node("DepthToSpace", graph.node("Concat", *parts, axis=1), blocksize=2, mode="DCR")
 
 
