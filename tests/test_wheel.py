@@ -78,7 +78,8 @@ def test_it_holds_the_package_and_its_licences_alone(wheel: pathlib.Path) -> Non
     assert {n for n in names if not n.startswith(("kpjax/", info))} == set()
     assert {f"{info}licenses/LICENSE", f"{info}licenses/NOTICE"} <= names
     assert header["Name"] == "kpjax" and header["License-Expression"] == "Apache-2.0"
-    assert set(header.get_all("Provides-Extra") or ()) == {"cuda", "cuda12", "cuda13", "plan", "tpu", "torch", "test"}
+    extras = {"cuda", "cuda12", "cuda13", "onnx", "plan", "tpu", "torch", "test"}
+    assert set(header.get_all("Provides-Extra") or ()) == extras
 
 
 def test_it_lists_builds_and_predicts_without_tensorflow(site: pathlib.Path, tmp_path: pathlib.Path) -> None:

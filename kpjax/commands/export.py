@@ -1,4 +1,4 @@
-"""`kpjax export`: write a detector for JAX (StableHLO) or TensorFlow (SavedModel) alone."""
+"""`kpjax export`: write a detector for JAX (StableHLO), TensorFlow (SavedModel) or onnxruntime alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 
 from kpjax.config import Config
 from kpjax.errors import ConfigError
+from kpjax.export.onnx_file import require_onnx, save_onnx
 from kpjax.export.saved_model import save_for_tensorflow
 from kpjax.export.stablehlo import PLATFORMS, export, exportable, inputs_of, outputs_of
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.description = (
         "Write a detector as StableHLO for CPU, CUDA and TPU, any batch, with a loader of ten lines; and as a "
-        "SavedModel of TensorFlow."
+        "SavedModel of TensorFlow, and as one ONNX file."
     )
     parser.add_argument("--checkpoint", required=True, help="work directory of train.py, or an inference checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
@@ -58,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="write DIR/saved_model too, for TensorFlow; the weights stand in it once more",
     )
+    parser.add_argument(
+        "--onnx",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="write DIR/model.onnx too, from uint8 images to detections, and compare what onnxruntime finds with it",
+    )
     parser.add_argument("--top-k", type=int, default=100, help="detections an image (default %(default)s)")
 
 
@@ -75,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or "."
     if os.path.isdir(out) and os.listdir(out) and not os.path.exists(os.path.join(out, INFO)):
         raise ConfigError(f"--out {out} holds files that are no export; name another folder, or empty it")
+    if args.onnx:
+        require_onnx()
     loaded = load_inference(args.checkpoint)
     detector, config = loaded.detector, loaded.config
     trained = (config.augment.height, config.augment.width) if config else detector.preprocess.one_canvas
@@ -97,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
             file.write(text)
     if args.saved_model:
         save_for_tensorflow(detector, tree, leaves, size, preset, args.top_k, os.path.join(folder, "saved_model"))
+    if args.onnx:
+        path = os.path.join(folder, "model.onnx")
+        off = save_onnx(detector, tree, leaves, size, preset, args.top_k, loaded.names, path)
+        print(f"{path}: onnxruntime's boxes are within {max(off, 1e-6):.1g} pixels of JAX's, at batches of 1 and 3")
     files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
     megabytes = sum(map(os.path.getsize, files)) / 1e6
     whose = "" if args.preset or config is None else " (the configuration's)"

@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
     "voc": Command("data", "kpjax.commands.voc", "convert Pascal VOC annotations to COCO JSON"),
     "yolo": Command("data", "kpjax.commands.yolo", "convert YOLO labels to COCO JSON"),
     "convert": Command("models", "kpjax.commands.convert", "turn a released PyTorch checkpoint into one of kpjax"),
-    "export": Command("models", "kpjax.commands.export", "write a detector as StableHLO or for TensorFlow"),
+    "export": Command("models", "kpjax.commands.export", "write a detector as StableHLO, ONNX or for TensorFlow"),
     "plan": Command("models", "kpjax.commands.plan", "memory and time of a step on TPUs or GPUs that are not here"),
 }
 FOLDER = "kpjax.commands.train_folder"  # `kpjax train --data FOLDER`

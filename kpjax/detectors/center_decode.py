@@ -73,7 +73,7 @@ def best_centers(maps: dict[str, Array], top_k: int, rules: Rules) -> CenterPeak
 def average_with_mirror(maps: Array) -> Array:
     """Maps of [images; mirrored images], (2B, h, w, .) -> their average in the plain images, (B, h, w, .)."""
     half = maps.shape[0] // 2
-    return (maps[:half] + maps[half:, :, ::-1]) / 2
+    return (maps[:half] + maps[half:][:, :, ::-1]) / 2
 
 
 def merge_flip(maps: dict[str, Array], *, rules: Rules) -> dict[str, Array]:

@@ -212,9 +212,9 @@ def merge_flip(maps: dict[str, Array], *, config: PoseConfig, points: PointSet) 
     """
     half, partner = maps["wh"].shape[0] // 2, np.array(points.mirror)
     heat = jax.nn.sigmoid(maps["joint_heatmap"].astype(jnp.float32))
-    heat = jnp.concatenate([heat[:half], heat[half:, ..., partner]])
+    heat = jnp.concatenate([heat[:half], heat[half:][..., partner]])
     xy = maps["keypoint_offset"].reshape(*maps["wh"].shape[:3], -1, 2)
-    mirrored = xy[half:, :, :, partner] * jnp.asarray([-1.0, 1.0])
+    mirrored = xy[half:][:, :, :, partner] * jnp.asarray([-1.0, 1.0])
     xy = jnp.concatenate([xy[:half], mirrored]).reshape(maps["keypoint_offset"].shape)
     return merge_center_flip(maps, rules=config.rules) | {
         "joint_scores": average_with_mirror(heat),

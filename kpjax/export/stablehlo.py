@@ -25,16 +25,21 @@ def export(detector: Detector, tree: Any, leaves: list[Any], size: tuple[int, in
     """
     import jax
 
-    from kpjax.inference.program import protocol_of
-
-    if protocol_of(detector, preset).merge is not None:
-        single = " or ".join(exportable(detector))
-        raise ConfigError(f"preset {preset!r} of {detector.name} merges several programs; export {single}")
+    check_preset(detector, preset)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
     (batch,) = jax.export.symbolic_shape("b")
     inputs = [jax.ShapeDtypeStruct((batch, *shape), dtype) for _, shape, dtype in inputs_of(detector, size)]
     program = one_program(detector, tree, size, preset, top_k)
     return jax.export.export(jax.jit(program), platforms=PLATFORMS)(shapes, *inputs)
+
+
+def check_preset(detector: Detector, preset: str) -> None:
+    """Raise ConfigError, one line, unless the detector's test protocol of that name is one program."""
+    from kpjax.inference.program import protocol_of
+
+    if protocol_of(detector, preset).merge is not None:
+        single = " or ".join(exportable(detector))
+        raise ConfigError(f"preset {preset!r} of {detector.name} merges several programs; export {single}")
 
 
 def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: str, top_k: int) -> Callable[..., Any]:

@@ -246,7 +246,7 @@ def test_the_size_that_is_not_given(
         raise UserError(f"would export {size}")
 
     monkeypatch.setattr("kpjax.commands.export.export", export)
-    command = argparse.Namespace(checkpoint="x", out=str(tmp_path), size=None, preset=None, top_k=100)
+    command = argparse.Namespace(checkpoint="x", out=str(tmp_path), size=None, preset=None, top_k=100, onnx=False)
     with pytest.raises(UserError, match=re.escape(f"would export {size}")):
         run(command)
 
@@ -284,7 +284,7 @@ def test_the_preset_is_the_configuration_s(
 
     monkeypatch.setattr("kpjax.commands.export.export", export)
     arguments = argparse.Namespace(
-        checkpoint="x", out=str(tmp_path), size=None, preset=given, top_k=100, saved_model=False
+        checkpoint="x", out=str(tmp_path), size=None, preset=given, top_k=100, saved_model=False, onnx=False
     )
     assert run(arguments) == 0 and presets == [exported]
     assert json.loads((tmp_path / "export.json").read_text())["preset"] == exported
