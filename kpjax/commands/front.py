@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -173,6 +174,9 @@ def call(program: Callable[[], int]) -> int:
     try:
         with getting_through():
             return program()
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes
+        return 1
     except (UserError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.strerror:

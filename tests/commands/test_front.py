@@ -289,3 +289,12 @@ def test_handlers_are_put_back() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_word() -> None:
+    """As in `kpjax recipes | head -1`."""
+    program = [sys.executable, "-m", "kpjax", "recipes"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 1 and process.stderr.read() == b""
