@@ -1,6 +1,7 @@
 """Which settings suit a data set and a machine?  A configuration, and the reason of each choice in it.
 
-The defaults are those of `configs/bccd_r18.py`, the best that is known here for a few hundred images.
+On a CPU boxes are learnt from random weights by a small network, which sees more images in the same minutes
+(docs/recipes.md); what else there is has the settings of `configs/bccd_r18.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ STEPS_AN_EPOCH = 25  # at least: a larger batch would leave a small data set too
 EPOCHS, LEAST_STEPS = 60, 1500
 RATE = 5e-4  # Adam's, for batches of 8 to 128 images
 DROP = 0.75  # of the run, after which the rate is a tenth
+# `centernet_r18` of half the width and without its last stage: a fifth of the operations.
+SMALL: dict[str, Any] = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
+SMALL_EPOCHS, SMALL_LEAST_STEPS, SMALL_RATE = 130, 3000, 1.5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,18 +189,24 @@ def _choose_batch(config: Config, facts: Facts, machine: Machine, reasons: dict[
 
 def choose_steps(config: Config, facts: Facts, wishes: Wishes, reasons: dict[str, str]) -> None:
     """Set rate and steps for `config.batch`, and their reasons."""
-    config.optim.lr = RATE * min(1.0, config.batch / BATCHES[0])
-    config.optim.lr_batch, config.optim.drops = config.batch, (DROP,)
-    reasons["optim.lr"] = "Adam's for a few hundred images and for COCO, a tenth of it in the last quarter"
+    small = config.model.options == SMALL
+    config.optim.lr = (SMALL_RATE if small else RATE) * min(1.0, config.batch / BATCHES[0])
+    config.optim.lr_batch = config.batch
+    if small:
+        config.optim.schedule = "cosine"
+        reasons["optim.lr"] = "Adam's for this network, after a warm-up; it falls to zero as a cosine"
+        reasons["optim.ema"] = "the weights' average over the last seventh of the run is evaluated"
+    else:
+        config.optim.drops = (DROP,)
+        reasons["optim.lr"] = "Adam's for a few hundred images and for COCO, a tenth of it in the last quarter"
     if wishes.epochs:
         set_steps(config, max(1, round(wishes.epochs * facts.images / config.batch)))
         reasons["steps"] = f"--epochs {wishes.epochs:g} of {facts.images:,} images"
         return
-    set_steps(config, max(LEAST_STEPS, round(EPOCHS * facts.images / config.batch)))
+    passes, least = (SMALL_EPOCHS, SMALL_LEAST_STEPS) if small else (EPOCHS, LEAST_STEPS)
+    set_steps(config, max(least, round(passes * facts.images / config.batch)))
     epochs = config.steps * config.batch / facts.images
-    reasons["steps"] = (
-        f"{epochs:,.0f} epochs: at least {EPOCHS}, and at least {LEAST_STEPS:,} steps; --minutes sets them"
-    )
+    reasons["steps"] = f"{epochs:,.0f} epochs: at least {passes}, and at least {least:,} steps; --minutes sets them"
 
 
 def set_steps(config: Config, steps: int, evaluations: int = 5) -> None:
@@ -206,6 +216,9 @@ def set_steps(config: Config, steps: int, evaluations: int = 5) -> None:
     config.eval.every = math.ceil(steps / evaluations) if evaluations > 1 else 0
     config.checkpoint.every = min(1000, max(20, math.ceil(steps / 15)))
     config.log_every = min(10, max(1, steps // 10))
+    if config.optim.schedule == "cosine":
+        config.optim.warmup_steps = min(100, steps // 10)
+        config.optim.ema = min(0.9998, max(0.0, round(1 - 7 / steps, 4)))
 
 
 def steps_in_time(seconds: float, step: float, evaluation: float) -> tuple[int, int]:

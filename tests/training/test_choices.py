@@ -11,7 +11,7 @@ import pytest
 from kpjax.config import Config, differences, flat
 from kpjax.data.source import Annotations, make_source
 from kpjax.errors import ConfigError
-from kpjax.training.choices import Choices, Facts, Machine, Wishes, choose, facts_of, set_steps, steps_in_time
+from kpjax.training.choices import SMALL, Choices, Facts, Machine, Wishes, choose, facts_of, set_steps, steps_in_time
 from kpjax.training.config_file import config_text
 
 CPU, GPU = Machine("cpu", 1, 2**34), Machine("gpu", 1, 2**36)
@@ -33,6 +33,17 @@ def test_a_few_hundred_images_on_a_cpu_are_the_recipe_of_bccd() -> None:
     # 28 objects fit into fewer slots; 1,537 steps are 60 epochs.
     assert changed == {"data.max_boxes", "steps", "eval.every", "checkpoint.every"}
     assert config.steps == round(60 * 205 / 8) and config.data.max_boxes == 32
+
+
+def test_a_small_network_gets_its_own_schedule() -> None:
+    config = choose(BCCD, CPU, Wishes(), "centernet_r18", dict(SMALL), "on a CPU").config.check()
+    assert config.model.options == SMALL and (config.optim.schedule, config.optim.lr) == ("cosine", 1.5e-3)
+    assert config.steps == round(130 * 205 / 8) and (config.optim.warmup_steps, config.optim.ema) == (100, 0.9979)
+    set_steps(config, 20)
+    assert (config.optim.warmup_steps, config.optim.ema) == (2, 0.65)
+    assert set_steps(config, 3) is None and config.check().optim.ema == 0
+    other = chosen(BCCD).config
+    assert (other.optim.schedule, other.optim.ema, other.optim.warmup_steps) == ("step", 0, 0)
 
 
 def test_small_objects_get_a_larger_input() -> None:
