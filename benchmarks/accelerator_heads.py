@@ -7,7 +7,7 @@ places are compared with those that a CPU gave, which lie in accelerator_heads.n
 heads in the order of stack and name.
 
 The figure is the largest difference of a head's values over the largest value of that head.  `TOLERANCE` lies between
-what float32 on two kinds of machine differs by and what products in TensorFloat-32 or bfloat16 do.
+what float32 in another order of sums differs by, some 3e-6, and weights rounded to TensorFloat-32, from 3e-4 on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STORED = pathlib.Path(__file__).with_name("accelerator_heads.npz")
 CLASSES = 80
 SIDE = 128  # pixels
 SAMPLES = 64  # values a head
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 _COMPILED_AT_ONCE = 8  # programs, where the machine has as many processors twice
 # The last BatchNorm of a residual block, whose scale decides how far its sums grow from block to block.
 _ENDS = ("bn2/scale", "bn3/scale", "second/bn/scale")
