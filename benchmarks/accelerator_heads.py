@@ -7,7 +7,7 @@ places are compared with those that a CPU gave, which lie in accelerator_heads.n
 heads in the order of stack and name.
 
 The figure is the largest difference of a head's values over the largest value of that head.  `TOLERANCE` lies between
-what float32 in another order of sums differs by, some 3e-6, and weights rounded to TensorFloat-32, from 3e-4 on.
+what sums in another order change, some 3e-6, and what weights rounded to TensorFloat-32 do, some 1e-3.
 """
 
 from __future__ import annotations

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import functools
 import gc
 import io
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,10 +68,10 @@ def build(kind: str, config: Config, variables: Any) -> dict[str, Program]:
     }
 
 
-def if_it_fits(what: str, function: Callable[[], Any]) -> Any:
+def if_it_fits(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns; None, and a line, where the device's memory does not hold it."""
     try:
-        return function()
+        return function(*arguments)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -139,20 +138,21 @@ def loop_seconds(config: Config, steps: int, rounds: int) -> float:
         return statistics.median(np.diff(asked[5::steps])) / steps
 
 
-def profile(kind: str, config: Config, variables: Any, folder: str) -> list[dict[str, Any]]:
-    """The ten longest operations of one step, printed; empty where the trace has none that can be read."""
-    program = build(kind, config, variables)["step"]
-    jax.block_until_ready(program.run())
+def longest_operations(program: Program, folder: str) -> list[dict[str, Any]]:
+    """The ten longest operations of one run, which leaves its trace in the folder; empty where it has none to read."""
     names = operation_names(program.executable.as_text())
-    spent = operation_times(program.run, os.path.join(folder, f"{config.model.name}-{kind}"), names)
+    spent = operation_times(program.run, folder, names)
     total = sum(spent.values())
-    top = [{"ms": ms, "share": ms / total, "name": n, "source": names[n]} for n, ms in spent.most_common(10)]
-    print(f"  {config.model.name} {kind}, batch {config.batch}: the longest operations of one step", flush=True)
-    for one in top:
+    return [{"ms": ms, "share": ms / total, "name": n, "source": names[n]} for n, ms in spent.most_common(10)]
+
+
+def show_operations(row: dict[str, Any]) -> None:
+    """Print them."""
+    print(f"  {row['model']} {row['kind']}, batch {row['batch']}: the longest operations of one step", flush=True)
+    for one in row["operations"]:
         print(f"  {one['ms']:9.3f} ms {100 * one['share']:5.1f}%  {one['name']:32}  {one['source'][-100:]}")
-    if not top:
-        print(f"  the trace has no operation that can be read here; open it: {folder}")
-    return top
+    if not row["operations"]:
+        print("  the trace has no operation that can be read here; --profile keeps it")
 
 
 class Clock:
@@ -187,7 +187,7 @@ def expected_memory(rows: list[dict[str, Any]], batch: int) -> float:
 
 
 def measure_model(name: str, rates: Rates, args: argparse.Namespace, report: Report) -> None:
-    """All rows of a model that the time allows: batch after batch, both kinds of step, compiled side by side.
+    """All rows of a model that the time allows: the two smallest batches, then one after another.
 
     Then, of each kind's best batch, the longest operations, and in training the loop of train.py.
     report: is given each row as it is measured, and again when something was added to it.
@@ -196,52 +196,77 @@ def measure_model(name: str, rates: Rates, args: argparse.Namespace, report: Rep
     detector = from_config(model_config(name, 1, args.dtype, args.tiny), 3 if args.tiny else 80)
     variables = start_weights(leaf_shapes(detector))
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    kinds = list(KINDS)
+    full: set[str] = set()  # kinds whose larger batches do not fit
     limit = device_memory().get("bytes_limit", float("inf"))
-    for batch in args.batches:
-        for kind in list(kinds):
-            if expected_memory(rows[kind], batch) > limit:
-                print(f"  {name} {kind}, batch {batch}: would not fit the memory", flush=True)
-                kinds.remove(kind)
-        if not kinds or not clock.allows("batch", f"{name}, batch {batch}"):
+    for batches in (args.batches[:2], *([batch] for batch in args.batches[2:])):
+        for kind in KINDS:
+            if kind not in full and expected_memory(rows[kind], batches[0]) > limit:
+                print(f"  {name} {kind}, batch {batches[0]}: would not fit the memory", flush=True)
+                full.add(kind)
+        what = f"{name}, batch {' and '.join(map(str, batches))}"
+        if full.issuperset(KINDS) or not clock.allows("batches", what):
             break
-        config = model_config(name, batch, args.dtype, args.tiny)
-        fits = {kind: functools.partial(if_it_fits, f"{name} {kind}, batch {batch}") for kind in kinds}
-        with clock.timed("batch"), concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:
-            make = {kind: functools.partial(build, kind, config, variables) for kind in kinds}
-            built = {kind: pool.submit(fits[kind], make[kind]) for kind in kinds}
-            concurrent.futures.wait(built.values())  # nothing is timed beside a compiler
-            for kind in list(kinds):
-                programs = built.pop(kind).result()
-                measured = functools.partial(measure, kind, config, programs, rates, args.steps, args.rounds)
-                row = programs and fits[kind](measured)
-                programs = measured = None  # frees the device's arrays
-                if row is None:
-                    kinds.remove(kind)
-                    continue
-                rows[kind].append(row)
-                report(row)
-    best = [max(rows[kind], key=lambda row: row["images_per_s"]) for kind in KINDS[::-1] if rows[kind]]
-    again = clock.took.get("batch", 0.0) / 3  # compiled before: what is left is to trace the program again
-    with tempfile.TemporaryDirectory() as temporary:
-        for row in best:
-            if clock.allows("profile", f"{name} {row['kind']}, profile", again):
-                config = model_config(name, row["batch"], args.dtype, args.tiny)
-                with clock.timed("profile"):
-                    row["operations"] = profile(row["kind"], config, variables, args.profile or temporary)
-                report(row)
-    for row in best:
+        with clock.timed("batches"):
+            _measure_batches(name, batches, variables, rates, args, rows, full, report)
+    for kind in KINDS[::-1]:
+        best = max(rows[kind], key=lambda row: row["images_per_s"], default=None)
+        if best:
+            show_operations(best)
+        # Compiled before: what is left is to trace the program again.
+        again = clock.took.get("batches", 0.0) / 3
         one_device = jax.device_count() == 1  # the loop would use them all
-        if row["kind"] == "training" and one_device and clock.allows("loop", f"{name}, train.py's loop", again):
-            _add_loop(row, args)
+        if best and kind == "training" and one_device and clock.allows("loop", f"{name}, train.py's loop", again):
+            _add_loop(best, args)
+            report(best)
+
+
+def _measure_batches(
+    name: str,
+    batches: Sequence[int],
+    variables: Any,
+    rates: Rates,
+    args: argparse.Namespace,
+    rows: dict[str, list[dict[str, Any]]],
+    full: set[str],
+    report: Report,
+) -> None:
+    """Compile the steps of some batches side by side, then measure and profile one after another.
+
+    rows, full: of each kind the rows, and the kinds that do not fit; both are added to.
+    """
+    steps = [(kind, batch) for batch in batches for kind in KINDS if kind not in full]
+    configs = {step: model_config(name, step[1], args.dtype, args.tiny) for step in steps}
+    with concurrent.futures.ThreadPoolExecutor(len(steps)) as pool:
+        built = {
+            (kind, batch): pool.submit(
+                if_it_fits, f"  {name} {kind}, batch {batch}", build, kind, configs[kind, batch], variables
+            )
+            for kind, batch in steps
+        }
+    # All are compiled here: nothing is timed beside a compiler.
+    for kind, batch in steps:
+        programs = built.pop((kind, batch)).result()
+        if kind in full:
+            continue
+        arguments = kind, configs[kind, batch], programs, rates, args.steps, args.rounds
+        row = programs and if_it_fits(f"  {name} {kind}, batch {batch}", measure, *arguments)
+        if row:
+            rows[kind].append(row)
             report(row)
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = os.path.join(args.profile or temporary, f"{name}-{kind}-{batch}")
+                row["operations"] = longest_operations(programs["step"], folder)
+            report(row)
+        else:
+            full.add(kind)
+        del programs, arguments  # the device's arrays with them
 
 
 def _add_loop(row: dict[str, Any], args: argparse.Namespace) -> None:
     """Measure train.py's loop at the batch of a row of training."""
     config = model_config(row["model"], row["batch"], args.dtype, args.tiny)
-    measured = functools.partial(loop_seconds, config, args.steps, args.rounds)
-    row["loop_s"] = if_it_fits(f"{row['model']} in train.py's loop, batch {config.batch}", measured)
+    what = f"  {row['model']} in train.py's loop, batch {config.batch}"
+    row["loop_s"] = if_it_fits(what, loop_seconds, config, args.steps, args.rounds)
     if row["loop_s"]:
         row["loop"] = (row["loop_s"] - row["seconds"]) / row["loop_s"]
         print(f"  {row['model']}, batch {config.batch}: {100 * row['loop']:.1f}% of train.py's loop is not the step")
