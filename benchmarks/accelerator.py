@@ -65,7 +65,7 @@ HERE = ROOT / "benchmarks"
 MODELS = ("centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104", "triplet_hg104")
 BATCHES = [1, 16, 64]
 _HEADS_SHARE, _STEPS_SHARE = 0.2, 0.65  # of the time that is left, and of a model's
-_LONGER = 60.0  # seconds that PyTorch may take beyond its share, when it compiles
+_LONGER = 120.0, 60.0  # seconds that kpjax's steps and PyTorch may take beyond their shares, when they compile
 _LAST = 15.0  # seconds before the end: nothing is begun, and then what still runs is stopped
 
 
@@ -156,9 +156,12 @@ class Command:
             self.failed.append(what)
         return rows, code
 
-    def part(self, name: str, what: str, share: float, *options: str) -> tuple[list[dict[str, Any]], int]:
+    def part(
+        self, name: str, what: str, share: float, *options: str, longer: float = float("inf")
+    ) -> tuple[list[dict[str, Any]], int]:
         """Run a part of accelerator_part.py."""
-        return self.start(what, [str(HERE / "accelerator_part.py"), *self.arguments, "--part", name, *options], share)
+        program = [str(HERE / "accelerator_part.py"), *self.arguments, "--part", name, *options]
+        return self.start(what, program, share, longer)
 
     def keep(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add rows to the result, and write it."""
@@ -186,11 +189,12 @@ class Command:
             with_torch = not (args.no_torch or torch) and name in MODELS
             model_end = self.left() * (1 - share)  # what is left for the others
             options = ("--models", name, "--rates", *rates)
-            rows, _ = self.part("steps", f"{name}, steps", share * (_STEPS_SHARE if with_torch else 1), *options)
+            of_model = _STEPS_SHARE if with_torch else 1.0
+            rows, _ = self.part("steps", f"{name}, steps", share * of_model, *options, longer=_LONGER[0])
             self.keep("rows", rows)
             if with_torch:
                 share = max(0.0, 1 - model_end / self.left()) if self.left() > 0 else 0.0
-                rows, _ = self.start(f"{name}, PyTorch", self._torch_program(name, rows), share, _LONGER)
+                rows, _ = self.start(f"{name}, PyTorch", self._torch_program(name, rows), share, _LONGER[1])
                 self.keep("rows", rows)
         if self.result["rows"]:
             accelerator_table.summary(self.result["rows"])
