@@ -1,14 +1,24 @@
-"""Training and inference on one accelerator, beside the least time that their convolutions could take on it.
+"""The first run on an accelerator: is kpjax right there, how fast is it, and what does PyTorch reach.
 
-    python benchmarks/accelerator.py --json accelerator.json
-    python benchmarks/accelerator.py --models centernet_r18 --batches 1 64 --profile traces
-    python benchmarks/accelerator.py --tiny               narrow networks at 64 pixels, also on a CPU: a check
+    python benchmarks/accelerator.py --json accelerator.json       within ten minutes; everything below
+    python benchmarks/accelerator.py --minutes 30 --profile traces
+    python benchmarks/accelerator.py --models centernet_r18 --batches 1 64 --no-heads --no-torch
+    python benchmarks/accelerator.py --tiny                narrow networks at 64 pixels, also on a CPU: a check
+    python benchmarks/accelerator.py --write-heads         on a CPU: write the values that heads are compared with
 
-Each model runs at the size it was published with (512x512, corner methods 511x511), with random weights and batches of
-1, 2, 4, ... 256 images (--batches), until one does not fit the memory; * marks the one with most images a second.
+Needs this working tree, JAX, Flax and Optax; no installation of kpjax, no TensorFlow, no network; PyTorch for its
+columns.  Three parts, each model's in a process of its own, so that none holds another's memory:
+
+    heads    every network at precision "highest" against a CPU's values (accelerator_heads.py): pass or FAIL
+    steps    five models at the size they were published with (512x512, corner methods 511x511), random weights,
+             batches of 1, 16 and 64 images (--batches), until one does not fit the memory or the time
+    torch    the same networks in PyTorch (torch_step.py says what its steps hold): as it is, with channels last, and
+             compiled
+
+Rows are printed, and --json written, as they come.  --minutes are divided over the parts; what there was no time for is
+named, and a second run goes on faster, since compiled programs are kept.  The most important models come first.
 Medians of rounds; a round starts --steps steps and waits for the last, so that the host's work is done beside the
 device's.  Training is the whole step of train.py, its state donated; inference goes from uint8 canvases to detections.
-Needs no TensorFlow.  Columns:
 
     floor     the sum over the forward network's convolutions of max(FLOPs / matmul rate, bytes / copy bandwidth), three
               times that for training.  Both rates are measured first: the best of some large matrix products, and a
@@ -20,273 +30,43 @@ Needs no TensorFlow.  Columns:
     of floor  floor / time: at 100% the step takes no longer than its floor
     of matmul FLOPs a second over the matmul rate
     decode    inference: what the step takes longer than the network alone, as a share of the step
-    loop      training, the best batch: how much longer a step takes in train.py's own loop (batches from the host's
-              memory, metrics read two steps late, its log) than on data already there, as a share of the former.  Not
-              measured where JAX sees more than one device, since the loop would use them all
+    launches  kernels, copies and calls of libraries of one step, on GPUs, from the compiled program
+    plan MiB  the step's memory by the compiler's account, as `python -m kpjax plan` gives it
+    peak MiB  what the device's allocator held at most, where this step raised it
+
+Of each kind's best batch follow the ten longest operations of one step (--profile DIR keeps the traces, --json the
+operations of all; profile_step.py sums them by layer) and, for training, how much of a step in train.py's own loop
+(batches from the host's memory, metrics read two steps late, its log) is not the step; not measured where JAX sees
+more than one device.
 
 Goals: HG-104 at 40% of matmul in training and 50% in inference; every model at 50% of its floor; decode under 3%; loop
-under 2% (centernet_r18).  A goal missed is no error: the exit code is 0.  --profile DIR keeps a trace of one step of
-each best batch and prints its ten longest operations; profile_step.py sums them by layer.
+under 2% (centernet_r18).  A goal missed is no error: the exit code is 0.  It is 1 where heads differ, or a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import functools
-import gc
-import io
+import importlib.util
 import json
-import math
 import os
 import pathlib
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import step as step_benchmark
-from compile_time import model_config
-from deform_conv import copy_rate, seconds
-from jax.extend import core as jex
-from profile_step import operation_names, operation_times
-from step import Program
+import accelerator_table
 
-from kpjax.config import Config
-from kpjax.data import memory
-from kpjax.detectors import from_config
-from kpjax.detectors.base import Detector
-from kpjax.errors import UserError
-from kpjax.inference.program import make_parts
-from kpjax.parallel.compiling import keep_compiled
-from kpjax.parallel.sharding import make_mesh
-from kpjax.parallel.startup import skip_absent_tpu
-from kpjax.training.run import run
-
+ROOT = pathlib.Path(__file__).parents[1]
+HERE = ROOT / "benchmarks"
 MODELS = ("centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104", "triplet_hg104")
-BATCHES = [2**n for n in range(9)]
-COLUMNS = ("batch", "ms", "spread", "images/s", "floor ms", "of floor", "of matmul", "decode", "loop", "MiB")
-
-
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """A convolution or a matrix product.  elements: of input, weights and output, each once."""
-
-    multiply_adds: int
-    elements: int
-
-
-def products(jaxpr: Any) -> list[Product]:
-    """The products on which a program's results depend, in its form for devices other than CPUs."""
-    found = []
-    needed = set(map(id, jaxpr.outvars))
-    for equation in reversed(jaxpr.eqns):
-        if needed.isdisjoint(map(id, equation.outvars)):
-            continue
-        needed |= set(map(id, equation.invars))
-        found += _products_of(equation)
-    return found
-
-
-def _products_of(equation: Any) -> list[Product]:
-    name, parameters = equation.primitive.name, equation.params
-    arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
-    once = sum(math.prod(a.shape) for a in arrays)
-    if name == "conv_general_dilated":
-        features = arrays[1].shape[parameters["dimension_numbers"].rhs_spec[0]]
-        taps = arrays[1].size // features  # with their channels; of a dilated input only one in so many falls on a cell
-        return [Product(arrays[-1].size * taps // math.prod(parameters["lhs_dilation"]), once)]
-    if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        return [Product(arrays[-1].size * math.prod(arrays[0].shape[axis] for axis in contracted), once)]
-    if name == "cond":
-        branches = [products(branch.jaxpr) for branch in parameters["branches"]]
-        platforms = parameters.get("branches_platforms")
-        if platforms:
-            return branches[platforms.index(None)]
-        return max(branches, key=lambda branch: sum(p.multiply_adds for p in branch))
-    inner = [p for called in jex.jaxprs_in_params(parameters) for p in products(called)]
-    if name == "scan":
-        inner *= parameters["length"]
-    if inner and name == "custom_vjp_call":
-        # One operation with a gradient of its own: its intermediate arrays, such as columns, do not count.
-        constants = sum(math.prod(a.shape) for a in arrays[: parameters["num_consts"]])
-        return [Product(sum(p.multiply_adds for p in inner), once - constants)]
-    return inner
-
-
-def network_products(detector: Detector, batch: int, size: tuple[int, int], training: bool) -> list[Product]:
-    """`products` of the network's forward pass.  size: height and width of the images."""
-    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
-    one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: detector.net.init(jax.random.key(0), x, train=False), one)
-
-    def forward(variables: Any, images: Any) -> Any:
-        outputs: Any = detector.net.apply(variables, images, train=False)
-        return outputs if training else outputs[-1]
-
-    return products(jax.make_jaxpr(forward)(variables, images).jaxpr)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """What the device reaches a second: a matrix product's FLOPs, and a copy's bytes, read and written."""
-
-    flops: float
-    bytes: float
-
-    def floor(self, found: Sequence[Product], width: int) -> float:
-        """Seconds of `found` at these rates.  width: bytes of an element."""
-        return sum(max(2 * p.multiply_adds / self.flops, width * p.elements / self.bytes) for p in found)
-
-
-def measure_rates(dtype: str, tiny: bool) -> Rates:
-    """The best of some sizes, and the medians of nine rounds of ten runs."""
-    best = 0.0
-    for side in (256, 512) if tiny else (4096, 8192, 16384):
-        a = jax.random.normal(jax.random.key(0), (side, side), dtype)
-        multiply = jax.jit(jnp.matmul).lower(a, a).compile()
-        once = statistics.median([seconds(lambda m=multiply, a=a: m(a, a), 10) for _ in range(10)][1:])
-        best = max(best, 2 * side**3 / once)
-    return Rates(best, copy_rate(1024 if tiny else 8192, 10))
-
-
-def build(kind: str, config: Config) -> dict[str, Program]:
-    """The programs to time: "step", and the "network" alone for inference."""
-    detector = from_config(config, config.model.num_classes)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    if kind == "training":
-        return {"step": step_benchmark.training(detector, config, mesh)}
-    inputs = step_benchmark.inference_inputs(detector, config, mesh)
-    heads_of, _ = make_parts(detector, mesh)
-    network, flops, compile_s, size = step_benchmark.compiled(jax.jit(heads_of), *inputs[:3])
-    return {
-        "step": step_benchmark.inference(detector, config, mesh, inputs),
-        "network": Program(lambda: network(*inputs[:3]), config.batch, flops, compile_s, size),
-    }
-
-
-def if_it_fits(what: str, function: Callable[[], Any]) -> Any:
-    """What the function returns; None, and a line, where the device's memory does not hold it."""
-    try:
-        return function()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-    gc.collect()  # what the error's frames held
-    print(f"{what}: does not fit the memory", flush=True)
-    return None
-
-
-def measure(kind: str, config: Config, rates: Rates, steps: int, rounds: int) -> dict[str, Any]:
-    """The figures of one batch size."""
-    programs = build(kind, config)
-    step_benchmark.measure(programs, steps, rounds)
-    times = programs["step"].seconds
-    median = statistics.median(times)
-    detector = from_config(config, config.model.num_classes)
-    size = (config.augment.height, config.augment.width)
-    found = network_products(detector, config.batch, size, kind == "training")
-    passes = 3 if kind == "training" else 1
-    floor = passes * rates.floor(found, jnp.dtype(config.model.dtype).itemsize)
-    multiply_adds = sum(p.multiply_adds for p in found)
-    row = {"model": config.model.name, "kind": kind, "batch": config.batch, "seconds": median, "rounds": times}
-    row |= {"images_per_s": config.batch / median, "floor_s": floor, "of_floor": floor / median}
-    row |= {"spread": (max(times) - min(times)) / median, "forward_multiply_adds": multiply_adds}
-    row |= {"of_matmul": passes * 2 * multiply_adds / median / rates.flops}
-    row |= {"memory_bytes": programs["step"].memory, "compile_s": programs["step"].compile_s}
-    if "network" in programs:
-        row["network_s"] = statistics.median(programs["network"].seconds)
-        row["decode"] = (median - row["network_s"]) / median
-    return row
-
-
-class _Enough(Exception):
-    """Ends train.py's loop without a checkpoint."""
-
-
-def loop_seconds(config: Config, steps: int, rounds: int) -> float:
-    """Seconds of one step in train.py's own loop, fed with a batch that lies in the host's memory."""
-    batch = step_benchmark.random_batch(config, config.model.num_classes)
-    asked: list[float] = []
-
-    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
-        for _ in range(5 + steps * rounds):
-            asked.append(time.perf_counter())
-            yield batch
-        asked.append(time.perf_counter())
-        raise _Enough
-
-    record = (batch["canvas"][0], np.array([[0, 0, 9, 9]]), np.array([config.model.num_classes - 1]))
-    source, _ = memory._from_arrays([record], None)
-    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.suppress(_Enough):
-            run(config, workdir, train_source=source, batches=batches)
-            raise KeyboardInterrupt  # it returns only after a Ctrl-C, which is meant for this program too
-        return statistics.median(np.diff(asked[5::steps])) / steps
-
-
-def show(row: dict[str, Any], best: bool) -> None:
-    """A line of the table."""
-
-    def percent(name: str) -> str:
-        return f"{100 * row[name]:.1f}%" if row.get(name) is not None else "-"
-
-    cells = (
-        *(f"{row['batch']}{'*' if best else ''}", f"{1e3 * row['seconds']:.2f}", percent("spread")),
-        *(f"{row['images_per_s']:.1f}", f"{1e3 * row['floor_s']:.2f}", percent("of_floor"), percent("of_matmul")),
-        *(percent("decode"), percent("loop"), f"{row['memory_bytes'] / 2**20:.0f}" if row["memory_bytes"] else "-"),
-    )
-    print(f"{row['model']:18}{row['kind']:10}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
-
-
-def profile(kind: str, config: Config, folder: str) -> list[dict[str, Any]]:
-    """The ten longest operations of one step, printed; empty where the trace has none that can be read."""
-    program = build(kind, config)["step"]
-    jax.block_until_ready(program.run())
-    names = operation_names(program.executable.as_text())
-    spent = operation_times(program.run, os.path.join(folder, f"{config.model.name}-{kind}"), names)
-    total = sum(spent.values())
-    top = [{"ms": ms, "share": ms / total, "name": n, "source": names[n]} for n, ms in spent.most_common(10)]
-    for one in top:
-        print(f"  {one['ms']:9.3f} ms {100 * one['share']:5.1f}%  {one['name']:32}  {one['source'][-110:]}")
-    if not top:
-        print(f"  the trace has no operation that can be read here; open it: {folder}")
-    return top
-
-
-def measure_model(name: str, rates: Rates, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of a model, printed."""
-    rows: list[dict[str, Any]] = []
-    for kind in ("training", "inference"):
-        of_kind: list[dict[str, Any]] = []
-        for batch in args.batches:
-            config = model_config(name, batch, args.dtype, args.tiny)
-            measured = functools.partial(measure, kind, config, rates, args.steps, args.rounds)
-            row = if_it_fits(f"{name} {kind}, batch {batch}", measured)
-            if row is None:
-                break
-            of_kind.append(row)
-        if not of_kind:
-            continue
-        best = max(of_kind, key=lambda row: row["images_per_s"])
-        config = model_config(name, best["batch"], args.dtype, args.tiny)
-        if kind == "training" and jax.device_count() == 1:
-            measured = functools.partial(loop_seconds, config, args.steps, args.rounds)
-            best["loop_s"] = if_it_fits(f"{name} in train.py's loop, batch {config.batch}", measured)
-            best["loop"] = best["loop_s"] and (best["loop_s"] - best["seconds"]) / best["loop_s"]
-        for row in of_kind:
-            show(row, row is best)
-        if args.profile:
-            best["operations"] = profile(kind, config, args.profile)
-        rows += of_kind
-    return rows
+BATCHES = [1, 16, 64]
+_HEADS_SHARE, _STEPS_SHARE = 0.2, 0.65  # of the time that is left, and of a model's
+_LONGER = 120.0, 60.0  # seconds that kpjax's steps and PyTorch may take beyond their shares, when they compile
+_LAST = 15.0  # seconds before the end: nothing is begun, and then what still runs is stopped
 
 
 def positive(text: str) -> int:
@@ -296,48 +76,154 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line's."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--models", nargs="*", default=list(MODELS), help="whose steps are measured; none: heads alone")
+    made.add_argument("--batches", nargs="+", type=positive, help="images a step (default: 1, 16, 64)")
+    made.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    made.add_argument("--steps", type=positive, default=20, help="a round")
+    made.add_argument("--rounds", type=positive, default=5)
+    made.add_argument("--minutes", type=float, default=10, help="for all of it (default 10)")
+    made.add_argument("--tiny", action="store_true", help="narrow networks at 64 pixels, on any device")
+    made.add_argument("--cpu", action="store_true", help="measure a CPU all the same")
+    made.add_argument("--no-heads", action="store_true", help="leave the heads out")
+    made.add_argument("--heads", nargs="+", help="models whose heads are compared (default: all)")
+    made.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    made.add_argument("--forms", nargs="+", help="of PyTorch: torch, torch-nhwc, compiled (default: all)")
+    made.add_argument("--profile", help="a folder for traces")
+    made.add_argument("--json", help="write the figures here")
+    made.add_argument("--write-heads", action="store_true", help="write accelerator_heads.npz, on a CPU")
+    # What a part is told by the command.
+    made.add_argument("--part", choices=("device", "steps", "write"), help=argparse.SUPPRESS)
+    made.add_argument("--seconds", type=float, default=float("inf"), help=argparse.SUPPRESS)
+    made.add_argument("--rows", help=argparse.SUPPRESS)
+    made.add_argument("--rates", nargs=2, type=float, help=argparse.SUPPRESS)
+    return made
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a part, whatever became of it; of rows that were written again the last."""
+    rows: dict[str, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(text)
+        except ValueError:  # it was stopped as it wrote
+            continue
+        rows[" ".join(str(row.get(key)) for key in ("framework", "model", "kind", "batch"))] = row
+    return list(rows.values())
+
+
+@dataclasses.dataclass
+class Command:
+    """The whole run.  arguments: as given.  end: by `time.monotonic`.  failed: parts that did not do their work."""
+
+    arguments: Sequence[str]
+    args: argparse.Namespace
+    end: float
+    result: dict[str, Any]
+    failed: list[str] = dataclasses.field(default_factory=list)
+
+    def left(self) -> float:
+        """Seconds in which something may be begun."""
+        return self.end - _LAST - time.monotonic()
+
+    def start(
+        self, what: str, program: list[str], share: float, longer: float = float("inf")
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Run a part in a process of its own for a share of the time that is left: its rows, and its exit code.
+
+        longer: seconds after which it is stopped when its share is over; never later than the end.
+        """
+        seconds = share * self.left()
+        if seconds <= 0:
+            print(f"{what}: no time left", flush=True)
+            return [], 0
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "rows"
+            command = [sys.executable, *program, "--seconds", f"{seconds:.0f}", "--rows", str(path)]
+            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # kpjax need not be installed
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+            timeout = min(self.end - time.monotonic(), seconds + longer)
+            try:
+                code = subprocess.run(command, env=environment, timeout=timeout).returncode
+            except subprocess.TimeoutExpired:
+                print(f"{what}: stopped, since the time is over", flush=True)
+                code = 0
+            rows = _read(path)
+        if code and not (code == 2 and not self.result.get("rates")):  # 2 at the beginning: a mistake, told in a line
+            print(f"{what}: failed, exit code {code}", flush=True)
+            self.failed.append(what)
+        return rows, code
+
+    def part(
+        self, name: str, what: str, share: float, *options: str, longer: float = float("inf")
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Run a part of accelerator_part.py."""
+        program = [str(HERE / "accelerator_part.py"), *self.arguments, "--part", name, *options]
+        return self.start(what, program, share, longer)
+
+    def keep(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Add rows to the result, and write it."""
+        self.result[name] += rows
+        if self.args.json:
+            pathlib.Path(self.args.json).write_text(json.dumps(self.result, indent=1), encoding="utf-8")
+
+    def run(self) -> int:
+        """All parts."""
+        args = self.args
+        found, code = self.part("device", "heads", 1.0 if not args.models else _HEADS_SHARE)
+        if code == 2 or not found:
+            return code or 1
+        device, *heads = found
+        self.result |= device
+        self.keep("heads", heads)
+        torch = "" if args.no_torch else _torch_missing()
+        if torch:
+            print(f"no columns of PyTorch: {torch}", flush=True)
+        if args.models:
+            print(accelerator_table.header(), flush=True)
+        rates = [str(rate) for rate in device["rates"].values()]
+        for number, name in enumerate(args.models):
+            share = 1 / (len(args.models) - number)
+            with_torch = not (args.no_torch or torch) and name in MODELS
+            model_end = self.left() * (1 - share)  # what is left for the others
+            options = ("--models", name, "--rates", *rates)
+            of_model = _STEPS_SHARE if with_torch else 1.0
+            rows, _ = self.part("steps", f"{name}, steps", share * of_model, *options, longer=_LONGER[0])
+            self.keep("rows", rows)
+            if with_torch:
+                share = max(0.0, 1 - model_end / self.left()) if self.left() > 0 else 0.0
+                rows, _ = self.start(f"{name}, PyTorch", self._torch_program(name, rows), share, _LONGER[1])
+                self.keep("rows", rows)
+        if self.result["rows"]:
+            accelerator_table.summary(self.result["rows"])
+        return 1 if self.failed else 0
+
+    def _torch_program(self, name: str, rows: list[dict[str, Any]]) -> list[str]:
+        """The command of torch_step.py with this one's options, and the batches that kpjax had."""
+        args = self.args
+        batches = sorted({row["batch"] for row in rows} or set(args.batches or BATCHES[:2]))
+        program = [str(HERE / "torch_step.py"), "--model", name, "--dtype", args.dtype]
+        program += ["--steps", str(args.steps), "--rounds", str(args.rounds), "--batches", *map(str, batches)]
+        return program + ["--tiny"] * args.tiny + (["--forms", *args.forms] if args.forms else [])
+
+
+def _torch_missing() -> str:
+    """Why PyTorch cannot be measured; empty where it can."""
+    return "" if importlib.util.find_spec("torch") else "torch is not installed"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--batches", nargs="+", type=positive, help="images a step (default: 1, 2, 4, ... 256)")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--steps", type=positive, default=20, help="a round")
-    parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--tiny", action="store_true", help="narrow networks at 64 pixels, on any device")
-    parser.add_argument("--cpu", action="store_true", help="measure a CPU all the same")
-    parser.add_argument("--profile", help="a folder for traces")
-    parser.add_argument("--json", help="write the figures here")
-    args = parser.parse_args(arguments)
-    skip_absent_tpu()
-    keep_compiled()
-    device = jax.devices()[0]
-    if device.platform == "cpu" and not (args.tiny or args.cpu):
-        print("error: JAX finds no accelerator; --tiny tries the command here, --cpu measures a CPU", file=sys.stderr)
-        return 2
-    # A CPU's memory is the host's, which no step should fill.
-    args.batches = args.batches or ([1, 2] if args.tiny else [1] if device.platform == "cpu" else BATCHES)
-    try:
-        for name in args.models:
-            model_config(name, 1, args.dtype, args.tiny)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rates = measure_rates(args.dtype, args.tiny)
-    size = ", tiny" if args.tiny else ""
-    print(
-        f"{args.dtype}{size}; {device.device_kind}, {os.cpu_count()} CPUs, jax {jax.__version__}; "
-        f"a matrix product {rates.flops / 1e12:.3g} TFLOP/s, a copy {rates.bytes / 1e9:.4g} GB/s",
-        flush=True,
-    )
-    print(f"{'':28}" + "".join(f"{name:>11}" for name in COLUMNS), flush=True)
-    rows = [row for name in args.models for row in measure_model(name, rates, args)]
-    if args.json:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        result = {"benchmark": "accelerator", "machine": step_benchmark.machine(1), "settings": settings}
-        result |= {"rates": dataclasses.asdict(rates), "rows": rows}
-        pathlib.Path(args.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return 0
+    """Measure, print tables, write JSON."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(arguments)
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "part", "rows", "rates")}
+    settings.pop("seconds")
+    result: dict[str, Any] = {"benchmark": "accelerator", "settings": settings, "heads": [], "rows": []}
+    if args.write_heads:
+        return Command(arguments, args, float("inf"), result).part("write", "the heads' values", 1.0)[1]
+    return Command(arguments, args, time.monotonic() + 60 * args.minutes, result).run()
 
 
 if __name__ == "__main__":

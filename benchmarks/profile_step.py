@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import step as step_benchmark
 
-from kpjax.commands.flags import config_of
 from kpjax.errors import UserError
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import make_mesh, put_batch
@@ -83,6 +82,8 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--top", type=int, default=16, help="rows")
     args, overrides = parser.parse_known_args()
+    from kpjax.commands.flags import config_of  # imports ml_collections, which accelerator.py does without
+
     try:
         config = config_of(args.config, overrides)
         detector = step_benchmark.from_config(config, config.model.num_classes or args.classes)

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpjax.commands.flags import config_of
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.detectors.base import Detector
@@ -41,7 +40,7 @@ from kpjax.inference.program import make_infer
 from kpjax.objects import Objects
 from kpjax.parallel.compiling import memory_of
 from kpjax.parallel.sharding import check_batch, make_mesh, put_batch
-from kpjax.training.step import init_state, jit_step, make_step, state_shardings
+from kpjax.training.step import TrainState, init_state, jit_step, make_step, state_of, state_shardings
 
 
 def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np.ndarray]:
@@ -96,16 +95,24 @@ def compiled(function: Any, *arguments: Any) -> tuple[Any, float | None, float, 
     return executable, cost.get("flops"), seconds, memory_of(executable).total or None
 
 
-def training(detector: Detector, config: Config, mesh: Any) -> Program:
-    """The whole step of train.py: augmentation, targets, forward, backward, update; the state donated."""
+def training(detector: Detector, config: Config, mesh: Any, variables: Any = None) -> Program:
+    """The whole step of train.py: augmentation, targets, forward, backward, update; the state donated.
+
+    variables: what the network starts from; None: its own random ones, whose program takes a while to compile.
+    """
     steps = 1000
-    shapes = jax.eval_shape(lambda key: init_state(detector, config, steps, key), jax.random.key(0))
-    make = jax.jit(lambda key: init_state(detector, config, steps, key), out_shardings=state_shardings(mesh, shapes))
+
+    def make(given: Any) -> TrainState:
+        """The first state, from the variables or from a random key."""
+        return init_state(detector, config, steps, given) if variables is None else state_of(given, config, steps)
+
+    given = jax.random.key(0) if variables is None else variables
+    shapes = jax.eval_shape(make, given)
     batch = put_batch(random_batch(config, detector.num_classes), mesh)
     step, flops, seconds, memory = compiled(
         jit_step(make_step(detector, config, steps, mesh), mesh, shapes), shapes, batch
     )
-    state = make(jax.random.key(0))
+    state = jax.jit(make, out_shardings=state_shardings(mesh, shapes))(given)
 
     def run() -> Any:
         nonlocal state
@@ -116,11 +123,13 @@ def training(detector: Detector, config: Config, mesh: Any) -> Program:
     return Program(run, config.batch, flops if config.optim.accumulate == 1 else None, seconds, memory, step)
 
 
-def inference_inputs(detector: Detector, config: Config, mesh: Any) -> tuple[Any, ...]:
-    """What the test-time program takes: random weights, and noise on canvases of the training size."""
+def inference_inputs(detector: Detector, config: Config, mesh: Any, variables: Any = None) -> tuple[Any, ...]:
+    """What the test-time program takes: weights (random ones without `variables`), and noise on canvases of the
+    training size."""
     height, width = config.augment.height, config.augment.width
-    images = jnp.zeros((1, height, width, 3), jnp.float32)
-    variables = jax.jit(lambda key: detector.net.init(key, images, train=False))(jax.random.key(0))
+    if variables is None:
+        images = jnp.zeros((1, height, width, 3), jnp.float32)
+        variables = jax.jit(lambda key: detector.net.init(key, images, train=False))(jax.random.key(0))
     variables = jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     rng = np.random.default_rng(0)
     arrays = put_batch(
@@ -215,6 +224,8 @@ def main() -> int:
     parser.add_argument("--inference", action="store_true", help="inference alone")
     parser.add_argument("--json", help="write the figures here")
     args, overrides = parser.parse_known_args()
+    from kpjax.commands.flags import config_of  # imports ml_collections, which accelerator.py does without
+
     try:
         config = config_of(args.config, overrides)
         if args.batch:

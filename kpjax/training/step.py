@@ -64,7 +64,11 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
     """A fresh state, float32.  Pure: may run under jit with sharded outputs, or under eval_shape."""
     images = jnp.zeros((1, config.augment.height, config.augment.width, 3), jnp.float32)
     # bn_groups divides the training batch, not this one image; shapes do not depend on it.
-    variables = detector.net.init(key, images, train=False)
+    return state_of(detector.net.init(key, images, train=False), config, steps)
+
+
+def state_of(variables: Any, config: Config, steps: int) -> TrainState:
+    """The state that starts from a network's variables {"params", "batch_stats"}.  Pure."""
     params = variables["params"]
     return TrainState(
         step=jnp.int32(0),
