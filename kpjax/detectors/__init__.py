@@ -169,7 +169,7 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
 def _check_3d(config: Config, detector: Detector) -> None:
     """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
     augment = config.augment
-    if augment.kind in ("crop", "window") or (augment.kind == "shift" and augment.shift_probability == 1):
+    if augment.kind in ("crop", "window", "patch") or (augment.kind == "shift" and augment.shift_probability == 1):
         raise ConfigError(
             f"config.augment.kind is {augment.kind!r}, which scales or moves every image: {detector.name} would "
             "learn no depth and no size; choose 'none', or 'shift' with config.augment.shift_probability below 1"

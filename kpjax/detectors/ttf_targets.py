@@ -1,4 +1,4 @@
-"""TTFNet's targets (arXiv 1909.00700, sections 3.2 and 3.3): the heatmap, and the boxes that the cells around it learn."""
+"""TTFNet's targets (arXiv 1909.00700, sections 3.2 and 3.3): the heatmap, and the box that each cell learns."""
 
 from __future__ import annotations
 

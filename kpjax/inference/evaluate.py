@@ -151,7 +151,8 @@ class Evaluator:
             return {}
         slots = max(1, *map(len, source.objects))
         ends = -1 if self.detector.inclusive else 0
-        rows = [padded(job.view.to_canvas(move_ends(source.objects[job.image], ends)), slots) for job in jobs]
+        objects = [move_ends(source.objects[job.image], ends) for job in jobs]
+        rows = [padded(job.view.to_canvas(one), slots) for job, one in zip(jobs, objects, strict=True)]
         rows += [empty_objects(source.objects[0], slots)] * (self.engine.batch - len(jobs))
         return {"objects": jax.tree.map(lambda *parts: np.stack(parts), *rows)}
 

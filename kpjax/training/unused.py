@@ -23,6 +23,7 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "scales": kind in ("crop", "window"),
         "border": kind in ("crop", "window"),
         **dict.fromkeys(("shift", "shift_unit", "shift_probability", "scale"), kind == "shift"),
+        "expand": kind == "patch",
     }
     of_data = {
         **dict.fromkeys(("train.images", "train.annotations", "val.images", "val.annotations"), source == "coco"),
