@@ -14,12 +14,15 @@ import pytest
 
 import kpjax
 from kpjax.backbones.darknet import BLOCKS, leaky
+from kpjax.convert.rules import destination, flatten, leaf_shapes, unflatten
+from kpjax.convert.tables import RULES
 from kpjax.images.views import View, make_view, place
 from kpjax.inference.inputs import read_image
 from kpjax.nn.upsample import upsample_corners
 from kpjax.objects import Placed
 from kpjax.ops import losses, peaks
 from kpjax.ops.heatmap import draw_profiles, gaussian_profile
+from kpjax.training.optimizer import is_bias
 from tests.records import objects_of
 
 from .cases import GOLDEN, KINDS, TESTED, case_names, each_case, fill, kind_of, load_case, nhwc
@@ -81,6 +84,18 @@ def neck_and_heads(between: dict[str, Any], shortcuts: list[int], sides_convs: i
     for i in range(sides_convs):
         ours[f"bbox_head.wh.{i}"] = jax.nn.relu(between[f"heads/sides/conv{i}"])
     return ours | {"wh_raw": between["heads/sides"]}
+
+
+@each_case("fwd_ttfnet_r18", "fwd_ttfnet_r34", "fwd_ttfnet_d53")
+def test_which_biases_learn_faster(case: Any) -> None:
+    """By the reference's own groups: twice the rate without decay for those that `optim.bias_lr` is about."""
+    det = kpjax.build(str(kind_of(case.path.name)).removeprefix("fwd_"), num_classes=80)
+    marked = flatten({"params": is_bias(unflatten(leaf_shapes(det))["params"])})
+    learning = {k: v for k, v in case.info["optimizer_multipliers"].items() if v != "frozen"}
+    assert learning
+    for key, multipliers in learning.items():
+        path = destination(RULES[det.import_rules], key)
+        assert multipliers == ([2.0, 0.0] if marked[path] else [1.0, 1.0]), key
 
 
 # Targets
