@@ -18,6 +18,7 @@ from kpjax.config import Config
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
+from kpjax.export.stablehlo import export
 from kpjax.inference.evaluate import make_evaluator
 from kpjax.objects import Placed
 from kpjax.ops.losses import giou_loss
@@ -117,10 +118,16 @@ def test_smaller_objects_are_drawn_over_larger_ones(by_class: bool, case: tuple[
 
 def test_weights_of_one_object_sum_to_the_logarithm_of_its_area() -> None:
     box = (8, 8, 39, 55)
-    for area, expected in (("log", np.log(32 * 48)), ("sqrt", np.sqrt(32 * 48)), ("plain", 32 * 48), ("none", 1)):
-        for region in ("gaussian", "box"):
-            weight = encode([box], area=area, region=region)["weight"]
-            assert weight.sum() == pytest.approx(expected, rel=1e-5) and (weight > 0).sum() > 1
+    size = 32 * 48
+    for options, expected in (
+        ({}, np.log(size)),
+        ({"region": "box"}, np.log(size)),
+        ({"area": "sqrt"}, np.sqrt(size)),
+        ({"area": "plain", "region": "box"}, size),
+        ({"area": "none"}, 1),
+    ):
+        weight = encode([box], **options)["weight"]
+        assert weight.sum() == pytest.approx(expected, rel=1e-5) and (weight > 0).sum() > 1
     # A box of one pixel is a peak, and teaches no sides.
     pixel = encode([(9, 9, 9, 9)])
     assert (pixel["heatmap"] == 1).sum() == 1 and (pixel["box"] > 0).any() and not pixel["weight"].any()
@@ -194,7 +201,7 @@ def test_giou_of_boxes_apart() -> None:
     """Two boxes of 4 pixels in a hull of 24: 1 - (0 - 16 / 24); a box without weight may be anything."""
     found = jnp.asarray([[0, 0, 1, 1], [np.inf, 0, np.inf, 1]])
     target = jnp.asarray([[4, 2, 5, 3], [0, 0, 1, 1]], jnp.float32)
-    value, slope = jax.value_and_grad(giou_loss)(found, target, jnp.asarray([3.0, 0.0]), 2.0)
+    value, slope = jax.jit(jax.value_and_grad(giou_loss))(found, target, jnp.asarray([3.0, 0.0]), 2.0)
     assert float(value) == pytest.approx(1.5 * (1 + 16 / 24))
     assert np.isfinite(slope[0]).all() and float(slope[0, 2]) < 0  # towards the other box
 
@@ -219,7 +226,8 @@ def test_decode_keeps_what_scores_enough_and_cuts_to_the_window() -> None:
     heat = np.full((1, *MAP, CLASSES), 0.001, np.float32)
     heat[0, 4, 5, 1], heat[0, 10, 20, 2], heat[0, 14, 2, 0] = 0.9, 0.3, 0.2
     maps = {"scores": heat, "sides": np.full((1, *MAP, 4), 10, np.float32)}
-    found = detector(score_threshold=0.2).decode(maps, Placed(SIZE, np.array([[8, 12, 48, 96]])), top_k=3)
+    decode = functools.partial(detector(score_threshold=0.2).decode, top_k=3)
+    found = jax.jit(decode)(maps, Placed(SIZE, np.array([[8, 12, 48, 96]])))
     np.testing.assert_allclose(found.scores[0], [0.9, 0.3, 0])
     np.testing.assert_allclose(found.boxes[0, :2], [[12, 8, 30, 26], [70, 30, 90, 47]])
 
@@ -233,11 +241,11 @@ def test_merge_flip_of_a_mirrored_twin_changes_nothing() -> None:
     plain, other = (d.oracle(batched(encode(b, labels)), SIZE) for b in (boxes, mirrored))
     both = {k: jnp.concatenate([plain[k], other[k]]) for k in plain}
     # Nearest centres differ at ties, so the second image's sides are those of the first one, seen from the other side.
-    for name, maps in (("twin", d.merge_flip(both)), ("plain", plain)):
-        found = d.decode(maps, top_k=40)
-        for box in boxes:
-            assert np.abs(np.asarray(found.boxes[0]) - box).max(-1).min() < 1e-4, name
-    sides = np.asarray(d.merge_flip(both)["sides"])
+    merged = jax.jit(d.merge_flip)(both)
+    found = jax.jit(functools.partial(d.decode, top_k=40))(merged)
+    for box in boxes:
+        assert np.abs(np.asarray(found.boxes[0]) - box).max(-1).min() < 1e-4
+    sides = np.asarray(merged["sides"])
     assert (np.abs(sides - plain["sides"]).max(-1) < 1e-4).mean() > 0.9
 
 
@@ -252,10 +260,10 @@ def test_no_scales_are_tested_and_nms_is_an_option() -> None:
 
 def test_training_takes_the_last_pixel_away() -> None:
     """What is encoded is a box of the canvas without its last pixel, stretched to the input."""
-    config = Config(steps=1, batch=2)
+    config = Config(steps=1, batch=4)
     config.augment.kind, config.augment.color, config.augment.lighting, config.augment.flip = "none", 0.0, 0.0, 0.0
     config.augment.height, config.augment.width, config.data.canvas = *SIZE, 64
-    batch = random_batch(2, boxes=4)
+    batch = random_batch(4, boxes=4)
     _, targets = jax.jit(lambda b: prepare(detector(), config, b))(batch)
     objects = batch["objects"]
     scale = np.array([SIZE[1] / 64, SIZE[0] / 64] * 2)
@@ -265,6 +273,21 @@ def test_training_takes_the_last_pixel_away() -> None:
     np.testing.assert_allclose(np.asarray(targets["corners"])[valid], expected[valid], atol=1e-4)
 
 
+def test_predictor_and_exported_program_return_whole_boxes() -> None:
+    """Of an image that needs no stretching: both a pixel further than `decode`."""
+    d = kpjax.build("ttfnet_r18", 2, **SMALL, dcn=False, score_threshold=0.0)
+    variables = random_variables(d.net)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    leaves, tree = jax.tree.flatten(variables)
+    boxes, scores, _ = export(d, tree, leaves, SIZE, "na", 5).call(leaves, image[None])
+    found = kpjax.Predictor(d, variables, size=SIZE, top_k=5)(image)
+    np.testing.assert_allclose(boxes[0], found.boxes, atol=1e-3)
+    np.testing.assert_allclose(scores[0], found.scores, atol=1e-5)
+    (maps,) = jax.jit(d.net.apply)(variables, d.preprocess.normalise(image)[None])
+    raw = jax.jit(functools.partial(d.decode, top_k=5))(maps)
+    np.testing.assert_allclose(found.boxes - np.asarray(raw.boxes[0]), np.tile([0, 0, 1, 1], (5, 1)), atol=1e-3)
+
+
 def test_evaluation_with_the_truth_in_place_of_the_heads_is_perfect() -> None:
     """Also at the highest IoU, at which a pixel of these small boxes counts."""
     items = [(20, 30, [(9, 9, 6, 0)]), (50, 20, [(10, 12, 7, 1), (8, 40, 5, 0)]), (40, 70, [(33, 20, 15, 1)])]
@@ -272,7 +295,7 @@ def test_evaluation_with_the_truth_in_place_of_the_heads_is_perfect() -> None:
     config = Config(steps=1)
     config.augment.height, config.augment.width, config.eval.resolution, config.eval.batch = *SIZE, "fixed", 1
     d = kpjax.build("ttfnet_r18", 2, **SMALL, dcn=False)
-    run = make_evaluator(d, config, make_mesh(jax.devices()[:1]), oracle=("heatmap", "sides"))
+    run = make_evaluator(d, config, make_mesh(devices=jax.devices()[:1]), oracle=("heatmap", "sides"))
     assert run(random_variables(d.net), source, progress=False).ap == pytest.approx(1.0)
 
 

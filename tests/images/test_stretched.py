@@ -49,7 +49,7 @@ def cropped(canvas: Any, size: Any, boxes: Any, start: Any, sides: Any, flip: An
 
 
 def test_training_sees_what_the_test_sees() -> None:
-    """Windows of whole pixels, inside of the image and around it, within OpenCV's rounding; boxes mirror to W - 1 - x."""
+    """Windows in the image and around it, within OpenCV's rounding; boxes are mirrored to W - 1 - x."""
     rng = np.random.default_rng(0)
     height, width = 61, 83
     image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), np.uint8), (3, 3), 0)
