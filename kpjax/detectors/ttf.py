@@ -35,7 +35,7 @@ def loss(
     """
     (maps,) = outputs
     weight = targets["weight"]
-    shape = weight.shape[1:3]
+    shape = weight.shape[1], weight.shape[2]
     corners = jnp.tile(cell_corners(shape, config.stride), weight.shape[-1])
     outward = jnp.tile(jnp.asarray(_OUTWARD), weight.shape[-1])
     found = (corners + maps["sides"].astype(jnp.float32) * outward).reshape(*weight.shape, 4)
@@ -91,8 +91,9 @@ def merge_flip(maps: dict[str, Array], *, config: TTFConfig) -> dict[str, Array]
 def protocols(config: TTFConfig) -> dict[str, Protocol]:
     """The original's test of one view, and with the mirror image; NMS where `config.nms` names a method."""
     merge = None
-    if config.nms in nms.METHODS:
-        merge = functools.partial(merge_scales, rules=dataclasses.replace(nms.ORIGINAL, method=config.nms))
+    if config.nms in nms.METHODS:  # of the image's boxes, which end after their last pixel
+        rules = dataclasses.replace(nms.ORIGINAL, method=config.nms, pixel=0.0)
+        merge = functools.partial(merge_scales, rules=rules)
     return {"na": Protocol(merge=merge), "flip": Protocol(mirror="maps", merge=merge)}
 
 

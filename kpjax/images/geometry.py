@@ -167,7 +167,7 @@ def draw_patch(key: Array, extent: Array, boxes: Array, valid: Array, expand: fl
     areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     overlaps = jnp.asarray(_PATCH_OVERLAPS, jnp.float32)
 
-    def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def attempt(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         turn = state[0]
         which, sizes, places = jax.random.split(jax.random.fold_in(keys[3], turn), 3)
         least = overlaps[jax.random.randint(which, (), 0, len(_PATCH_OVERLAPS))]
