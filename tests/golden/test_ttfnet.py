@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.backbones.darknet import BLOCKS, leaky
+from kpjax.backbones.darknet import leaky
 from kpjax.convert.rules import destination, flatten, leaf_shapes, unflatten
 from kpjax.convert.tables import RULES
 from kpjax.images.views import View, make_view, place
@@ -58,13 +58,12 @@ def test_network(case: Any) -> None:
     outputs, between = forward(case, kind.removeprefix("fwd_"))
     check_heads(case, outputs, {"hm": "heatmap", "wh": "sides"}, TOLERANCE)
     backbone, head = case.info["config_model"]["backbone"], case.info["config_model"]["bbox_head"]
-    depth = backbone["depth"]
-    if depth in BLOCKS:
+    if backbone["type"] == "DarknetV3":
         ours = {"backbone.stem": leaky(between["backbone/trunk/stem"])}
-        for stage, blocks in enumerate(BLOCKS[depth], start=1):
+        for stage, blocks in enumerate(backbone["layers"], start=1):
             ours[f"backbone.layer{stage}"] = between[f"backbone/trunk/layer{stage}_{blocks}"]
     else:
-        ours = trunk(between, depth, "backbone.")
+        ours = trunk(between, backbone["depth"], "backbone.")
     check_between(case, ours | neck_and_heads(between, head["shortcut_cfg"], head["wh_head_conv_num"]))
 
 
