@@ -125,7 +125,8 @@ class AugmentConfig:
     """What happens to an image on its way into the training step (on the device)."""
 
     # "crop": random centre and scale of the image's longer side, as CenterNet; "window": the same of the input's own
-    # size, as CornerNet; "shift": centre and scale jittered; "none": whole image
+    # size, as CornerNet; "shift": centre and scale jittered; "patch": a window of any shape in which all boxes keep a
+    # part of themselves, of an image that may be shrunk first, as SSD; "none": whole image
     kind: str = "crop"
     height: int = 512
     width: int = 512
@@ -135,6 +136,7 @@ class AugmentConfig:
     shift_unit: str = "longer"  # shift: of the image's "longer" side, or along each axis of its own "side"
     shift_probability: float = 1.0  # shift: how often an image is moved and scaled; else it is seen whole
     scale: float = 0.4  # shift: standard deviation of the scale
+    expand: float = 4.0  # patch: half of the images are first put on a canvas up to this many times as large
     clip_boxes: bool = False  # cut boxes to the crop and drop those whose centre is outside, as mmdetection does
     flip: float = 0.5
     color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
@@ -166,6 +168,10 @@ class OptimConfig:
     lr_batch: int = 0  # images a step that lr and warmup_steps are meant for: the recipe's batch
     scale_warmup: int = 1000  # fewest warm-up steps where scale_lr raises the rate
     offset_lr: float = 1.0  # the rate of the convolutions that predict deformable ones' offsets, as a fraction of lr
+    # The rate of biases, as a factor of lr, and whether they decay.  As in mmdetection 1, the biases of BatchNorms
+    # whose own name is bn, bn1, ... do not count among them; those of other names, such as downsample_bn, do
+    bias_lr: float = 1.0
+    bias_decay: bool = True
 
 
 @_only_its_fields
@@ -236,7 +242,7 @@ class Config:
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
             ("data.exif", self.data.exif, ("size", "apply", "ignore")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
-            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "none")),
+            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
             ("optim.name", self.optim.name, ("adam", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
@@ -280,6 +286,7 @@ class Config:
         for name, real, low, high in (
             ("augment.flip", self.augment.flip, 0.0, 1.0),
             ("augment.color", self.augment.color, 0.0, 1.0),
+            ("augment.expand", self.augment.expand, 1.0, 100.0),
             ("augment.lighting", self.augment.lighting, 0.0, 10.0),
             ("augment.shift", self.augment.shift, 0.0, 10.0),
             ("augment.shift_probability", self.augment.shift_probability, 0.0, 1.0),
@@ -287,6 +294,7 @@ class Config:
             ("optim.lr", self.optim.lr, 0.0, 1e3),
             ("optim.momentum", self.optim.momentum, 0.0, 1.0),
             ("optim.offset_lr", self.optim.offset_lr, 0.0, 1.0),
+            ("optim.bias_lr", self.optim.bias_lr, 0.0, 100.0),
             ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
             ("optim.clip", self.optim.clip, 0.0, 1e9),
             ("optim.warmup_start", self.optim.warmup_start, 0.0, 1.0),

@@ -243,6 +243,12 @@ def map_coordinates(record: Record, move: Callable[[Any], Any]) -> Record:
     return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 
 
+def move_ends(record: Record, pixels: float) -> Record:
+    """The record with the right and bottom sides of its boxes moved: -1 makes a box end on its last pixel."""
+    boxes = record.boxes + np.array([0, 0, pixels, pixels], np.float32)  # type: ignore[attr-defined]
+    return dataclasses.replace(record, boxes=boxes)  # type: ignore[type-var]
+
+
 def _moved(points: Any, move: Callable[[Any], Any]) -> Any:
     """Points (..., J, 2) moved; further columns, e.g. scores, stay."""
     xy = move(points[..., :2])

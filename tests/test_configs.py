@@ -79,6 +79,13 @@ def test_coco_is_named_once() -> None:
         ("triplet_hg52", "triplet_hg104", {"model.name"}),
         ("shapes_cornernet", "shapes_triplet", {"model.name"}),
         ("tiny_coco_cornernet", "tiny_coco_triplet", {"model.name"}),
+        ("ttfnet_r18_1x", "ttfnet_r18_2x", {"epochs", "optim.drops"}),
+        ("ttfnet_r18_1x", "ttfnet_r18_10x", {"epochs", "optim.drops", "augment.kind", "augment.photometric"}),
+        ("ttfnet_r18_2x", "ttfnet_r34_2x", {"model.name"}),
+        ("ttfnet_r18_10x", "ttfnet_r34_10x", {"model.name"}),
+        ("ttfnet_r18_1x", "ttfnet_d53_1x", {"model.name", "batch", "optim.lr", "optim.lr_batch"}),
+        ("ttfnet_r18_2x", "ttfnet_d53_2x", {"model.name", "batch", "optim.lr", "optim.lr_batch"}),
+        ("ttfnet_r18_10x", "ttfnet_d53_10x", {"model.name", "batch", "optim.lr", "optim.lr_batch"}),
     ],
 )
 def test_a_recipe_that_is_another_one_with_other_numbers(
@@ -94,9 +101,13 @@ def test_a_recipe_that_is_another_one_with_other_numbers(
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_crowds_as_in_the_originals(path: pathlib.Path) -> None:
-    """The programs of the three papers train on crowd boxes, mmdetection does not; a set of one's own ignores them."""
+    """The programs of the three papers train on crowd boxes, mmdetection and its fork TTFNet do not.
+
+    A set of one's own ignores them.
+    """
     config = load(path).get_config()
-    paper = config.data.train.images == "data/coco/train2017" and not config.model.name.endswith("_mmdet")
+    of_mmdetection = config.model.name.endswith("_mmdet") or config.model.name.startswith("ttfnet")
+    paper = config.data.train.images == "data/coco/train2017" and not of_mmdetection
     assert config.data.crowds == ("train" if paper else "ignore")
 
 
@@ -132,7 +143,9 @@ def test_sizes_that_the_network_cannot_take(steps: int, size: tuple[int, int], t
     assert outputs[-1]["heatmap"].shape == (1, size[0] // 4, size[1] // 4, 3)
 
 
-@pytest.mark.parametrize("name", ["centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104"])
+@pytest.mark.parametrize(
+    "name", ["centernet_r18", "centernet_dla34", "centernet_hg104", "cornernet_hg104", "ttfnet_d53"]
+)
 def test_rematerialisation_reaches_the_network(name: str) -> None:
     """What it computes then is the backbones' tests' to say."""
     config = Config(steps=1)
@@ -265,6 +278,32 @@ def test_sides_of_corner_methods(name: str, size: tuple[int, int], text: str) ->
         return
     with pytest.raises(ConfigError, match=text):
         from_config(config.check(), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "epochs", "drops"),
+    [
+        ("ttfnet_r18_1x", 128, 0.016, 12, (9, 11)),
+        ("ttfnet_r34_2x", 128, 0.016, 24, (18, 22)),
+        ("ttfnet_d53_10x", 96, 0.015, 120, (90, 110)),
+    ],
+)
+def test_published_schedules_of_ttfnet(name: str, batch: int, rate: float, epochs: int, drops: tuple[int, ...]) -> None:
+    """Images stretched to 512x512; warm-up of 500 steps from a fifth; biases at twice the rate, without decay."""
+    config = load(REPOSITORY / "configs" / f"{name}.py").get_config().check()
+    assert (config.batch, config.epochs, config.model.bn_groups) == (batch, epochs, 8)
+    assert (config.augment.height, config.augment.width, config.eval.resolution) == (512, 512, "fixed")
+    optim = config.optim
+    assert (optim.name, optim.momentum, optim.weight_decay, optim.clip) == ("sgd", 0.9, 4e-4, 35)
+    assert (optim.bias_lr, optim.bias_decay) == (2, False)
+    images = 117266  # of train2017, those with boxes
+    rates = learning_rate(optim, round(epochs * images / batch))
+    for number, epoch in enumerate(drops):
+        for shift, drop in ((-0.1, number), (0.1, number + 1)):
+            found = float(rates(jnp.int32((epoch + shift) * images / batch)))
+            assert found == pytest.approx(rate / 10**drop, rel=1e-5)
+    assert float(rates(jnp.int32(0))) == pytest.approx(rate / 5)
+    assert float(rates(jnp.int32(250))) == pytest.approx(0.6 * rate)
 
 
 def test_published_schedule_of_twice_the_length() -> None:

@@ -81,6 +81,7 @@ class ResNet(nn.Module):
     depth: 18, 34, 50 or 101.  width: features of the first stage (64 in the paper).
     stages: fewer than 4 stop at stride 16 (3) or 8 (2), which suits small images.
     remat: recompute each block's activations in the backward pass.
+    every_stage: return the list of all stages' maps, from stride 4 on, instead of the last one.
     """
 
     depth: int = 18
@@ -90,9 +91,10 @@ class ResNet(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     precision: Precision = None
+    every_stage: bool = False
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
+    def __call__(self, images: Array, train: bool) -> Any:
         blocks, bottleneck = STAGES[self.depth]
         block: Any = Bottleneck if bottleneck else BasicBlock
         if self.remat:
@@ -101,13 +103,15 @@ class ResNet(nn.Module):
         x = conv(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn1")(x, train))
         x = max_pool_3x3_stride2(x)
+        maps = []
         for stage, count in enumerate(blocks[: self.stages]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 features = self.width * 2**stage
                 settings = (self.bn_groups, self.dtype, self.precision)
                 x = block(features, stride, *settings, name=f"layer{stage + 1}_{i}")(x, train)
-        return x
+            maps.append(x)
+        return maps if self.every_stage else x
 
 
 class DeconvNeck(nn.Module):

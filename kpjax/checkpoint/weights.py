@@ -67,6 +67,8 @@ def _input_rules(detector: Detector) -> dict[str, Any]:
     canvas = f"(side | {preprocess.pad}) + 1" if preprocess.pad_plus_one else f"side | {preprocess.pad}"
     padded = f"{canvas} pixels for each side of an image, the rest filled with `border` before normalisation"
     one = "one for all images: the image's width fills its width, their middles meet, the rest is `border`"
+    if preprocess.fills == "both":
+        one = "one for all images: width and height of an image are stretched to it"
     return {
         "layout": "NHWC",
         "dtype": "float32",

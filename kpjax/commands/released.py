@@ -152,6 +152,24 @@ RELEASED = (
         + "centernet/centernet_resnet18_140e_coco/"
         + "centernet_resnet18_140e_coco_20210705_093630-bb5b3bf7.pth",
     ),
+    *(
+        Released(
+            f"ttfnet_{trunk}",
+            f"ZJULearning/ttfnet, ttfnet_{trunk}_{schedule}",
+            f"val2017 na {ap}",
+            "https://github.com/ZJULearning/ttfnet",
+        )
+        for trunk, schedule, ap in (
+            ("r18", "1x", 25.9),
+            ("r18", "2x", 28.1),
+            ("r18", "aug_10x", 31.8),
+            ("r34", "2x", 31.3),
+            ("r34", "aug_10x", 35.3),
+            ("d53", "1x", 32.9),
+            ("d53", "2x", 35.1),
+            ("d53", "aug_10x", 39.3),
+        )
+    ),
 )
 
 

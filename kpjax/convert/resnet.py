@@ -19,7 +19,8 @@ def deconv_kernel(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 0, 1)
 
 
-def _trunk(prefix: str = "") -> tuple[Rule, ...]:
+def resnet_trunk(prefix: str = "") -> tuple[Rule, ...]:
+    """torchvision's ResNet without its classifier, its keys behind `prefix` (a regular expression)."""
     block, target = prefix + r"layer(\d)\.(\d+)\.", TRUNK + r"/layer\1_\2/"
     return (
         Rule(rf"{prefix}conv1\.weight", f"params/{TRUNK}/conv1/kernel", conv_kernel),
@@ -72,7 +73,7 @@ _CLASSIFIER = Rule(r"fc\.(weight|bias)", drop="the ImageNet classifier, which de
 
 # One Sequential of (deconvolution, BatchNorm, ReLU) three times.
 XINGYIZHOU_RESNET = (
-    *_trunk(),
+    *resnet_trunk(),
     *(rule for step in (1, 2, 3) for rule in _deconv("deconv_layers", 3 * (step - 1), step)),
     *XINGYIZHOU_HEADS,
     _CLASSIFIER,
@@ -83,7 +84,7 @@ XINGYIZHOU_RESNET_3D = (*XINGYIZHOU_RESNET, *XINGYIZHOU_HEADS_3D)
 
 # The same with (deformable convolution, BatchNorm, ReLU) before each.
 XINGYIZHOU_RESNET_DCN = (
-    *_trunk(),
+    *resnet_trunk(),
     *(
         rule
         for step in (1, 2, 3)
@@ -112,7 +113,7 @@ def _mmdet(dcn: bool) -> tuple[Rule, ...]:
             *batch_norm(rf"{deconv}\.bn", f"{_NECK}/deconv{step}_bn"),
         ]
     return (
-        *_trunk(r"backbone\."),
+        *resnet_trunk(r"backbone\."),
         *steps,
         *head(r"bbox_head\.heatmap_head", "heatmap"),
         *head(r"bbox_head\.wh_head", "wh"),
@@ -125,4 +126,4 @@ MMDET_RESNET = _mmdet(dcn=False)
 MMDET_RESNET_DCN = _mmdet(dcn=True)
 
 # ImageNet classifiers, torchvision's and timm's alike.
-IMAGENET_RESNET = (*_trunk(), _CLASSIFIER)
+IMAGENET_RESNET = (*resnet_trunk(), _CLASSIFIER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from kpjax.convert import dla, hourglass, resnet
+from kpjax.convert import dla, hourglass, resnet, ttfnet
 from kpjax.convert.rules import Rule, destination
 
 # Detector.import_rules -> the table that reads its released checkpoints.
@@ -24,12 +24,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "triplet": hourglass.TRIPLET,
     "xingyizhou_hourglass": hourglass.XINGYIZHOU_HOURGLASS,
     "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
+    "ttfnet_resnet": ttfnet.TTFNET_RESNET,
+    "ttfnet_darknet": ttfnet.TTFNET_DARKNET,
 }
 
 # A leaf that only one kind of trunk has -> the table that reads that kind's ImageNet classifiers.
 BACKBONES: dict[str, tuple[Rule, ...]] = {
     f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
     f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
+    f"params/{resnet.TRUNK}/stem/conv/kernel": ttfnet.IMAGENET_DARKNET,
 }
 
 

@@ -18,7 +18,7 @@ from kpjax.data.photometric import distort, draw_distortion
 from kpjax.images.geometry import draw_crop
 from kpjax.images.preprocess import Preprocess
 from kpjax.images.resample import resample
-from kpjax.objects import NONE, Objects, Placed, PointSet
+from kpjax.objects import NONE, Objects, Placed, PointSet, move_ends
 
 Array = jax.Array
 
@@ -63,16 +63,17 @@ def jitter_color(key: Array, image: Array, config: AugmentConfig, order: str) ->
     return image
 
 
-def cut_boxes(objects: Objects, output: tuple[int, int]) -> Objects:
+def cut_boxes(objects: Objects, output: tuple[int, int], last: float = 0.0) -> Objects:
     """Objects (M, ...) with their boxes cut to the input (H, W); one whose box's centre lies outside is dropped.
 
-    mmdetection's RandomCenterCropPad.  The other recipes leave cutting to `encode`.
+    mmdetection's RandomCenterCropPad.  The other recipes leave cutting to `encode`.  last: 1 where a box ends on its
+    last pixel.
     """
     limit = jnp.asarray([output[1], output[0], output[1], output[0]], jnp.float32)
     boxes = objects.boxes
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((center > 0) & (center < limit[:2])).all(-1)
-    boxes = jnp.where(inside[:, None], jnp.clip(boxes, 0.0, limit), 0.0)
+    boxes = jnp.where(inside[:, None], jnp.clip(boxes, 0.0, limit - last), 0.0)
     return dataclasses.replace(objects, boxes=boxes, role=jnp.where(inside, objects.role, NONE))
 
 
@@ -84,11 +85,12 @@ def augment(
     config: AugmentConfig,
     preprocess: Preprocess,
     points: PointSet | None = None,
+    inclusive: bool = False,
 ) -> tuple[Array, Objects, Placed]:
     """One training example.
 
     canvas: (S, S, 3) uint8 RGB.  size: (2,) int32 h, w.  objects: (M, ...), in canvas pixels.  points: what their
-    points are, where they have any.
+    points are, where they have any.  inclusive: boxes are to end on their last pixel, see `Detector`.
     Returns the network's input (H, W, 3) float32, the objects in its pixels, with boxes cut to it only with
     `config.clip_boxes`, and how the image is placed there.
     """
@@ -96,7 +98,9 @@ def augment(
     if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
         canvas = distort(canvas, draw_distortion(jax.random.fold_in(key, 2)))  # a split is fold_in of 0 and 1
     output = (config.height, config.width)
-    crop = draw_crop(geometry_key, size, config, preprocess.fills)
+    if inclusive:
+        objects = move_ends(objects, -1)
+    crop = draw_crop(geometry_key, size, config, preprocess.fills, objects)
     border = jnp.asarray(preprocess.border_rgb(), jnp.float32)
     image = resample(canvas, crop.extent, crop.ys, crop.xs, border) / 255.0
     if preprocess.order == "BGR":
@@ -105,5 +109,5 @@ def augment(
     image = (image - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
     objects = crop.geometry.move(objects, points)
     if config.clip_boxes:
-        objects = cut_boxes(objects, output)
+        objects = cut_boxes(objects, output, float(inclusive))
     return image, objects, Placed(output, changed=crop.geometry.changed)

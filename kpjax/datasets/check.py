@@ -66,7 +66,7 @@ from kpjax.errors import (
     DataError,
 )
 from kpjax.images.decode import SUFFIXES, fitted_size, turns
-from kpjax.images.geometry import square_crop, whole_side
+from kpjax.images.geometry import whole_crop
 from kpjax.objects import Objects, Placed, PointSet, map_coordinates
 
 AS_SHOWN = "image with an EXIF rotation, annotated as it is shown"
@@ -404,9 +404,7 @@ def _placed(source: Source, config: Config) -> tuple[Objects, np.ndarray]:
     size, fills = (config.augment.height, config.augment.width), build(config.model.name, 1).preprocess.fills
 
     def place(one: Objects, extent: Any) -> Any:
-        sides = extent[::-1].astype(jnp.float32)
-        crop = square_crop(sides / 2, whole_side(sides, fills), jnp.bool_(False), extent, size, fills)
-        return map_coordinates(one, crop.geometry.move_points)
+        return map_coordinates(one, whole_crop(extent, size, fills).geometry.move_points)
 
     return _in_chunks(jax.jit(jax.vmap(place)), objects, np.stack([high, wide], axis=1)[image]), image
 

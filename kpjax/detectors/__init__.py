@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import box3d, center_config, centernet, cornernet, pose, triplet
+from kpjax.detectors import box3d, center_config, centernet, cornernet, pose, triplet, ttf, ttf_config
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections, PointSet
@@ -53,6 +53,14 @@ MODELS |= {
 MODELS |= {
     name: functools.partial(triplet.build, name, released)
     for name, released in {"triplet_hg52": triplet.HG52, "triplet_hg104": triplet.HG104}.items()
+}
+MODELS |= {
+    name: functools.partial(ttf.build, name, released)
+    for name, released in {
+        "ttfnet_r18": ttf_config.R18,
+        "ttfnet_r34": ttf_config.R34,
+        "ttfnet_d53": ttf_config.D53,
+    }.items()
 }
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]
@@ -161,7 +169,7 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
 def _check_3d(config: Config, detector: Detector) -> None:
     """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
     augment = config.augment
-    if augment.kind in ("crop", "window") or (augment.kind == "shift" and augment.shift_probability == 1):
+    if augment.kind in ("crop", "window", "patch") or (augment.kind == "shift" and augment.shift_probability == 1):
         raise ConfigError(
             f"config.augment.kind is {augment.kind!r}, which scales or moves every image: {detector.name} would "
             "learn no depth and no size; choose 'none', or 'shift' with config.augment.shift_probability below 1"

@@ -65,6 +65,8 @@ class Detector:
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
     solid: whether it learns and finds 3D boxes: it needs `Objects.solid` in training, and cameras at test time.
+    inclusive: whether its boxes end on their last pixel, x2 = x1 + w - 1 of the image's own pixels, in `encode` and as
+        decoded (mmdetection 1); training and the engine at test time convert.  False: x2 = x1 + w, as in `Objects`.
     metric: what evaluation measures first, and the best checkpoint is chosen by: "boxes" (COCO's AP by IoU),
         "keypoints" (by object keypoint similarity; the boxes' AP beside it) or "kitti" (KITTI's, in 2D and 3D).
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
@@ -89,6 +91,7 @@ class Detector:
     oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
     points: PointSet | None = None
     solid: bool = False
+    inclusive: bool = False
     metric: str = "boxes"
     heatmaps: tuple[str, ...] = ("heatmap",)
     stride: int = 4

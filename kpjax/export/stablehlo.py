@@ -7,7 +7,7 @@ from typing import Any
 
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
-from kpjax.objects import Placed
+from kpjax.objects import Placed, move_ends
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -58,6 +58,8 @@ def one_program(detector: Detector, tree: Any, size: tuple[int, int], preset: st
             zoom, shift = jnp.ones((canvases.shape[0], 2)), jnp.zeros((canvases.shape[0], 2))
             placed = Placed(size, whole, camera=camera[0], zoom=zoom, shift=shift)
         found = decode(heads_of(jax.tree.unflatten(tree, weights), canvases, whole), placed)
+        if detector.inclusive:
+            found = move_ends(found, 1)
         return tuple(getattr(found, name) for name in outputs_of(detector))
 
     return program

@@ -1,10 +1,14 @@
 """The geometry of training: the random crop of an image is drawn here (`kpjax.data.augment` applies it).
 
-Three kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image in the top left corner of its canvas:
+Kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image in the top left corner of its canvas:
 
     crop, shift   CenterNet's: a square of side s around a centre c of the image, by x' = (x - c) W / s + W / 2
     window        CornerNet's: a window of pixels, of the input's own size times a scale, resized to the input
+    patch         SSD's: a window of any shape whose boxes all keep a part of themselves, resized to the input
     none          the whole image: the square of its longer side
+
+Where images are stretched to the input (`kpjax.images.preprocess.Preprocess.fills`), crop, shift and none show the
+window of the image's own shape in place of the square.
 
 A `Crop` says where the input's pixels are read (`kpjax.images.resample`); its `Geometry` moves the annotations.
 """
@@ -16,9 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.config import AugmentConfig
-from kpjax.objects import Geometry
+from kpjax.objects import Geometry, Objects
 
 Array = jax.Array
+_PATCH_OVERLAPS = (-1.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # -1: the whole image; 0: any window with a centre
+_PATCHES = 50
 Size = tuple[int, int]  # (height, width)
 
 
@@ -36,10 +42,13 @@ class Crop:
     extent: Array
 
 
-def draw_crop(key: Array, size: Array, config: AugmentConfig, fills: str = "longer") -> Crop:
+def draw_crop(
+    key: Array, size: Array, config: AugmentConfig, fills: str = "longer", objects: Objects | None = None
+) -> Crop:
     """The crop of `config.kind` for an image of `size` (2,) int32 h, w (pixels of its canvas).
 
     fills: which side of the whole image fills the input's width, see `kpjax.images.preprocess.Preprocess`.
+    objects: (M, ...) of the image, which the kind "patch" needs.
     """
     keys = jax.random.split(key, 4)
     output = (config.height, config.width)
@@ -51,6 +60,10 @@ def draw_crop(key: Array, size: Array, config: AugmentConfig, fills: str = "long
         # int(511 * 0.7) has to come out as in float64.
         sides = jnp.floor(jnp.asarray([config.width, config.height], jnp.float32) * scale + 1e-3)
         return window_crop(_draw_center(keys[1], extent, config.border), sides, flip, size, output)
+    if config.kind == "patch":
+        assert objects is not None
+        start, sides = draw_patch(keys[0], extent, objects.boxes, objects.valid, config.expand)
+        return stretched_crop(start, sides, flip, size, output)
     center, side = extent / 2, whole_side(extent, fills)
     if config.kind == "crop":
         scales = jnp.asarray(config.scales, jnp.float32)
@@ -63,9 +76,20 @@ def draw_crop(key: Array, size: Array, config: AugmentConfig, fills: str = "long
         units = extent if config.shift_unit == "side" else extent.max()
         center = center + jnp.where(changes, units * move, 0.0)
         side = side * jnp.where(changes, zoom, 1.0)
+    if fills == "both":
+        sides = extent * (side / whole_side(extent, fills))
+        return stretched_crop(center - sides / 2, sides, flip, size, output)
     # As in the originals, the centre that was drawn is one of the mirrored image.
     center = center.at[0].set(jnp.where(flip, extent[0] - center[0] - 1, center[0]))
     return square_crop(center, side, flip, size, output, fills)
+
+
+def whole_crop(size: Array, output: Size, fills: str = "longer") -> Crop:
+    """The whole image, not mirrored.  size: (2,) int32 h w.  output: (H, W) of the input.  fills: as in `draw_crop`."""
+    extent, flip = size[::-1].astype(jnp.float32), jnp.bool_(False)
+    if fills == "both":
+        return stretched_crop(jnp.zeros(2), extent, flip, size, output)
+    return square_crop(extent / 2, whole_side(extent, fills), flip, size, output, fills)
 
 
 def whole_side(extent: Array, fills: str) -> Array:
@@ -99,8 +123,18 @@ def window_crop(center: Array, sides: Array, flip: Array, size: Array, output: S
     W - 1 - x.  A window of an odd side shows one column (row) less than it has, as in the original (golden:
     targets_cornernet).
     """
-    extent = jnp.asarray([output[1], output[0]], jnp.float32)
     start = center - jnp.floor(sides / 2)  # the image's pixel that becomes the window's first; perhaps outside
+    shown = jnp.minimum(size, (start + 2 * jnp.floor(sides / 2))[::-1].astype(jnp.int32))
+    return stretched_crop(start, sides, flip, shown, output)
+
+
+def stretched_crop(start: Array, sides: Array, flip: Array, size: Array, output: Size) -> Crop:
+    """A window of the image resized to the input, each side by itself, and then mirrored: x becomes W - 1 - x.
+
+    start: (2,) float32 x y of its first pixel, perhaps outside.  sides: (2,) float32 w h.  flip: () bool.  size: (2,)
+    int32 h w of the image, or as much of it as is to be seen.  output: (H, W) of the input.
+    """
+    extent = jnp.asarray([output[1], output[0]], jnp.float32)
     sign = jnp.where(flip, jnp.asarray([-1.0, 1.0]), 1.0)
     target = jnp.where(flip, jnp.stack([extent[0] - 1, jnp.float32(0)]), 0.0)
     geometry = Geometry(start, sign * (extent / sides), target, flip, jnp.bool_(True))
@@ -111,8 +145,49 @@ def window_crop(center: Array, sides: Array, flip: Array, size: Array, output: S
         return start + jnp.clip(inside, 0.0, side - 1)
 
     ys, xs = positions(start[1], sides[1], output[0]), positions(start[0], sides[0], output[1])
-    shown = jnp.minimum(size, (start + 2 * jnp.floor(sides / 2))[::-1].astype(jnp.int32))
-    return Crop(geometry, ys, jnp.where(flip, xs[::-1], xs), shown)
+    return Crop(geometry, ys, jnp.where(flip, xs[::-1], xs), size)
+
+
+def draw_patch(key: Array, extent: Array, boxes: Array, valid: Array, expand: float) -> tuple[Array, Array]:
+    """SSD's window (arXiv 1512.02325, section 2.2, and the zoom out of 3.6), as mmdetection 1 draws it.
+
+    Half of the images are put on a canvas up to `expand` times as large.  Then a least overlap of window and boxes is
+    drawn, or that the whole is shown; of 50 windows the first is taken in which every box has that overlap (IoU, a box
+    ends on its last pixel) and a centre lies; where there is none, another overlap is drawn.
+    extent: (2,) float32 w h.  boxes: (M, 4) float32, inclusive.  valid: (M,) bool.
+    Returns start and sides for `stretched_crop`, whole pixels of the image; it may begin or end outside.
+    """
+    keys = jax.random.split(key, 4)
+    ratio = jax.random.uniform(keys[1], (), minval=1.0, maxval=expand)
+    ratio = jnp.where(jax.random.bernoulli(keys[0]), ratio, 1.0)
+    whole = jnp.floor(extent * ratio)
+    offset = jnp.floor(jax.random.uniform(keys[2], (2,)) * extent * (ratio - 1))
+    boxes = boxes + jnp.tile(offset, 2)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    overlaps = jnp.asarray(_PATCH_OVERLAPS, jnp.float32)
+
+    def attempt(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        turn = state[0]
+        which, sizes, places = jax.random.split(jax.random.fold_in(keys[3], turn), 3)
+        least = overlaps[jax.random.randint(which, (), 0, len(_PATCH_OVERLAPS))]
+        sides = whole * jax.random.uniform(sizes, (_PATCHES, 2), minval=0.3, maxval=1.0)
+        # Not from 0 on: the original gives the random number's upper end alone, and its lower one is then 1.
+        start = 1 + jax.random.uniform(places, (_PATCHES, 2)) * (whole - sides - 1)
+        low, high = jnp.floor(start)[:, None], jnp.floor(start + sides)[:, None]
+        shared = jnp.maximum(jnp.minimum(high, boxes[:, 2:]) - jnp.maximum(low, boxes[:, :2]) + 1, 0).prod(-1)
+        iou = shared / ((high - low + 1).prod(-1) + areas - shared)
+        shape = sides[:, 1] / sides[:, 0]
+        good = (shape >= 0.5) & (shape <= 2) & ((iou >= least) | ~valid).all(-1)
+        good &= ((centers > low) & (centers < high) & valid[:, None]).all(-1).any(-1)
+        first = jnp.argmax(good)
+        shown = least < 0
+        low, high = (jnp.where(shown, own, x[first, 0]) for x, own in ((low, jnp.zeros(2)), (high, whole)))
+        return turn + 1, shown | good.any(), low, high - low
+
+    start = jnp.int32(0), jnp.bool_(False), jnp.zeros(2), whole
+    _, _, low, sides = jax.lax.while_loop(lambda state: ~state[1], attempt, start)
+    return low - offset, sides
 
 
 def shrink_border(border: int, size: Array) -> Array:

@@ -21,10 +21,11 @@ class Preprocess:
         or side | pad.
     border: what fills the canvas outside the image: 0 (black, before normalisation) or the mean.
     centred: the image lies in the middle of the canvas (the originals) or in its top left corner.
-    fills: which side of an image fills the input's width at a fixed resolution: "longer", or always its "width".
+    fills: which side of an image fills the input's width at a fixed resolution: "longer", or always its "width";
+        "both": width and height are stretched to the input's.
     one_canvas: (height, width) of the canvas of all images, the released programs' own, where these put images on one
-        canvas by default; an image that keeps its resolution then lies in the canvas's middle, cut where it is larger.
-        None: each image has a padded canvas of its own.
+        canvas by default; an image that keeps its resolution then lies in the canvas's middle, cut where it is larger,
+        but on a padded canvas where `fills` is "both".  None: each image has a padded canvas of its own.
     """
 
     order: str

@@ -107,6 +107,19 @@ def fixed_view(image: Size, canvas: Size, scale: float = 1.0, side: int = 0, max
     )
 
 
+def stretched_view(image: Size, canvas: Size) -> View:
+    """The view that resizes an image to the canvas, each side by itself, its aspect ratio not kept."""
+    return View(
+        image=image,
+        resized=canvas,
+        canvas=canvas,
+        zoom=1.0,
+        shift=(0.0, 0.0),
+        shrink=(canvas[1] / image[1], canvas[0] / image[0]),
+        window=(0, 0, *canvas),
+    )
+
+
 def make_view(
     preprocess: Preprocess,
     image: Size,
@@ -116,11 +129,16 @@ def make_view(
     max_side: int = 0,
     scale: float = 1.0,
 ) -> View:
-    """`keep_view` or `fixed_view`, as `config.eval.resolution` says; `fixed` is the size of the fixed canvas."""
+    """The view of `config.eval.resolution`; `fixed` is the size of the fixed canvas.
+
+    An image that is stretched to it (`preprocess.fills`) has no test scale.
+    """
     if resolution == "keep":
-        if preprocess.one_canvas:
+        if preprocess.one_canvas and preprocess.fills != "both":
             return fixed_view(image, fixed, scale, side=fixed[1], max_side=max_side)
         return keep_view(preprocess, image, scale, max_side)
+    if resolution == "fixed" and preprocess.fills == "both":
+        return stretched_view(image, fixed)
     if resolution == "fixed":
         return fixed_view(image, fixed, scale, side=image[1] if preprocess.fills == "width" else 0)
     raise ConfigError(f"resolution is {resolution!r}; choose one of 'keep', 'fixed'")

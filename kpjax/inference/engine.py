@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kpjax.detectors.base import Detector
 from kpjax.images.views import Size, View
 from kpjax.inference.program import Infer, Merge, make_infer, make_merge, protocol_of
-from kpjax.objects import Detections
+from kpjax.objects import Detections, move_ends
 
 IN_FLIGHT = 2  # batches that are on the device at once: one that runs, and the next
 
@@ -48,7 +48,8 @@ class Engine:
 
     infer: see `kpjax.inference.program.make_infer`; one compilation for each canvas.  merge: one image's rows of each
     scale -> its Detections; None: there is nothing to merge.  scales: the test scales.  batch: images a program, over
-    all devices of the mesh.  cameras: whether the program needs a camera for each view.
+    all devices of the mesh.  cameras: whether the program needs a camera for each view.  inclusive: whether its boxes
+    end on their last pixel.
     """
 
     infer: Infer
@@ -57,6 +58,7 @@ class Engine:
     mesh: Mesh
     batch: int
     cameras: bool = False
+    inclusive: bool = False
 
     def shard(self, rows: np.ndarray) -> Any:
         """(B, ...) as an array whose rows are divided over the devices.  Other processes' rows are not read."""
@@ -94,7 +96,7 @@ def make_engine(
     device = mesh.local_devices[0]  # rows come from the host, and would go to the default device
     on_device = None if merge is None else lambda rows: merge(jax.device_put(rows, device))
     rows = -(-batch // mesh.size) * mesh.size
-    return Engine(infer, on_device, scales, mesh, rows, cameras=detector.solid)
+    return Engine(infer, on_device, scales, mesh, rows, cameras=detector.solid, inclusive=detector.inclusive)
 
 
 class ViewQueue:
@@ -239,6 +241,10 @@ class ViewQueue:
             leaf.copy_to_host_async()
         self._running.append(batch)
 
+    def _in_image(self, rows: Any, slot: int, view: View) -> Any:
+        found = rows_in_image(rows, slot, view)
+        return move_ends(found, 1) if self._engine.inclusive else found
+
     def _arrive(self, batch: _Batch) -> list[Result]:
         """Move a batch's rows to their images' pixels, and check that each view comes back exactly once."""
         rows, tags = jax.device_get(batch.outputs)
@@ -252,7 +258,7 @@ class ViewQueue:
                 raise RuntimeError(f"view {number} came back twice, or from a batch that it was not in")
             self.arrived += 1
             views = self._rows.setdefault(job.image, [])
-            views.append((job.scale, rows_in_image(rows, slot, job.view) if readable else None))
+            views.append((job.scale, self._in_image(rows, slot, job.view) if readable else None))
             if len(views) < scales:
                 continue
             in_order = tuple(of_scale for _, of_scale in sorted(self._rows.pop(job.image), key=lambda pair: pair[0]))

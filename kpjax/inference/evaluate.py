@@ -29,7 +29,7 @@ from kpjax.inference.outputs import Evaluation, coco_rows, kitti_objects
 from kpjax.inference.program import protocol_of
 from kpjax.metrics import kitti
 from kpjax.metrics.coco import MAX_DETS, measure, measure_keypoints
-from kpjax.objects import Objects, empty_objects, padded
+from kpjax.objects import Objects, empty_objects, move_ends, padded
 from kpjax.parallel.sharding import make_mesh
 
 MANY_PROGRAMS = 8  # from more programs than this on an evaluation prints how to need fewer
@@ -150,7 +150,9 @@ class Evaluator:
         if not self.oracle:
             return {}
         slots = max(1, *map(len, source.objects))
-        rows = [padded(job.view.to_canvas(source.objects[job.image]), slots) for job in jobs]
+        ends = -1 if self.detector.inclusive else 0
+        objects = [move_ends(source.objects[job.image], ends) for job in jobs]
+        rows = [padded(job.view.to_canvas(one), slots) for job, one in zip(jobs, objects, strict=True)]
         rows += [empty_objects(source.objects[0], slots)] * (self.engine.batch - len(jobs))
         return {"objects": jax.tree.map(lambda *parts: np.stack(parts), *rows)}
 

@@ -61,8 +61,9 @@ class Predictor:
     A detector of points also gives found.keypoints (N, J, 3), x, y and score, in the order of `det.points.names`.  One
     of 3D boxes gives found.boxes3d (N, 7) and found.alpha (N,), see `kpjax.objects.Detections`.
     Images are processed as in evaluation: at their own resolution on the padded canvas of the model's
-    family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  By default models of 3D boxes do the
-    latter, all others the former.  One program is compiled for each size of canvas; an incomplete batch is padded.
+    family (`resolution="keep"`), or warped onto one canvas of `size` (`"fixed"`).  By default models of 3D boxes and
+    TTFNet do the latter, all others the former.  One program is compiled for each size of canvas; an incomplete batch
+    is padded.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kpjax.nn.convolution import Precision
-from kpjax.nn.layers import ConvParams, conv2d
+from kpjax.nn.layers import Conv, ConvParams, conv2d
 
 Array = jax.Array
 
@@ -77,7 +77,49 @@ class Heads(nn.Module):
                 name=f"{name}_out",
             )(self.features)
             assert out_bias is not None
-            part = hidden[..., i * self.features : (i + 1) * self.features].astype(jnp.float32)
-            product = jnp.einsum("bhwc,cd->bhwd", part, out_kernel[0, 0], precision=lax.Precision.HIGHEST)
-            outputs[name] = product + out_bias
+            outputs[name] = _last(hidden[..., i * self.features : (i + 1) * self.features], out_kernel, out_bias)
         return outputs
+
+
+def _last(x: Array, kernel: Array, bias: Array) -> Array:
+    """A head's 1x1 convolution, in float32.  kernel: (1, 1, C, channels)."""
+    product = jnp.einsum("bhwc,cd->bhwd", x.astype(jnp.float32), kernel[0, 0], precision=lax.Precision.HIGHEST)
+    return product + bias
+
+
+class DeepHead(nn.Module):
+    """One head of several 3x3 convolutions with ReLU and a 1x1 convolution.  (B, h, w, C) -> (B, h, w, .) float32.
+
+    head: its channels and initial values; `std` is that of all its kernels.  features, convs: channels and number of
+    the 3x3 convolutions, which run in `dtype` and `precision`; the 1x1 one is float32 whatever these are.
+    """
+
+    head: Head
+    features: int
+    convs: int
+    dtype: Any = jnp.float32
+    precision: Precision = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.normal(self.head.std)
+        for i in range(self.convs):
+            x = nn.relu(
+                Conv(
+                    self.features,
+                    bias=True,
+                    dtype=self.dtype,
+                    precision=self.precision,
+                    kernel_init=init,
+                    name=f"conv{i}",
+                )(x)
+            )
+        kernel, bias = ConvParams(
+            self.head.channels,
+            kernel=(1, 1),
+            kernel_init=init,
+            bias_init=nn.initializers.constant(self.head.bias),
+            name="out",
+        )(x.shape[-1])
+        assert bias is not None
+        return _last(x, kernel, bias)

@@ -85,6 +85,16 @@ def draw_gaussians(
     height, width = shape
     columns = gaussian_profile(centers[:, 0], radii, width, sigma_divisor)
     rows = gaussian_profile(centers[:, 1], radii, height, sigma_divisor) * valid[:, None]
+    return draw_profiles(columns, rows, labels, num_classes)
+
+
+def draw_profiles(columns: Array, rows: Array, labels: Array, num_classes: int) -> Array:
+    """Draw M keypoints, each the product of a profile along x and one along y, as `draw_gaussians` does.
+
+    columns: (M, w), rows: (M, h) float32.  labels: (M,) int32; one that is no class is not drawn.
+    Returns (h, w, K) float32.
+    """
+    height, width = rows.shape[1], columns.shape[1]
     drawn = (rows[:, :, None] * columns[:, None, :]).reshape(-1, height * width)
     # A scatter of whole maps: M updates instead of M x K comparisons a cell.  Maximum does not
     # depend on the order of the updates, so the result is the same on every device.

@@ -111,3 +111,24 @@ def associative_embedding(one: Array, other: Array, mask: Array, eps: float = 1e
         pairs &= ~jnp.eye(mask.shape[1], dtype=bool)
         push = jnp.where(pairs, near, 0.0).sum((1, 2)) / jnp.maximum(count * (count - 1), 1.0)
     return pull.sum(), push.sum()
+
+
+def giou_loss(found: Array, target: Array, weight: Array, divisor: Array) -> Array:
+    """Sum of weight times 1 - GIoU (Rezatofighi et al. 2019, algorithm 1), divided by `divisor`.
+
+    found, target: (..., 4) boxes x1 y1 x2 y2, corners inclusive: a side has x2 - x1 + 1 pixels (golden:
+    fn_ttfnet_losses).  weight: (...), boxes of 0 or less do not count.
+    """
+
+    def area(low: Array, high: Array) -> Array:
+        sides = jnp.maximum(high - low + 1, 0)
+        return sides[..., 0] * sides[..., 1]
+
+    low, high = (found[..., :2], target[..., :2]), (found[..., 2:], target[..., 2:])
+    overlap = area(jnp.maximum(*low), jnp.minimum(*high))
+    union = area(low[0], high[0]) + area(low[1], high[1]) - overlap
+    hull = area(jnp.minimum(*low), jnp.maximum(*high))
+    counts = weight > 0
+    union, hull = jnp.where(counts, union, 1.0), jnp.where(counts, hull, 1.0)
+    distance = 1 - overlap / union + (hull - union) / hull
+    return jnp.where(counts, weight * distance, 0.0).sum() / divisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -62,11 +63,27 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     if config.clip > 0:
         chain.append(optax.clip_by_global_norm(config.clip))
     if config.weight_decay > 0:
-        chain.append(optax.add_decayed_weights(config.weight_decay))
+        mask = None if config.bias_decay else lambda params: jax.tree.map(lambda bias: not bias, is_bias(params))
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask))
     chain.append(optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=config.momentum or None))
     if config.offset_lr != 1:
         chain.append(optax.masked(optax.scale(config.offset_lr), predicts_offsets))
+    if config.bias_lr != 1:
+        chain.append(optax.masked(optax.scale(config.bias_lr), is_bias))
     return optax.chain(*chain)
+
+
+def is_bias(params: Any) -> Any:
+    """A tree like `params`: which leaves are biases, but those of a BatchNorm that is named bn, bn1, ...
+
+    mmdetection 1 tells BatchNorms by their names alone (golden: fwd_ttfnet_*, `optimizer_multipliers`).
+    """
+
+    def one(path: Any, _: Any) -> bool:
+        *_, layer, leaf = ("", *(getattr(k, "key", "") for k in path))
+        return leaf == "bias" and not re.fullmatch(r"bn\d*", layer)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def predicts_offsets(params: Any) -> Any:

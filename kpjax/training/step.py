@@ -98,7 +98,14 @@ def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Ta
     def one(counter: Array, canvas: Array, extent: Array, objects: Objects) -> Any:
         key = jax.random.fold_in(jax.random.key(config.seed), counter)
         image, objects, placed = augment(
-            key, canvas, extent, objects, config.augment, detector.preprocess, detector.points
+            key,
+            canvas,
+            extent,
+            objects,
+            config.augment,
+            detector.preprocess,
+            detector.points,
+            detector.inclusive,
         )
         return image, detector.encode(objects, placed)
 

@@ -16,6 +16,7 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "momentum": ("optim.name", config.optim.name == "sgd"),
         "drops": ("optim.schedule", config.optim.schedule == "step"),
         "gamma": ("optim.schedule", config.optim.schedule == "step"),
+        "bias_decay": ("optim.weight_decay", config.optim.weight_decay > 0),
         "warmup_start": ("optim.warmup_steps", bool(config.optim.warmup_steps) or config.optim.scale_lr != "none"),
         "scale_warmup": ("optim.scale_lr", config.optim.scale_lr != "none"),
     }
@@ -23,6 +24,7 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "scales": kind in ("crop", "window"),
         "border": kind in ("crop", "window"),
         **dict.fromkeys(("shift", "shift_unit", "shift_probability", "scale"), kind == "shift"),
+        "expand": kind == "patch",
     }
     of_data = {
         **dict.fromkeys(("train.images", "train.annotations", "val.images", "val.annotations"), source == "coco"),

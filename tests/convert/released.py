@@ -22,6 +22,7 @@ _RESNET = {"width": 8, "deconv": (8, 8, 8), "head_channels": 8}
 _DLA = {"width": 4, "head_channels": 8}
 _HOURGLASS = {"features": (4, 6, 8), "blocks": (2, 1, 2), "stem": 5, "head_channels": 7}
 _CORNERS = {**_HOURGLASS, "branch": 3}
+_TTF = {"width": 4, "neck": (8, 6, 4), "heatmap_channels": 6, "sides_channels": 5}
 # Options of `kpjax.build` that make each model small; names and layouts do not depend on them.
 SMALL: dict[str, dict[str, Any]] = {
     "centernet_r18": _RESNET,
@@ -44,6 +45,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "cornernet_hg104_mmdet": _CORNERS,
     "triplet_hg52": _CORNERS,
     "triplet_hg104": _CORNERS,
+    "ttfnet_r18": _TTF,
+    "ttfnet_r34": _TTF,
+    "ttfnet_d53": _TTF,
 }
 
 
@@ -66,6 +70,8 @@ def arrays(model: str, classes: int = 80, seed: int = 0, **options: Any) -> dict
 
 def keys(model: str, classes: int = 80, **options: Any) -> Keys:
     """(name, shape) of each array.  options: as `kpjax.build` takes them."""
+    if model.startswith("ttfnet"):
+        return ttfnet(model.removeprefix("ttfnet_"), classes, **options)
     if "dla34" in model:
         return dla(model, classes, **options)
     if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?(?:_pose|_3d)?", model):
@@ -224,6 +230,56 @@ def dla_neck(dcn: bool, width: int = 16) -> Keys:
                     size, inner = (1, channels) if kind == "proj" else (3, 2 * channels)
                     yield from layer(f"{part}.0", f"{part}.1", features, inner, size)
             yield from conv(f"{name}.up_{i}", features, 1, 2 * factor)
+
+
+# --- TTFNet -------------------------------------------------------------------------------------------------
+
+
+def ttfnet(
+    trunk_name: str,
+    classes: int,
+    width: int = 0,
+    neck: tuple[int, int, int] = (256, 128, 64),
+    heatmap_channels: int = 128,
+    sides_channels: int = 64,
+) -> Keys:
+    """ZJULearning's `ttfnet_r18`, `ttfnet_r34` and `ttfnet_d53`."""
+    dark = trunk_name == "d53"
+    width = width or (32 if dark else 64)
+    keys = darknet(width) if dark else trunk(_DEPTHS[int(trunk_name[1:])][0], False, width)
+    yield from ((f"backbone.{key}", shape) for key, shape in keys)
+    stages = [width * (4 if dark else 1) * 2**i for i in range(4)]
+    channels = stages[3]
+    for step, features in enumerate(neck):
+        first = f"bbox_head.deconv_layers.{step}"
+        yield from deformable(f"{first}.0", features, channels)
+        yield f"{first}.0.bias", (features,)
+        yield from norm(f"{first}.1", features)
+        inner = stages[2 - step]
+        for place in range(step + 1):
+            yield from with_bias(f"bbox_head.shortcut_layers.{step}.layers.{2 * place}", features, inner, 3)
+            inner = features
+        channels = features
+    for name, convs, hidden, out in (
+        ("hm", 2, heatmap_channels, classes),
+        ("wh", 1 if trunk_name == "r18" else 2, sides_channels, 4),
+    ):
+        inner = channels
+        for i in range(convs):
+            yield from with_bias(f"bbox_head.{name}.{i}.conv", hidden, inner, 3)
+            inner = hidden
+        yield from with_bias(f"bbox_head.{name}.{convs}", out, hidden, 1)
+
+
+def darknet(width: int = 32) -> Keys:
+    """DarkNet-53 of the same program."""
+    yield from conv_bn("stem", width, 3)
+    for stage, blocks in enumerate((1, 2, 8, 8, 4), start=1):
+        features = width * 2**stage
+        yield from conv_bn(f"layer{stage}.0", features, features // 2)
+        for i in range(1, blocks + 1):
+            yield from conv_bn(f"layer{stage}.{i}.body.0", features // 2, features, 1)
+            yield from conv_bn(f"layer{stage}.{i}.body.1", features, features // 2)
 
 
 # --- hourglasses --------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from kpjax.training.step import batch_shapes, init_state, make_step
 from tests.convert import released
 from tests.tiny import OPTIONS, random_variables
 
-TRAINED = ("centernet_r18_dcn", "centernet_dla34", "cornernet_hg104", "triplet_hg52")
+DEFORMABLE = ("centernet_r18_dcn", "centernet_dla34", "ttfnet_r18")
+TRAINED = (*DEFORMABLE, "cornernet_hg104", "triplet_hg52")
 MODELS = (*TRAINED, "centernet_r18_mmdet", "centernet_r50", "centernet_dla34_nodcn")
 HIGHEST = lax.Precision.HIGHEST
 SIDE = 128
@@ -88,7 +89,7 @@ def test_products_of_the_training_step(name: str) -> None:
     program = jax.make_jaxpr(make_step(detector, config, 1))(state, batch_shapes(config, detector))
     counts = check(list(products(program.jaxpr)), type(detector.net).__name__, "high")
     assert counts["asked"] > 50 and counts["heads"] >= 6 and counts["outside"] >= 2  # and of the gradients
-    assert (counts["offset"] > 0) == (name in ("centernet_r18_dcn", "centernet_dla34"))
+    assert (counts["offset"] > 0) == (name in DEFORMABLE)
 
 
 @pytest.mark.parametrize("name, precision", [*((name, "high") for name in MODELS), (MODELS[0], "default")])
@@ -101,7 +102,7 @@ def test_products_of_the_test_program(name: str, precision: str) -> None:
     shapes = (((batch, side, side, 3), jnp.uint8), ((batch, 4), jnp.int32), ((batch, 1), jnp.int32))
     program = infer.trace(variables, *(jax.ShapeDtypeStruct(*s) for s in shapes)).jaxpr
     counts = check(list(products(program.jaxpr)), type(detector.net).__name__, precision)
-    assert counts["asked"] > 10 and counts["heads"] >= 3
+    assert counts["asked"] > 10 and counts["heads"] >= 2
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values())
@@ -131,7 +132,7 @@ def test_precision_is_an_option_of_computing_alone() -> None:
     config.model.precision = "float32"
     with pytest.raises(ConfigError, match=r"config\.model\.precision is 'float32'; choose one of 'default', 'high', "):
         config.check()
-    for name in ("centernet_r18", "cornernet_hg104", "triplet_hg52"):
+    for name in ("centernet_r18", "cornernet_hg104", "triplet_hg52", "ttfnet_r18"):
         with pytest.raises(ConfigError, match=rf"model {name}: precision is 'full'; choose one of 'default'"):
             build(name, precision="full")
     stored = {"model": "centernet_r18", "num_classes": 3, "options": {**OPTIONS, "deconv": [8]}}

@@ -100,6 +100,14 @@ KINDS = {
     "saccade_functions": NO_ISSUE,
     "targets_cornernet_squeeze": NO_ISSUE,
     "targets_extremenet": NO_ISSUE,
+    "fwd_ttfnet_r18": TESTED,
+    "fwd_ttfnet_r34": TESTED,
+    "fwd_ttfnet_d53": TESTED,
+    "fn_ttfnet_targets": TESTED,
+    "fn_ttfnet_losses": TESTED,
+    "fn_ttfnet_decode": TESTED,
+    "pipe_ttfnet_r18": TESTED,
+    "pipe_synth_ttfnet_r18": TESTED,
 }
 
 

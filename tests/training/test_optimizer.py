@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kpjax.config import Config, OptimConfig
@@ -86,3 +88,22 @@ def test_the_step_uses_the_scaled_rate() -> None:
         state, metrics = step(state, random_batch(16, number))
         rates.append(float(metrics["lr"]))
     assert rates == pytest.approx([config.optim.lr * k for k in (1, 2.5, 4, 4)])
+
+
+def test_biases_with_a_rate_of_their_own_and_without_decay() -> None:
+    """As two groups of PyTorch's SGD: momentum is of the undecayed gradient, the rate twice the others'."""
+    params = {"conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "bn1": {"bias": jnp.ones(2)}}
+    slopes = jax.tree.map(lambda x: 0.5 * x, params)
+    config = OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.01, bias_lr=2.0, bias_decay=False)
+    optimizer = make_optimizer(config, 10)
+    state, expected = optimizer.init(params), {"kernel": 1.0, "bias": 1.0}
+    speed = {"kernel": 0.0, "bias": 0.0}
+    for _ in range(3):
+        updates, state = optimizer.update(slopes, state, params)
+        params = optax.apply_updates(params, updates)
+        for key, rate, decay in (("kernel", 0.1, 0.01), ("bias", 0.2, 0.0)):
+            speed[key] = 0.9 * speed[key] + 0.5 + decay * expected[key]
+            expected[key] -= rate * speed[key]
+    for key, value in expected.items():
+        assert params["conv"][key] == pytest.approx(value)
+    assert params["bn1"]["bias"] == pytest.approx(expected["kernel"])

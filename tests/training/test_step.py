@@ -11,13 +11,22 @@ import numpy as np
 import optax
 import pytest
 
+import kpjax
 from kpjax.config import Config, OptimConfig
 from kpjax.detectors.base import Detector
 from kpjax.objects import Objects, Placed
 from kpjax.parallel.sharding import make_mesh, put_batch
 from kpjax.training.optimizer import learning_rate, make_optimizer
 from kpjax.training.step import TrainState, init_state, jit_step, make_step, prepare, state_shardings
-from tests.tiny import TwoLayers, random_batch, random_variables, tiny_config, tiny_detector, two_layer_detector
+from tests.tiny import (
+    CLASSES,
+    TwoLayers,
+    random_batch,
+    random_variables,
+    tiny_config,
+    tiny_detector,
+    two_layer_detector,
+)
 
 
 def trained(
@@ -73,6 +82,21 @@ def test_eight_devices_equal_one(sgd: Config, on_one_device: tuple[list[TrainSta
     assert largest_difference(alone[3].batch_stats, states[3].batch_stats) < 2e-5
     for one, eight in zip(metrics, sharded_metrics, strict=True):
         assert eight["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_ttfnet_on_eight_devices_equals_one() -> None:
+    """Its targets for every cell, of windows that each image draws until one fits."""
+    config = tiny_config()
+    config.optim.name, config.optim.lr = "sgd", 1e-3
+    config.augment.kind, config.augment.clip_boxes = "patch", True
+    detector = dataclasses.replace(kpjax.build("ttfnet_r18", CLASSES), net=TwoLayers(more=(("sides", 4),)))
+    (alone, metrics), (states, sharded) = (trained(config, detector, devices=count) for count in (1, 8))
+    assert largest_difference(alone[3].params, alone[0].params) > 1e-3
+    assert largest_difference(alone[3].params, states[3].params) < 2e-5
+    for one, eight in zip(metrics, sharded, strict=True):
+        assert one["sides"] > 0
+        for name in ("loss", "heatmap", "sides", "grad_norm"):
+            assert eight[name] == pytest.approx(one[name], rel=1e-4), name
 
 
 def wide_detector() -> Detector:

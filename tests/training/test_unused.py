@@ -27,6 +27,8 @@ def test_recipes_set_nothing_in_vain(path: pathlib.Path) -> None:
         ("optim.drops", (0.5,), "optim.schedule", "step"),
         ("optim.warmup_start", 0.1, "optim.warmup_steps", 10),
         ("augment.shift", 0.3, "augment.kind", "shift"),
+        ("augment.expand", 2.0, "augment.kind", "patch"),
+        ("optim.bias_decay", False, "optim.weight_decay", 0.1),
         ("augment.border", 64, "augment.kind", "window"),
         ("data.tfds_dir", "x", "data.source", "tfds"),
         ("data.train.images", "x", "data.source", "coco"),
