@@ -1,6 +1,6 @@
 """Name rules of hourglass checkpoints: princeton-vl's CornerNet, Duankaiwen's triplets, xingyizhou's, mmdetection's.
 
-The first three share the names of the backbone; mmdetection has its own for the same layers.  The tables
+All but mmdetection's share the names of the backbone; mmdetection has its own for the same layers.  The tables
 fit every number of stacks, and hourglasses of up to `_DEPTHS` levels.
 """
 
@@ -102,6 +102,20 @@ TRIPLET = (
     *original_pool(r"ct_cnvs\.(\d+)", r"center_pool\1"),
     *_head("ct_heats", r"center_heads\1/center_heat", "1"),
     *_head("ct_regrs", r"center_heads\1/center_off", "1"),
+)
+
+EXTREMENET = (
+    *_ORIGINAL_BACKBONE,
+    *(
+        rule
+        for theirs, ours in {"t": "top", "l": "left", "b": "bottom", "r": "right", "ct": "center"}.items()
+        for rule in _head(f"{theirs}_heats", rf"heads\1/{ours}_heat", "1")
+    ),
+    *(
+        rule
+        for theirs, ours in {"t": "top", "l": "left", "b": "bottom", "r": "right"}.items()
+        for rule in _head(f"{theirs}_regrs", rf"heads\1/{ours}_off", "1")
+    ),
 )
 
 XINGYIZHOU_HOURGLASS = (

@@ -22,6 +22,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "cornernet": hourglass.CORNERNET,
     "cornernet_mmdet": hourglass.MMDET_CORNERNET,
     "triplet": hourglass.TRIPLET,
+    "extremenet": hourglass.EXTREMENET,
     "xingyizhou_hourglass": hourglass.XINGYIZHOU_HOURGLASS,
     "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import box3d, center_config, centernet, cornernet, pose, triplet
+from kpjax.detectors import box3d, center_config, centernet, cornernet, extreme, pose, triplet
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections, PointSet
@@ -54,6 +54,7 @@ MODELS |= {
     name: functools.partial(triplet.build, name, released)
     for name, released in {"triplet_hg52": triplet.HG52, "triplet_hg104": triplet.HG104}.items()
 }
+MODELS["extremenet_hg104"] = functools.partial(extreme.build, "extremenet_hg104", extreme.HG104)
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]
 
@@ -110,11 +111,11 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def learns_points(name: str) -> bool:
-    """Whether the model learns and finds points of objects: it has the option `points`, and needs keypoints as data.
+    """Whether the model finds points that its data name: it has the option `points`, and needs keypoints as data.
 
     Raises ConfigError for a name that does not exist.
     """
-    return build(name, 1).points is not None
+    return data_needed(name)["keypoints"]
 
 
 class DataNeeded(TypedDict):
@@ -122,12 +123,14 @@ class DataNeeded(TypedDict):
 
     keypoints: bool
     solid: bool
+    outlines: bool
 
 
 def data_needed(name: str) -> DataNeeded:
     """What the model learns from beside boxes.  Raises ConfigError for a name that does not exist."""
     detector = build(name, 1)
-    return {"keypoints": detector.points is not None, "solid": detector.solid}
+    keypoints = detector.points is not None and not detector.outlines
+    return {"keypoints": keypoints, "solid": detector.solid, "outlines": detector.outlines}
 
 
 def from_config(config: Config, classes: int, points: PointSet | None = None) -> Detector:

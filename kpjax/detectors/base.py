@@ -64,6 +64,8 @@ class Detector:
     oracle: (batched targets, (H, W)) -> head maps like the network's that hold the targets, for the analysis
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
+    outlines: whether these are the extreme points of an object's outline: training needs outlines (polygons or masks),
+        and what is measured are boxes.
     solid: whether it learns and finds 3D boxes: it needs `Objects.solid` in training, and cameras at test time.
     metric: what evaluation measures first, and the best checkpoint is chosen by: "boxes" (COCO's AP by IoU),
         "keypoints" (by object keypoint similarity; the boxes' AP beside it) or "kitti" (KITTI's, in 2D and 3D).
@@ -88,6 +90,7 @@ class Detector:
     protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
     oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
     points: PointSet | None = None
+    outlines: bool = False
     solid: bool = False
     metric: str = "boxes"
     heatmaps: tuple[str, ...] = ("heatmap",)
