@@ -74,9 +74,9 @@ HG104 = ExtremeNetConfig()
 
 
 class ExtremeNet(nn.Module):
-    """Images (B, H, W, 3), normalised -> {"top_heat", "top_off", ..., "center_heat"} of each stack, (B, h, w, .) float32.
+    """Images (B, H, W, 3), normalised -> of each stack {"top_heat", "top_off", ..., "center_heat"}, (B, h, w, .).
 
-    heat: K logits.  off: x and y within the cell; the centre has none.
+    Maps are float32.  heat: K logits.  off: x and y within the cell; the centre has none.
     """
 
     config: ExtremeNetConfig
