@@ -33,6 +33,11 @@ BACKBONES: dict[str, tuple[Rule, ...]] = {
     f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
 }
 
+# The same, for backbones that no classifier has: the table reads the released detectors that share them.
+SHARED_BACKBONES: dict[str, tuple[Rule, ...]] = {
+    "params/backbone/stem_residual/first/conv/kernel": hourglass.BACKBONE_OF_DETECTORS,
+}
+
 
 _LONGEST_KEY = 200  # letters; the tables' are shorter, and a hostile file's can fill the memory
 

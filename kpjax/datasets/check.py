@@ -203,6 +203,7 @@ def check_split(
     *,
     keypoints: bool = False,
     solid: bool | None = None,
+    outlines: bool = False,
     decode: bool = False,
     progress: bool = True,
 ) -> tuple[SplitReport, Source]:
@@ -210,12 +211,12 @@ def check_split(
 
     detector_of: number of classes, and the data's points or None -> the detector whose keypoints are counted.
     keypoints: look at the objects' keypoints too, because the detector learns them.  solid: whether it learns 3D boxes;
-    None: look at those that there are.  decode: decode every image, not
+    None: look at those that there are.  outlines: whether it learns extreme points.  decode: decode every image, not
     the suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
     mistakes: list[DataError] = []
-    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints, solid=solid)
+    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints, solid=solid, outlines=outlines)
     empty = [everything.files[i] for i in np.flatnonzero(object_counts(everything) == 0)]
     drops = split == "train" and config.data.empty_images == "drop" and len(empty) < len(everything)
     source = without_empty_images(everything) if drops else everything

@@ -119,18 +119,24 @@ def learns_points(name: str) -> bool:
 
 
 class DataNeeded(TypedDict):
-    """What a model learns from beside boxes: the keywords of `kpjax.data.opening.open_source`."""
+    """What a model needs of the data beside boxes: the keywords of `kpjax.data.opening.open_source`."""
 
     keypoints: bool
     solid: bool
-    outlines: bool
+    outlines: bool | None
 
 
 def data_needed(name: str) -> DataNeeded:
     """What the model learns from beside boxes.  Raises ConfigError for a name that does not exist."""
     detector = build(name, 1)
+    return {**to_measure(detector), "outlines": detector.outlines}
+
+
+def to_measure(detector: Detector) -> DataNeeded:
+    """What evaluation needs of the data beside boxes.  Extreme points are not measured: they are read where there are
+    any, for pictures and the oracle."""
     keypoints = detector.points is not None and not detector.outlines
-    return {"keypoints": keypoints, "solid": detector.solid, "outlines": detector.outlines}
+    return {"keypoints": keypoints, "solid": detector.solid, "outlines": None if detector.outlines else False}
 
 
 def from_config(config: Config, classes: int, points: PointSet | None = None) -> Detector:

@@ -44,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cornernet_hg104_mmdet": _CORNERS,
     "triplet_hg52": _CORNERS,
     "triplet_hg104": _CORNERS,
+    "extremenet_hg104": _HOURGLASS,
 }
 
 
@@ -239,10 +240,15 @@ def hourglass_net(
     branch: int = 128,
     head_channels: int = 256,
 ) -> Keys:
-    """princeton-vl's CornerNet and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass`."""
+    """princeton-vl's CornerNet and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass` and ExtremeNet."""
     mmdet, width = model.endswith("mmdet"), features[0]
     yield from hourglass_backbone(mmdet, features, blocks, stem, stacks)
     for i in range(stacks):
+        if model.startswith("extremenet"):
+            for name, out in {"heats": classes, "regrs": 2}.items():
+                for point in ("t", "l", "b", "r", *(["ct"] if name == "heats" else [])):
+                    yield from stack_head(f"{point}_{name}.{i}", out, width, head_channels, "1")
+            continue
         if model.startswith("centernet"):
             for name, out in original_heads(model, classes).items():
                 yield from stack_head(f"{name}.{i}", out, width, head_channels, "1")

@@ -26,6 +26,8 @@ MODELS = {
     "cornernet_hourglass104": "cornernet_hg104",
     "centernet_triplet_hourglass52": "triplet_hg52",
     "centernet_triplet_hourglass104": "triplet_hg104",
+    "extremenet_hourglass104": "extremenet_hg104",
+    "pipe_extremenet": "extremenet_hg104",
 }
 
 
@@ -36,7 +38,9 @@ def test_names_and_shapes(case: Any) -> None:
     model = MODELS[kind]
     theirs = {key: tuple(shape) for key, shape in json.loads((case.path / "state_dict.json").read_text())}
     heat = "bbox_head.tl_heat.0.1.conv.weight" if model == "cornernet_hg104_mmdet" else None
-    heat = heat or next((k for k in ("hm.2.weight", "hm.0.1.weight", "tl_heats.0.1.weight") if k in theirs), None)
+    heat = heat or next(
+        (k for k in ("hm.2.weight", "hm.0.1.weight", "tl_heats.0.1.weight", "t_heats.0.1.weight") if k in theirs), None
+    )
     classes = theirs[heat or "bbox_head.heatmap_head.2.weight"][0]
     ours = dict(released.keys(model, classes))
     if set(ours) != set(theirs) or ours != theirs:
