@@ -20,7 +20,8 @@ def extreme_points(outline: np.ndarray) -> np.ndarray:
     after the vertex that is the first extreme one, the point is the middle of that edge: half way between its least
     and its greatest coordinate.
 
-    ExtremeNet's own rule.  It drops fractions, and its walk knows one vertex beyond each end of the outline.
+    ExtremeNet's own rule, kept with two oddities: it drops fractions; and its walk, which begins with a copy of the
+    last vertex and ends with one of the first, takes a flat edge that ends with the last vertex for that vertex alone.
     """
     low, high = outline.min(0), outline.max(0)
     near = FLAT * (high - low + 1)

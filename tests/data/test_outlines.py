@@ -43,7 +43,7 @@ def test_polygons_are_one_outline() -> None:
     outline = outline_of([[1, 2, 3, 4.5], [5, 6]], "here")
     np.testing.assert_array_equal(outline, [(1, 2), (3, 4.5), (5, 6)])
     found = extreme_keypoints([[10, 0, 20, 30, 0, 30]], "here")
-    np.testing.assert_array_equal(found, [(10, 0, 2), (0, 30, 2), (10, 30, 2), (20, 30, 2)])
+    np.testing.assert_array_equal(found, [(10, 0, 2), (0, 30, 2), (0, 30, 2), (20, 30, 2)])
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}, [[]], {"size": [2, 3], "counts": [6]}])
