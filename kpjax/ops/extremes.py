@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kpjax.ops.largest import largest
+from kpjax.ops.largest import largest_of_many
 
 Array = jax.Array
 
@@ -77,13 +77,8 @@ def group_extremes(
         fits &= (label[one] == label[t]) & (score[one] >= least_score)
         fits &= (y[t] <= y[one]) & (x[left] <= x[one]) & (y[b] >= y[one]) & (x[r] >= x[one])
     total = jnp.where(fits, (score[t] + score[left] + score[b] + score[r] + 2 * middle) / 6, 0.0)
-    # The N best lie in the N rows with the best maxima: a top-k of K^3 numbers and one of N x K, instead of K^4.
-    rows = total.reshape(k**3, k)
-    _, best_rows = largest(rows.max(1), min(count, k**3))
-    best_rows = jnp.sort(best_rows)  # so that of equal scores the first still comes first
-    found, best = largest(rows[best_rows].reshape(-1), min(count, best_rows.shape[0] * k))
-    row = best_rows[best // k]
-    return found, jnp.stack([row // k**2, row // k % k, row % k, best % k], axis=-1)
+    found, best = largest_of_many(total.reshape(-1), count)
+    return found, jnp.stack([best // k**3, best // k**2 % k, best // k % k, best % k], axis=-1)
 
 
 def suppress_ghosts(boxes: Array, scores: Array, labels: Array) -> Array:
