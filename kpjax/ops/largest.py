@@ -30,8 +30,8 @@ def largest(x: Array, k: int) -> tuple[Array, Array]:
 def largest_of_many(x: Array, k: int, block: int = 256) -> tuple[Array, Array]:
     """As `largest` of one row of many more than k numbers: (n,) -> (min(k, n),) twice.
 
-    The k largest lie in the k blocks of `block` numbers with the largest maxima, and among these in smaller blocks: what
-    is sorted are some n / block + 32 k numbers (2.6 million and 1,000: 42,000).
+    The k largest lie in the k blocks of `block` numbers with the largest maxima, and among these in smaller blocks:
+    what is sorted are some n / block + 32 k numbers (2.6 million and 1,000: 42,000).
     """
     if block < 2:
         return largest(x, min(k, x.shape[0]))

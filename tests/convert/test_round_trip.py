@@ -134,6 +134,7 @@ TINY_HOURGLASS = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, 
         ("cornernet_hg104", "na", TINY_HOURGLASS),
         ("centernet_r18_pose", "ms", released.SMALL["centernet_r18_pose"]),
         pytest.param("triplet_hg52", "ms", TINY_HOURGLASS, marks=pytest.mark.slow),
+        pytest.param("extremenet_hg104", "ms", released.SMALL["extremenet_hg104"], marks=pytest.mark.slow),
     ],
 )
 def test_small(

@@ -47,9 +47,10 @@ def test_groups_are_those_of_a_loop_over_all(seed: int, count: int) -> None:
     k, height, width, classes = 6, 9, 11, 2
     scores = rng.integers(1, 9, (4, k)).astype(np.float32) / 8  # with ties, and some below 0.2
     labels = rng.integers(0, classes, (4, k)).astype(np.int32)
-    ys, xs = rng.integers(0, height, (4, k)).astype(np.int32), rng.integers(0, width, (4, k)).astype(np.int32)
-    ys[0], ys[2] = ys[0] // 2, height - 1 - ys[2] // 2
-    xs[1], xs[3] = xs[1] // 2, width - 1 - xs[3] // 2
+    # Tops are mostly above the others, lefts mostly left of them.
+    low = {"y": np.array([0, 2, 5, 2]), "x": np.array([2, 0, 2, 6])}
+    high = {"y": np.array([4, 7, height, 7]), "x": np.array([9, 5, 9, width])}
+    ys, xs = (rng.integers(low[axis][:, None], high[axis][:, None], (4, k)).astype(np.int32) for axis in "yx")
     center = rng.integers(0, 9, (height, width, classes)).astype(np.float32) / 8
     expected = all_groups(scores, labels, ys, xs, center, 0.2)
     assert len(expected) > 5
