@@ -424,8 +424,12 @@ def count_collisions(source: Source, config: Config, detector: Detector) -> dict
         targets = detector.encode(jax.tree.map(lambda x: x[None], one), placed)
         # The heatmaps are never computed: the compiler removes what is not returned.
         names = [key[: -len("index")] for key in targets if key.endswith("index")]
-        masks = {name: targets["keypoint_mask" if name == "joint_" else f"{name}mask"] for name in names}
-        return {name: jnp.where(masks[name], targets[f"{name}index"], -1)[0] for name in names}
+
+        def mask(name: str) -> Any:
+            own = "keypoint_mask" if name == "joint_" else f"{name}mask"
+            return targets[own if own in targets else "mask"]  # extreme points share one: an object has all or none
+
+        return {name: jnp.where(mask(name), targets[f"{name}index"], -1)[0] for name in names}
 
     found = _in_chunks(jax.jit(jax.vmap(cells)), objects)
     return {name.rstrip("_"): _collisions(image, cell, objects.labels) for name, cell in found.items()}

@@ -78,9 +78,9 @@ def truth(points: np.ndarray = POINTS) -> dict[str, np.ndarray]:
     return {name: np.clip(np.asarray(x), -20, 20) for name, x in maps.items()}
 
 
-def assert_found(found: Detections, times: int = 1) -> None:
-    """Boxes, labels and points are those of the three objects, each so many times."""
-    kept = np.asarray(found.scores[0]) > 0.9
+def assert_found(found: Detections, times: int = 1, least: float = 0.9) -> None:
+    """Boxes, labels and points of what scores above `least` are those of the three objects, each so many times."""
+    kept = np.asarray(found.scores[0]) > least
     assert found.keypoints is not None
     order = np.lexsort(np.asarray(found.boxes[0])[kept].round().T)
     rows = [np.asarray(x)[0][kept][order] for x in (found.boxes, found.labels, found.keypoints)]
@@ -186,7 +186,9 @@ def test_mirrored_views_are_decoded_apart_and_merged() -> None:
     silent = {name: np.full_like(x, -12) if name.endswith("heat") else x for name, x in plain.items()}
     decode = jax.jit(lambda maps: d.decode(d.merge_flip(maps), Placed(SIZE), 10))
     for one, other, times in ((plain, silent, 1), (silent, mirrored, 1), (plain, mirrored, 2)):
-        assert_found(decode({name: np.concatenate([one[name], other[name]]) for name in plain}), times)
+        maps = {name: np.concatenate([one[name], other[name]]) for name in plain}
+        # The cell of the middle of two cells can be the one beside the centre's, where the Gaussian is lower.
+        assert_found(decode(maps), times, least=0.6)
 
 
 def test_soft_nms_takes_points_along() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import kpjax
 import kpjax.training.run
+from kpjax.__main__ import main
 from kpjax.checkpoint.scores import read_metrics
 from kpjax.checkpoint.weights import save_inference
 from kpjax.config import Config
@@ -138,6 +139,14 @@ def test_data_without_outlines_stop_the_run(folder: pathlib.Path, tmp_path: path
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"boxes\.json has no object with an outline"):
         run(config, str(tmp_path / "run"))
+
+
+def test_checking_the_data_looks_at_the_points(folder: pathlib.Path, tmp_path: pathlib.Path, capsys: Any) -> None:
+    assert main(["check-data", "--config", str(folder / "config.py"), "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())["splits"][0]
+    assert set(report["keypoints"]["by_name"]) == set(EXTREME_POINTS.names)
+    assert not any("keypoint" in oddity["kind"] for oddity in report["oddities"]), report["oddities"]
+    assert "training would run" in capsys.readouterr().out
 
 
 def test_two_processes_find_the_same(folder: pathlib.Path) -> None:
