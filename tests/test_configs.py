@@ -53,8 +53,9 @@ def test_config(path: pathlib.Path) -> None:
     cells = (config.batch, -(-size[0] // detector.stride), -(-size[1] // detector.stride))
     heatmaps = [x for name, x in outputs[-1].items() if name.endswith("heat") or name == "heatmap"]
     assert heatmaps and all(x.shape == (*cells, classes) and x.dtype == jnp.float32 for x in heatmaps)
-    assert ("joint_heatmap" in outputs[-1]) == (detector.points is not None)
-    if detector.points:
+    assert ("joint_heatmap" in outputs[-1]) == (detector.metric == "keypoints")
+    if detector.metric == "keypoints":
+        assert detector.points is not None
         assert outputs[-1]["joint_heatmap"].shape == (*cells, len(detector.points))
 
 
@@ -243,6 +244,7 @@ def test_published_schedule(name: str, batch: int, rate: float) -> None:
         ("cornernet_hg104_mmdet", 48, 5e-4, round(210 * COCO_IMAGES / 48), round(180 * COCO_IMAGES / 48)),
         ("triplet_hg52", 48, 2.5e-4, 480_000, 450_000),
         ("triplet_hg104", 48, 2.5e-4, 480_000, 450_000),
+        ("extremenet_hg104", 24, 2.5e-4, 250_000, 200_000),
         ("centernet_hg104", 24, 2.5e-4, round(50 * COCO_IMAGES / 24), round(40 * COCO_IMAGES / 24)),
     ],
 )

@@ -15,7 +15,7 @@ LAYERS = (
     ("kpjax.errors",),
     ("kpjax.recipes",),
     ("kpjax.config", "kpjax.objects"),
-    ("kpjax.person",),
+    ("kpjax.person", "kpjax.extreme_points"),
     ("kpjax.images", "kpjax.parallel", "kpjax.nn", "kpjax.ops"),
     ("kpjax.backbones",),
     ("kpjax.data", "kpjax.detectors"),
@@ -88,7 +88,8 @@ def test_no_modules_import_each_other() -> None:
 
 def test_detectors_share_through_modules_of_their_own() -> None:
     """What two detectors need is in nn, ops, base or a module named after what they share; none imports a sibling."""
-    methods = {f"kpjax.detectors.{name}" for name in ("centernet", "pose", "box3d", "cornernet", "triplet", "ttf")}
+    names = ("centernet", "pose", "box3d", "cornernet", "triplet", "extreme", "ttf")
+    methods = {f"kpjax.detectors.{name}" for name in names}
     known = modules()
     for method in methods:
         assert not methods & set(imported(known[method], known)), method

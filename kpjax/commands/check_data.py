@@ -20,6 +20,7 @@ from kpjax.data.source import (
     Source,
     require_boxes,
     require_keypoints,
+    require_outlines,
     require_same_classes,
     require_same_points,
     require_solid,
@@ -63,7 +64,13 @@ def run(args: argparse.Namespace) -> int:
         begun = time.monotonic()
         try:
             report, source = check_split(
-                config, split, detector_of, keypoints=keypoints, solid=solid, decode=args.decode
+                config,
+                split,
+                detector_of,
+                keypoints=keypoints,
+                solid=solid,
+                outlines=needed["outlines"],
+                decode=args.decode,
             )
             sources[split] = source
             if keypoints and len(source.annotations.ids):
@@ -72,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
                 require_boxes(source)
                 if solid:
                     require_solid(source)
+                if needed["outlines"]:
+                    require_outlines(source)
             else:
                 require_same_classes(source, sources.get("train", source))
                 require_same_points(source, sources.get("train", source))

@@ -97,6 +97,7 @@ def main(values: absl_flags.FlagValues) -> int:
         from kpjax.data.opening import open_source
         from kpjax.data.source import fingerprint
         from kpjax.data.turned import notice
+        from kpjax.detectors import to_measure
         from kpjax.inference import evaluate as ev
         from kpjax.inference.kept import keep_detections, made_of
         from kpjax.inference.outputs import check_outputs, class_table, output_folder, write_kitti_results
@@ -114,7 +115,7 @@ def main(values: absl_flags.FlagValues) -> int:
     split, show_dir, plots, report = (arguments[key] for key in ("split", "show-dir", "plots", "report"))
     oracle = tuple(filter(None, arguments["oracle"].split(",")))
     options: dict[str, Any] = {"oracle": oracle, "max_dets": max_dets(arguments["max-dets"])}
-    source = open_source(config.data, split, keypoints=detector.points is not None, solid=detector.solid)
+    source = open_source(config.data, split, **to_measure(detector))
     annotated = len(source.annotations.ids) > 0
     out = arguments["out"] or default_out(workdir or checkpoint, split, "" if annotated else split_name(config, split))
     results = f"{os.path.splitext(out)[0]}_kitti" if detector.solid else ""
@@ -228,7 +229,7 @@ def limits(config: Config, detector: Any, most: tuple[int, int, int]) -> list[st
     said = []
     top_k, beyond = config.eval.top_k, [number for number in most if number > config.eval.top_k]
     # a pose model's scales are merged uncut
-    if beyond and not (detector.points and len(detector.protocols[config.eval.preset].scales) > 1):
+    if beyond and not (detector.metric == "keypoints" and len(detector.protocols[config.eval.preset].scales) > 1):
         said.append(
             f"config.eval.top_k = {top_k} keeps an image from having more detections: recall at "
             f"{' and '.join(map(str, beyond))} is that at {top_k}, and --config.eval.top_k={most[-1]}, "

@@ -14,7 +14,14 @@ from kpjax.checkpoint.weights import load_inference
 from kpjax.config import Config
 from kpjax.data import files
 from kpjax.data.opening import has_validation, open_source
-from kpjax.data.source import Source, require_boxes, require_keypoints, require_same_classes, require_solid
+from kpjax.data.source import (
+    Source,
+    require_boxes,
+    require_keypoints,
+    require_outlines,
+    require_same_classes,
+    require_solid,
+)
 from kpjax.datasets.check import UNLISTED, check_split
 from kpjax.datasets.folders import Folder, Joined, join, open_folder
 from kpjax.detectors import MODELS, build, data_needed, from_config
@@ -191,6 +198,8 @@ def _open(model: str, joined: Joined, folders: Sequence[Folder], workdir: str) -
         require_keypoints(source)
     if needed["solid"]:
         require_solid(source)
+    if needed["outlines"]:
+        require_outlines(source)
     val = open_source(config.data, "val", **needed) if has_validation(config.data) else None
     if val is not None:
         require_same_classes(val, source)
@@ -210,6 +219,7 @@ def _check(config: Config, images: int) -> None:
             lambda classes, points: from_config(config, classes, points),
             keypoints=needed["keypoints"],
             solid=needed["solid"],
+            outlines=needed["outlines"],
         )
         if report.stop:
             # No configuration is there yet in which that could be set.

@@ -47,6 +47,12 @@ RELEASED = (
         "https://pan.baidu.com/s/17RvbWaxrvW1kXRuk7XmIfw (code 2clj)",
     ),
     Released(
+        "extremenet_hg104",
+        "xingyizhou/ExtremeNet, ExtremeNet_250000.pkl",
+        "val2017 flip 40.3, ms 43.3",
+        _DRIVE + "1re-A74WRvuhE528X6sWsg1eEbMG8dmE4",
+    ),
+    Released(
         "centernet_hg104",
         "xingyizhou/CenterNet, ctdet_coco_hg",
         f"{_VAL} 40.3 / 42.2 / 45.1",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kpjax.convert import resnet
+from kpjax.convert import hourglass, resnet
 from kpjax.convert.rules import (
     ImportMismatch,
     Variables,
@@ -24,7 +24,7 @@ from kpjax.convert.rules import (
     unflatten,
 )
 from kpjax.convert.state_dict import Weights, find_weights, listed, shown, unwrap
-from kpjax.convert.tables import BACKBONES, RULES
+from kpjax.convert.tables import BACKBONES, RULES, SHARED_BACKBONES
 from kpjax.convert.torch_file import TorchFileError, read_torch_checkpoint, read_torch_file, read_torch_weights
 from kpjax.detectors.base import Detector
 
@@ -88,6 +88,9 @@ def load_backbone(
 ) -> BackboneLoad:
     """Start a network's trunk from an ImageNet classifier: a ResNet of torchvision or timm, a DLA of ucbdrive.
 
+    An hourglass starts from that of another detector: princeton-vl's CornerNet, Duankaiwen's triplets, xingyizhou's
+    CenterNet or ExtremeNet.
+
     variables: the network's own {"params", "batch_stats"}, as `det.net.init` makes them.
     source: a file of PyTorch or safetensors, or its state dict; of a whole network the part that is such a trunk.
     The channel order of the first kernel is left as
@@ -95,10 +98,11 @@ def load_backbone(
     Raises ImportMismatch where the trunk does not fit, TorchFileError where the file cannot be read.
     """
     leaves = flatten(variables)
-    wanted = {path: leaf.shape for path, leaf in leaves.items() if path.split("/", 1)[1].startswith(resnet.TRUNK + "/")}
-    rules = next((table for leaf, table in BACKBONES.items() if leaf in wanted), None)
+    rules = next((table for leaf, table in {**BACKBONES, **SHARED_BACKBONES}.items() if leaf in leaves), None)
     if rules is None:
-        raise ImportMismatch(f"{det.name}: this model has no backbone to start from an ImageNet checkpoint")
+        raise ImportMismatch(f"{det.name}: this model has no backbone to start from another network's")
+    trunk = resnet.TRUNK if rules in BACKBONES.values() else hourglass.BACKBONE
+    wanted = {path: leaf.shape for path, leaf in leaves.items() if path.split("/", 1)[1].startswith(f"{trunk}/")}
     given = source if isinstance(source, Mapping) else read_torch_file(source)
     weights = find_weights(given, lambda key: destination(rules, key) is not None)
     state_dict = weights.state_dict

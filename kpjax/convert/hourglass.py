@@ -1,6 +1,6 @@
 """Name rules of hourglass checkpoints: princeton-vl's CornerNet, Duankaiwen's triplets, xingyizhou's, mmdetection's.
 
-The first three share the names of the backbone; mmdetection has its own for the same layers.  The tables
+All but mmdetection's share the names of the backbone; mmdetection has its own for the same layers.  The tables
 fit every number of stacks, and hourglasses of up to `_DEPTHS` levels.
 """
 
@@ -10,7 +10,7 @@ from kpjax.convert.resnet import POSE_HEADS
 from kpjax.convert.rules import Rule, batch_norm, conv_kernel
 
 _DEPTHS = 8
-_BACKBONE = "backbone"
+BACKBONE = "backbone"
 
 
 def _layer(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
@@ -39,7 +39,7 @@ def _hourglass(source: str, skip: str) -> tuple[Rule, ...]:
     """A stack, whose number is the source's one group.  `low2` holds the next level, or the lowest level's blocks."""
     rules: tuple[Rule, ...] = ()
     for depth in range(_DEPTHS):
-        here, there = source + r"\.low2" * depth, rf"{_BACKBONE}/hourglass\1" + "/inner" * depth
+        here, there = source + r"\.low2" * depth, rf"{BACKBONE}/hourglass\1" + "/inner" * depth
         for theirs, ours in (("up1", "skip"), ("low1", "down"), ("low2", "inner"), ("low3", "up")):
             rules += _residual(rf"{here}\.{theirs}\.(\d+)", rf"{there}/{ours}_\2", skip)
     return rules
@@ -58,13 +58,13 @@ def _head(source: str, target: str, out: str) -> tuple[Rule, ...]:
 
 
 _ORIGINAL_BACKBONE = (
-    *_conv_bn(r"pre\.0", f"{_BACKBONE}/stem"),
-    *_residual(r"pre\.1", f"{_BACKBONE}/stem_residual", "skip"),
+    *_conv_bn(r"pre\.0", f"{BACKBONE}/stem"),
+    *_residual(r"pre\.1", f"{BACKBONE}/stem_residual", "skip"),
     *_hourglass(r"kps\.(\d+)", "skip"),
-    *_conv_bn(r"cnvs\.(\d+)", rf"{_BACKBONE}/out\1"),
-    *_layer(r"inters_\.(\d+)\.0", r"inters_\.(\d+)\.1", rf"{_BACKBONE}/seen\1"),
-    *_layer(r"cnvs_\.(\d+)\.0", r"cnvs_\.(\d+)\.1", rf"{_BACKBONE}/said\1"),
-    *_residual(r"inters\.(\d+)", rf"{_BACKBONE}/between\1", "skip"),
+    *_conv_bn(r"cnvs\.(\d+)", rf"{BACKBONE}/out\1"),
+    *_layer(r"inters_\.(\d+)\.0", r"inters_\.(\d+)\.1", rf"{BACKBONE}/seen\1"),
+    *_layer(r"cnvs_\.(\d+)\.0", r"cnvs_\.(\d+)\.1", rf"{BACKBONE}/said\1"),
+    *_residual(r"inters\.(\d+)", rf"{BACKBONE}/between\1", "skip"),
 )
 
 
@@ -104,11 +104,33 @@ TRIPLET = (
     *_head("ct_regrs", r"center_heads\1/center_off", "1"),
 )
 
+EXTREMENET = (
+    *_ORIGINAL_BACKBONE,
+    *(
+        rule
+        for theirs, ours in {"t": "top", "l": "left", "b": "bottom", "r": "right", "ct": "center"}.items()
+        for rule in _head(f"{theirs}_heats", rf"heads\1/{ours}_heat", "1")
+    ),
+    *(
+        rule
+        for theirs, ours in {"t": "top", "l": "left", "b": "bottom", "r": "right"}.items()
+        for rule in _head(f"{theirs}_regrs", rf"heads\1/{ours}_off", "1")
+    ),
+)
+
 XINGYIZHOU_HOURGLASS = (
     *_ORIGINAL_BACKBONE,
     *_head("hm", r"heads\1/heatmap", "1"),
     *_head("wh", r"heads\1/wh", "1"),
     *_head("reg", r"heads\1/offset", "1"),
+)
+
+
+# The backbone of any of these detectors, for another one to start from.
+BACKBONE_OF_DETECTORS = (
+    *_ORIGINAL_BACKBONE,
+    Rule(r"(?:tl|br|t|l|b|r|ct)_(?:heats|tags|regrs|cnvs)\..*", drop="of the detector that was trained before"),
+    Rule(r"(?:hm|wh|reg|hps|hm_hp|hp_offset)\..*", drop="of the detector that was trained before"),
 )
 
 
@@ -136,13 +158,13 @@ def _mmdet_corners() -> tuple[Rule, ...]:
 
 
 MMDET_CORNERNET = (
-    *_conv_bn(r"backbone\.stem\.0", f"{_BACKBONE}/stem"),
-    *_residual(r"backbone\.stem\.1\.0", f"{_BACKBONE}/stem_residual", "downsample"),
+    *_conv_bn(r"backbone\.stem\.0", f"{BACKBONE}/stem"),
+    *_residual(r"backbone\.stem\.1\.0", f"{BACKBONE}/stem_residual", "downsample"),
     *_hourglass(r"backbone\.hourglass_modules\.(\d+)", "downsample"),
-    *_conv_bn(r"backbone\.out_convs\.(\d+)", rf"{_BACKBONE}/out\1"),
-    *_conv_bn(r"backbone\.conv1x1s\.(\d+)", rf"{_BACKBONE}/seen\1"),
-    *_conv_bn(r"backbone\.remap_convs\.(\d+)", rf"{_BACKBONE}/said\1"),
-    *_residual(r"backbone\.inters\.(\d+)", rf"{_BACKBONE}/between\1", "downsample"),
+    *_conv_bn(r"backbone\.out_convs\.(\d+)", rf"{BACKBONE}/out\1"),
+    *_conv_bn(r"backbone\.conv1x1s\.(\d+)", rf"{BACKBONE}/seen\1"),
+    *_conv_bn(r"backbone\.remap_convs\.(\d+)", rf"{BACKBONE}/said\1"),
+    *_residual(r"backbone\.inters\.(\d+)", rf"{BACKBONE}/between\1", "downsample"),
     *_mmdet_corners(),
     Rule(r"data_preprocessor\.(mean|std)", drop="the input's statistics, which the model's own table holds"),
 )

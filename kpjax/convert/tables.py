@@ -22,6 +22,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "cornernet": hourglass.CORNERNET,
     "cornernet_mmdet": hourglass.MMDET_CORNERNET,
     "triplet": hourglass.TRIPLET,
+    "extremenet": hourglass.EXTREMENET,
     "xingyizhou_hourglass": hourglass.XINGYIZHOU_HOURGLASS,
     "mmdet_resnet_dcn": resnet.MMDET_RESNET_DCN,
     "ttfnet_resnet": ttfnet.TTFNET_RESNET,
@@ -33,6 +34,11 @@ BACKBONES: dict[str, tuple[Rule, ...]] = {
     f"params/{resnet.TRUNK}/conv1/kernel": resnet.IMAGENET_RESNET,
     f"params/{resnet.TRUNK}/base_layer/conv/kernel": dla.IMAGENET_DLA,
     f"params/{resnet.TRUNK}/stem/conv/kernel": ttfnet.IMAGENET_DARKNET,
+}
+
+# The same, for backbones that no classifier has: the table reads the released detectors that share them.
+SHARED_BACKBONES: dict[str, tuple[Rule, ...]] = {
+    "params/backbone/stem_residual/first/conv/kernel": hourglass.BACKBONE_OF_DETECTORS,
 }
 
 

@@ -17,8 +17,10 @@ import numpy as np
 
 from kpjax.data import files
 from kpjax.data.image_files import read_image, require_images
+from kpjax.data.outlines import extreme_keypoints
 from kpjax.data.source import LARGEST, Annotations, Mistake, Source, make_source, stop
 from kpjax.errors import DUPLICATE, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, DataError, one_line
+from kpjax.extreme_points import EXTREME_POINTS
 from kpjax.objects import PointSet
 
 
@@ -30,6 +32,7 @@ def CocoFolder(
     *,
     crowds: str = "ignore",
     keypoints: bool | None = False,
+    outlines: bool | None = False,
 ) -> Source:
     """Open a split (a function: it reads like a constructor and gives a plain Source).
 
@@ -41,6 +44,8 @@ def CocoFolder(
     crowds: "ignore" or "train", see `config.data.crowds`.  keypoints: read the objects' keypoints; their names and
         skeleton are those of `categories`, and left and right are exchanged in a mirror by their names.  None: where
         a category names any.  Without annotations (image-info files of test splits) no category has to name them.
+    outlines: instead of them read the extreme points of the objects' outlines ("segmentation"); an object without an
+    outline has none.  None: where any object has an outline.
     Raises DataError, one line: a file that is not COCO JSON, ids that repeat or are unknown, sizes and
     boxes that are not numbers, file names that lead outside the folder, images that are not there ("skip":
     none of them).
@@ -58,6 +63,8 @@ def CocoFolder(
     needed = keypoints and data["annotations"]
     named = keypoints is not False and any(category.get("keypoints") for category in data["categories"])
     points = point_set(data["categories"], annotations) if needed or named else None
+    if outlines or (outlines is None and any(entry.get("segmentation") for entry in data["annotations"])):
+        points = EXTREME_POINTS
     objects = _annotations(data["annotations"], annotations, index, numbers, mistake, points)
     there = require_images(folder, names, annotations, bad_images, mistake)
     paths = [files.join(folder, name) for name in there]
@@ -193,7 +200,9 @@ def _annotations(
             image[n], label[n] = index[image_id], classes[category_id]
             bbox[n], area[n] = _box_and_area(entry, where)
             crowd[n] = _crowd(entry.get("iscrowd"), where)
-            if keypoints is not None:
+            if keypoints is not None and points is EXTREME_POINTS:
+                keypoints[n] = extreme_keypoints(entry.get("segmentation"), where)
+            elif keypoints is not None:
                 keypoints[n] = _keypoints(entry.get("keypoints"), keypoints.shape[1], where)
         except DataError as error:
             mistake(error)

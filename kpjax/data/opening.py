@@ -12,6 +12,7 @@ from kpjax.data.kitti import KittiFolder, require_classes
 from kpjax.data.source import Mistake, Source, stop, without_empty_images, without_solid
 from kpjax.data.tfds import Tfds
 from kpjax.errors import ConfigError
+from kpjax.extreme_points import EXTREME_POINTS
 from kpjax.images.decode import APPLY
 from kpjax.objects import PointSet
 
@@ -25,12 +26,14 @@ def open_source(
     *,
     keypoints: bool | None = False,
     solid: bool | None = False,
+    outlines: bool | None = False,
 ) -> Source:
     """Open the split "train" or "val" that `config` describes.
 
     mistake: see `kpjax.data.coco.CocoFolder`.  keypoints: read the objects' keypoints too; None: where there are any.
     `Source.points` then has the settings `config.data.mirror_pairs` and `config.data.sigmas`.  solid: with 3D boxes and
-    cameras; None: where there are any.  `kpjax.detectors.data_needed` says what a model needs of both.
+    cameras; None: where there are any.  outlines: with the extreme points of the objects' outlines, instead of
+    keypoints; None: where there are any.  `kpjax.detectors.data_needed` says what a model needs of these.
     Raises ConfigError where a setting is missing or does not fit, and DataError where the data cannot be used.
     """
     if split not in ("train", "val"):
@@ -40,13 +43,24 @@ def open_source(
             f"config.data.source is {config.source!r}, whose objects have no 3D boxes; a model of 3D boxes needs "
             "KITTI's folders, config.data.source='kitti'"
         )
+    if outlines and config.source != "coco":
+        raise ConfigError(
+            f"config.data.source is {config.source!r}, whose objects have no outlines; a model of extreme points needs "
+            "a COCO JSON with segmentations, config.data.source='coco'"
+        )
     if config.source == "coco":
         folder = config.train if split == "train" else config.val
         for key, value in (("images", folder.images), ("annotations", folder.annotations)):
             if not value:
                 raise ConfigError(f"config.data.{split}.{key} is empty; set it, e.g. --config.data.{split}.{key}=PATH")
         source = CocoFolder(
-            folder.images, folder.annotations, config.bad_images, mistake, crowds=config.crowds, keypoints=keypoints
+            folder.images,
+            folder.annotations,
+            config.bad_images,
+            mistake,
+            crowds=config.crowds,
+            keypoints=keypoints,
+            outlines=outlines,
         )
     elif config.source == "tfds":
         name = config.tfds_train if split == "train" else config.tfds_val
@@ -59,7 +73,7 @@ def open_source(
     source = dataclasses.replace(source, exif=config.exif)
     if solid is False:
         source = without_solid(source)
-    if source.points is None:
+    if source.points is None or source.points is EXTREME_POINTS:
         return source
     return dataclasses.replace(source, points=with_settings(source.points, config, source.name))
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from kpjax.data.kitti_files import KittiObjects
 from kpjax.errors import ConfigError, DataError
+from kpjax.extreme_points import EXTREME_POINTS
 from kpjax.objects import ALL_CLASSES, IGNORE, OBJECT, UNLABELLED, Objects, PointSet, Solid, distinct_names
 
 CROWD = "crowd"
@@ -198,6 +199,17 @@ def require_keypoints(source: Source, split: str = "train") -> None:
         what = "to train on" if split == "train" else "to measure with"
         raise ConfigError(
             f"{source.name} has no labelled keypoint {what}; give annotations with keypoints in config.data.{split}"
+        )
+
+
+def require_outlines(source: Source) -> None:
+    """Raise ConfigError where no object to learn from has extreme points."""
+    if source.points != EXTREME_POINTS:
+        raise ConfigError(f"{source.name} was opened without its outlines; open it with outlines=True")
+    if not any((of_image.seen[of_image.valid] > UNLABELLED).any() for of_image in source.objects):
+        raise ConfigError(
+            f"{source.name} has no object with an outline, from which extreme points are learnt; give annotations with "
+            "a segmentation (polygons or RLE) in config.data.train"
         )
 
 

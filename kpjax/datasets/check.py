@@ -203,6 +203,7 @@ def check_split(
     *,
     keypoints: bool = False,
     solid: bool | None = None,
+    outlines: bool = False,
     decode: bool = False,
     progress: bool = True,
 ) -> tuple[SplitReport, Source]:
@@ -210,12 +211,12 @@ def check_split(
 
     detector_of: number of classes, and the data's points or None -> the detector whose keypoints are counted.
     keypoints: look at the objects' keypoints too, because the detector learns them.  solid: whether it learns 3D boxes;
-    None: look at those that there are.  decode: decode every image, not
+    None: look at those that there are.  outlines: whether it learns extreme points.  decode: decode every image, not
     the suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
     mistakes: list[DataError] = []
-    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints, solid=solid)
+    everything = open_source(config.data, split, mistakes.append, keypoints=keypoints, solid=solid, outlines=outlines)
     empty = [everything.files[i] for i in np.flatnonzero(object_counts(everything) == 0)]
     drops = split == "train" and config.data.empty_images == "drop" and len(empty) < len(everything)
     source = without_empty_images(everything) if drops else everything
@@ -421,8 +422,12 @@ def count_collisions(source: Source, config: Config, detector: Detector) -> dict
         targets = detector.encode(jax.tree.map(lambda x: x[None], one), placed)
         # The heatmaps are never computed: the compiler removes what is not returned.
         names = [key[: -len("index")] for key in targets if key.endswith("index")]
-        masks = {name: targets["keypoint_mask" if name == "joint_" else f"{name}mask"] for name in names}
-        return {name: jnp.where(masks[name], targets[f"{name}index"], -1)[0] for name in names}
+
+        def mask(name: str) -> Any:
+            own = "keypoint_mask" if name == "joint_" else f"{name}mask"
+            return targets[own if own in targets else "mask"]  # extreme points share one: an object has all or none
+
+        return {name: jnp.where(mask(name), targets[f"{name}index"], -1)[0] for name in names}
 
     found = _in_chunks(jax.jit(jax.vmap(cells)), objects)
     return {name.rstrip("_"): _collisions(image, cell, objects.labels) for name, cell in found.items()}

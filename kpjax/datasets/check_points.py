@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from kpjax.data.source import Source, left_out
+from kpjax.extreme_points import EXTREME_POINTS
 from kpjax.objects import HIDDEN, UNLABELLED
 
 OUTSIDE_BOX = "keypoint outside its box"
 OUTSIDE_IMAGE = "keypoint outside its image"
 NO_POINTS = "object without labelled keypoints"
 _ROUNDING = 0.5  # pixels; the rounding of annotation tools is no oddity
+_WHOLE = 1.0  # pixels; extreme points are whole ones
 
 
 @dataclasses.dataclass
@@ -88,8 +90,9 @@ def look_at_points(source: Source, crowds: str) -> tuple[PointsReport | None, di
     labelled = seen != UNLABELLED
     low, side = a.bbox[used, None, :2], a.bbox[used, None, 2:]
     image = np.stack([source.widths, source.heights], axis=1)[a.image[used]][:, None]
-    outside_box = labelled & _outside(xy, low, low + side)
-    outside_image = labelled & _outside(xy, np.zeros_like(image), image)
+    rounding = _WHOLE if source.points == EXTREME_POINTS else _ROUNDING
+    outside_box = labelled & _outside(xy, low, low + side, rounding)
+    outside_image = labelled & _outside(xy, np.zeros_like(image), image, rounding)
 
     def line(n: int) -> str:
         return f"{source.files[a.image[used[n]]]}: annotation {a.ids[used[n]]}, {classes[a.label[used[n]]]}"
@@ -114,7 +117,7 @@ def look_at_points(source: Source, crowds: str) -> tuple[PointsReport | None, di
     return report, {kind: found for kind, found in cases.items() if found}
 
 
-def _outside(xy: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n, J) bool: which points (n, J, 2) lie beyond x y from `low` to `high` (n, 1, 2)."""
-    beyond = (xy < low - _ROUNDING) | (xy > high + _ROUNDING)
+def _outside(xy: np.ndarray, low: np.ndarray, high: np.ndarray, rounding: float) -> np.ndarray:
+    """(n, J) bool: which points (n, J, 2) lie more than `rounding` beyond x y from `low` to `high` (n, 1, 2)."""
+    beyond = (xy < low - rounding) | (xy > high + rounding)
     return np.asarray(beyond.any(-1))

@@ -7,8 +7,8 @@ seed gives a set of its own.
 
 An image holds one to six objects, or none (every tenth image).  Box sides lie between
 1/8 and 1/2 of the image's side, objects may overlap, and later ones cover earlier ones.
-A box is the tight extent of the whole outline, hidden parts included; at least
-`MIN_VISIBLE` of every object's area can be seen.
+A box is the tight extent of the whole outline, hidden parts included, and the outline
+is there as a polygon; at least `MIN_VISIBLE` of every object's area can be seen.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ _VERSION = 1  # of the drawing: raise it whenever an image of a given seed chang
 @dataclasses.dataclass(frozen=True)
 class Scene:
     """One drawn image: image (S, S, 3) uint8 RGB; boxes (n, 4) float32 xyxy in pixels; labels (n,)
-    int32 into `CLASSES`; areas (n,) float32, pixels inside the whole outline; visible (n,) float32,
-    the share of each object that no later one covers."""
+    int32 into `CLASSES`; areas (n,) float32, pixels inside the whole outline; outlines n polygons
+    (V, 2) float64 x y in pixels; visible (n,) float32, the share of each object that no later one
+    covers."""
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     areas: np.ndarray
+    outlines: tuple[np.ndarray, ...]
     visible: np.ndarray
 
 
@@ -53,11 +55,12 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
     boxes: list[list[int]] = []
     labels: list[int] = []
     areas: list[float] = []
+    outlines: list[np.ndarray] = []
     count = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_OBJECTS + 1))
     for _ in range(count):
         label = int(rng.integers(len(CLASSES)))
         for _ in range(_TRIES):
-            mask, x0, y0 = _place(rng, label, size)
+            mask, x0, y0, outline = _place(rng, label, size)
             coverage, left, top = to_pixels(mask, x0, y0)
             window = np.s_[top : top + coverage.shape[0], left : left + coverage.shape[1]]
             solid = coverage >= 0.5
@@ -74,12 +77,14 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
         boxes.append([x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1])
         areas.append(float(np.count_nonzero(mask)) / SUB**2)
         labels.append(label)
+        outlines.append(outline)
     canvas += rng.normal(0.0, rng.uniform(2.0, 8.0), canvas.shape)  # a camera's noise, over everything alike
     return Scene(
         image=np.clip(np.rint(canvas), 0, 255).astype(np.uint8),
         boxes=np.asarray(boxes, np.float32).reshape(-1, 4) / SUB,
         labels=np.asarray(labels, np.int32),
         areas=np.asarray(areas, np.float32),
+        outlines=tuple(outlines),
         visible=np.asarray([np.count_nonzero(owner == k) / f for k, f in enumerate(full)], np.float32),
     )
 
@@ -87,17 +92,23 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
 def write(out_dir: str, train: int = 1000, val: int = 200, size: int = 128, seed: int = 0) -> bool:
     """Write both splits; see `write_set` for the files, for what is returned, and for what is raised."""
     categories = [{"id": k + 1, "name": name, "supercategory": "shape"} for k, name in enumerate(CLASSES)]
-    generator = {"generator": "kpjax shapes", "version": _VERSION}
+    generator = {"generator": "kpjax shapes", "version": _VERSION, "outlines": "polygons"}
     return write_set(out_dir, "shapes", generator, _draw, categories, train=train, val=val, size=size, seed=seed)
 
 
 def _draw(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """An image and its annotations in COCO's terms."""
     scene = render(seed, split, index, size)
-    rows = zip(scene.boxes.tolist(), scene.labels.tolist(), scene.areas.tolist(), strict=True)
+    rows = zip(scene.boxes.tolist(), scene.labels.tolist(), scene.areas.tolist(), scene.outlines, strict=True)
     return scene.image, [
-        {"category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0}
-        for (x1, y1, x2, y2), label, area in rows
+        {
+            "category_id": label + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": area,
+            "iscrowd": 0,
+            "segmentation": [np.round(outline, 2).reshape(-1).tolist()],
+        }
+        for (x1, y1, x2, y2), label, area, outline in rows
     ]
 
 
@@ -116,8 +127,8 @@ def _outline(label: int) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
 
 
-def _place(rng: np.random.Generator, label: int, size: int) -> tuple[np.ndarray, int, int]:
-    """Draw an object's size, turn and place: (mask (h, w) bool in subpixels, x0, y0 in subpixels)."""
+def _place(rng: np.random.Generator, label: int, size: int) -> tuple[np.ndarray, int, int, np.ndarray]:
+    """Draw an object's size, turn and place: its mask (h, w) bool, x0 and y0, in subpixels; its outline in pixels."""
     least, most = math.ceil(size * SUB / 8), size * SUB // 2
     width = least * (most / least) ** rng.random()  # log-uniform: as many small objects as large ones
     height = width * math.exp(rng.uniform(-0.3, 0.3))
@@ -131,4 +142,5 @@ def _place(rng: np.random.Generator, label: int, size: int) -> tuple[np.ndarray,
     ImageDraw.Draw(picture).polygon([(float(x), float(y)) for x, y in points], fill=1)
     x0 = int(rng.integers(0, size * SUB - w + 1))
     y0 = int(rng.integers(0, size * SUB - h + 1))
-    return np.asarray(picture), x0, y0
+    outline = (points + (x0 + 0.5, y0 + 0.5)) / SUB  # a vertex is the middle of the subpixel that is drawn there
+    return np.asarray(picture), x0, y0, outline

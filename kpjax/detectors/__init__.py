@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import box3d, center_config, centernet, cornernet, pose, triplet, ttf, ttf_config
+from kpjax.detectors import box3d, center_config, centernet, cornernet, extreme, pose, triplet, ttf, ttf_config
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections, PointSet
@@ -62,6 +62,7 @@ MODELS |= {
         "ttfnet_d53": ttf_config.D53,
     }.items()
 }
+MODELS["extremenet_hg104"] = functools.partial(extreme.build, "extremenet_hg104", extreme.HG104)
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]
 
@@ -118,24 +119,32 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def learns_points(name: str) -> bool:
-    """Whether the model learns and finds points of objects: it has the option `points`, and needs keypoints as data.
+    """Whether the model finds points that its data name: it has the option `points`, and needs keypoints as data.
 
     Raises ConfigError for a name that does not exist.
     """
-    return build(name, 1).points is not None
+    return data_needed(name)["keypoints"]
 
 
 class DataNeeded(TypedDict):
-    """What a model learns from beside boxes: the keywords of `kpjax.data.opening.open_source`."""
+    """What a model needs of the data beside boxes: the keywords of `kpjax.data.opening.open_source`."""
 
     keypoints: bool
     solid: bool
+    outlines: bool | None
 
 
 def data_needed(name: str) -> DataNeeded:
     """What the model learns from beside boxes.  Raises ConfigError for a name that does not exist."""
     detector = build(name, 1)
-    return {"keypoints": detector.points is not None, "solid": detector.solid}
+    return {**to_measure(detector), "outlines": detector.outlines}
+
+
+def to_measure(detector: Detector) -> DataNeeded:
+    """What evaluation needs of the data beside boxes.  Extreme points are not measured: they are read where there are
+    any, for pictures and the oracle."""
+    keypoints = detector.points is not None and not detector.outlines
+    return {"keypoints": keypoints, "solid": detector.solid, "outlines": None if detector.outlines else False}
 
 
 def from_config(config: Config, classes: int, points: PointSet | None = None) -> Detector:

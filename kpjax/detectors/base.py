@@ -64,6 +64,8 @@ class Detector:
     oracle: (batched targets, (H, W)) -> head maps like the network's that hold the targets, for the analysis
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
+    outlines: whether these are the extreme points of an object's outline: training needs outlines (polygons or masks),
+        and what is measured are boxes.
     solid: whether it learns and finds 3D boxes: it needs `Objects.solid` in training, and cameras at test time.
     inclusive: whether its boxes end on their last pixel, x2 = x1 + w - 1 of the image's own pixels, in `encode` and as
         decoded (mmdetection 1); training and the engine at test time convert.  False: x2 = x1 + w, as in `Objects`.
@@ -90,6 +92,7 @@ class Detector:
     protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PLAIN_AND_FLIP)
     oracle: Callable[[Targets, tuple[int, int]], dict[str, Array]] | None = None
     points: PointSet | None = None
+    outlines: bool = False
     solid: bool = False
     inclusive: bool = False
     metric: str = "boxes"

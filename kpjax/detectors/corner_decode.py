@@ -123,5 +123,5 @@ def merge_flip(maps: dict[str, Array]) -> dict[str, Array]:
 
     The corner methods merge detections, not maps: `decode` pairs corners in each view by itself.
     """
-    half = maps["tl_heat"].shape[0] // 2
+    half = next(iter(maps.values())).shape[0] // 2
     return {name: jnp.stack([x[:half], x[half:]], axis=1) for name, x in maps.items()}

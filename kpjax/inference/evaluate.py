@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from kpjax.config import Config
 from kpjax.data.batch import may_skip
-from kpjax.data.source import Source, difference
+from kpjax.data.source import Source, difference, require_outlines
 from kpjax.data.turned import pixels_of
 from kpjax.detectors import at_test
 from kpjax.detectors.base import Detector, check_size
@@ -76,6 +76,8 @@ class Evaluator:
         """
         check_classes(self.detector, source)
         check_points(self.detector, source)
+        if self.oracle and self.detector.outlines:
+            require_outlines(source)  # the ground truth's heads are made of its extreme points
         check_cameras(self.detector, source)
         started = time.perf_counter()
         views = self.views(source) if views is None else views
@@ -301,9 +303,9 @@ def check_classes(detector: Detector, source: Source, names: Sequence[str] = ())
 
 
 def check_points(detector: Detector, source: Source) -> None:
-    """Raise ConfigError unless an annotated source has the keypoints that the detector finds, if it finds any."""
+    """Raise ConfigError unless an annotated source has the detector's keypoints, where these are measured."""
     ours, theirs = detector.points, source.points
-    if ours is None or not len(source.annotations.ids):
+    if ours is None or detector.metric != "keypoints" or not len(source.annotations.ids):
         return
     if theirs is None:
         raise ConfigError(

@@ -36,6 +36,11 @@ class Frame:
             ys=points.ys * self.ratio[1] - self.top,
         )
 
+    def xy_to_image(self, xy: Array) -> Array:
+        """Points (N, P, 2) x y from cells to pixels of the plain image."""
+        xs, ys = xy[..., 0] * self.ratio[0] - self.left, xy[..., 1] * self.ratio[1] - self.top
+        return jnp.stack([self.unmirror(xs), ys], axis=-1)
+
     def unmirror(self, xs: Array) -> Array:
         """The x of a point in the plain image."""
         return jnp.where(self.mirrored, self.width - xs, xs)

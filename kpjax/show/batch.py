@@ -71,15 +71,16 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
 def _said(shown: Objects, gone: int, images: np.ndarray, detector: Detector) -> str:
     """What the picture shows, in words.  shown: the objects in the images (B, H, W, 3).  gone: how many are not."""
     height, width = images.shape[1:3]
-    boxes, right = f"{int(shown.valid.sum())} boxes ({gone} more are outside the crops)", "right"
+    boxes = f"{int(shown.valid.sum())} boxes ({gone} more are outside the crops)"
     if detector.points is not None:
         inside = ((shown.points >= 0) & (shown.points < (width, height))).all(-1) & shown.valid[..., None]
         labelled = int((inside & (shown.seen != UNLABELLED)).sum())
-        boxes, right = f"{boxes} and {labelled} labelled keypoints", "in the middle"
+        boxes = f"{boxes} and {labelled} labelled keypoints"
+    of_points = _OF_POINTS in detector.heatmaps
     return (
-        f"the first {len(images)} training images of {width} x {height} pixels, left with their {boxes}, {right} with "
-        f"the heatmaps of {detector.num_classes} classes"
-        + ("" if detector.points is None else f", right with those of {len(detector.points)} keypoints")
+        f"the first {len(images)} training images of {width} x {height} pixels, left with their {boxes}, "
+        f"{'in the middle' if of_points else 'right'} with the heatmaps of {detector.num_classes} classes"
+        + (f", right with those of {len(detector.points or ())} keypoints" if of_points else "")
     )
 
 

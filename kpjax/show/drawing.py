@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from kpjax.extreme_points import EXTREME_POINTS
 from kpjax.objects import HIDDEN, Detections, Objects, PointSet, Record, map_coordinates
-from kpjax.show.skeleton import Color, draw_skeleton
+from kpjax.show.octagon import octagon
+from kpjax.show.skeleton import Color, draw_lines, draw_skeleton
 
 Rect = tuple[float, float, float, float]
 POINT_SCORE = 0.1  # a found point has to score more to be drawn
@@ -71,9 +73,9 @@ def draw_objects(
     image: (H, W, 3) uint8 RGB.  found: one image's `Detections`, or `Objects` (only names are written, empty slots and
     ignored regions are left out), NumPy, in the image's pixels; parts outside are cut.  names: class names; a label
     beyond them is written as its number.  Detections scored below `score_thr` are left out, and the best are drawn on
-    top.  points: what the points are, see `draw_skeleton`; annotated ones that are hidden are drawn as rings.  Lines
-    and letters scale with the image, skeletons with their objects too; in an image too small for letters, there are
-    none.
+    top.  points: what the points are, see `draw_skeleton`; annotated ones that are hidden are drawn as rings, and
+    extreme points with their octagon.  Lines and letters scale with the image, skeletons with their objects too; in an
+    image too small for letters, there are none.
 
     Returns (H, W, 3) uint8.  Raises ValueError on an image of another kind, or arrays that do not match.
     """
@@ -103,7 +105,13 @@ def draw_objects(
             color, seen = class_color(labels[i]), np.full(len(xy[i]), np.inf) if shown is None else np.asarray(shown[i])
             hidden = (seen == HIDDEN) & isinstance(found, Objects)
             of_object = min(line, max(1, round(_side(boxes[i]) / 50)))
-            draw_skeleton(canvas, xy[i], seen > point_least, hidden, points, color, contrast(color), of_object)
+            if points == EXTREME_POINTS and (seen > point_least).all():
+                corners = np.floor(octagon(np.asarray(xy[i], np.float64)))
+                edges = np.concatenate([corners, np.roll(corners, -1, axis=0)], axis=1).tolist()
+                draw_lines(canvas, [(edge, color) for edge in edges], contrast(color), of_object)
+            # Extreme points have no sides of a body: they have their object's colour.
+            sided = None if points == EXTREME_POINTS else points
+            draw_skeleton(canvas, xy[i], seen > point_least, hidden, sided, color, contrast(color), of_object)
     font = load_font(max(height, width), min(height, width))
     if font is not None:
         taken: list[Rect] = []

@@ -16,6 +16,7 @@ from kpjax.checkpoint.weights import Loaded, load_inference
 from kpjax.config import Config
 from kpjax.data.opening import has_validation, open_source, training_images
 from kpjax.data.source import Source
+from kpjax.detectors import to_measure
 from kpjax.errors import ConfigError, UserError
 from kpjax.inference import evaluate as ev
 from kpjax.inference.kept import keep_detections, kept_detections, made_of
@@ -119,7 +120,7 @@ def _opened(loaded: Loaded, config: Config, split: str, lack: Say) -> Source | N
     """A split of the configuration; None, with a line of why, where it cannot be used with these weights."""
     detector = loaded.detector
     try:
-        source = open_source(config.data, split, keypoints=detector.points is not None, solid=detector.solid)
+        source = open_source(config.data, split, **to_measure(detector))
         ev.check_classes(detector, source, loaded.names)
         ev.check_points(detector, source)
         ev.check_cameras(detector, source)

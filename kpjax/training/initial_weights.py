@@ -68,10 +68,10 @@ def init_from(path: str, detector: Detector, state: TrainState, shardings: Any) 
 
 
 def _from_torch(path: str, detector: Detector, variables: Any) -> tuple[Any, list[str]]:
-    """The trunk of an ImageNet classifier, or all but the class heads of a released detector.
+    """The trunk of an ImageNet classifier or of another detector, or all but the class heads of this one as released.
 
-    That is one of this model, for any points, or of the boxes on the same network: then this model's further heads
-    start anew too.
+    A released detector is this one where it is of this model, for any points, or of the boxes on the same network: then
+    this model's further heads start anew too.
     """
 
     def build(classes: int, points: int = 0) -> Detector:

@@ -27,6 +27,7 @@ from kpjax.data.source import (
     fingerprint,
     require_boxes,
     require_keypoints,
+    require_outlines,
     require_same_classes,
     require_same_points,
     require_solid,
@@ -114,6 +115,8 @@ def _run(
         require_keypoints(source)
     if needed["solid"]:
         require_solid(source)
+    if needed["outlines"]:
+        require_outlines(source)
     val = _validation(config, source)
     detector = from_config(config, len(source.classes), source.points)
     steps = total_steps(config, len(source))

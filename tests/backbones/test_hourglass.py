@@ -32,6 +32,7 @@ def shapes(module: Any, *size: int) -> Any:
         ("triplet_hg52", 104_844_152, 511, 1),
         ("triplet_hg104", 210_062_960, 511, 2),
         ("centernet_hg104", 191_284_008, 512, 2),
+        ("extremenet_hg104", 198_531_504, 511, 2),
     ],
 )
 def test_released_networks(name: str, parameters: int, side: int, stacks: int) -> None:
@@ -42,6 +43,9 @@ def test_released_networks(name: str, parameters: int, side: int, stacks: int) -
     channels = {"heatmap": 80, "wh": 2, "offset": 2}
     if not name.startswith("centernet"):
         channels = {f"{side}_{k}": c for side in ("tl", "br") for k, c in (("heat", 80), ("tag", 1), ("off", 2))}
+    if name.startswith("extremenet"):
+        extremes = ("top", "left", "bottom", "right")
+        channels = {f"{kind}_heat": 80 for kind in (*extremes, "center")} | {f"{kind}_off": 2 for kind in extremes}
     if name.startswith("triplet"):
         channels |= {"center_heat": 80, "center_off": 2}
     for maps in outputs:

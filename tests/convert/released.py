@@ -48,6 +48,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ttfnet_r18": _TTF,
     "ttfnet_r34": _TTF,
     "ttfnet_d53": _TTF,
+    "extremenet_hg104": _HOURGLASS,
 }
 
 
@@ -295,10 +296,15 @@ def hourglass_net(
     branch: int = 128,
     head_channels: int = 256,
 ) -> Keys:
-    """princeton-vl's CornerNet and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass`."""
+    """princeton-vl's CornerNet and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass` and ExtremeNet."""
     mmdet, width = model.endswith("mmdet"), features[0]
     yield from hourglass_backbone(mmdet, features, blocks, stem, stacks)
     for i in range(stacks):
+        if model.startswith("extremenet"):
+            for name, out in {"heats": classes, "regrs": 2}.items():
+                for point in ("t", "l", "b", "r", *(["ct"] if name == "heats" else [])):
+                    yield from stack_head(f"{point}_{name}.{i}", out, width, head_channels, "1")
+            continue
         if model.startswith("centernet"):
             for name, out in original_heads(model, classes).items():
                 yield from stack_head(f"{name}.{i}", out, width, head_channels, "1")

@@ -17,7 +17,14 @@ from . import released
 CLASSES = 2
 
 
-MODELS = ("cornernet_hg104", "cornernet_hg104_mmdet", "triplet_hg104", "centernet_hg104", "centernet_hg104_pose")
+MODELS = (
+    "cornernet_hg104",
+    "cornernet_hg104_mmdet",
+    "triplet_hg104",
+    "centernet_hg104",
+    "centernet_hg104_pose",
+    "extremenet_hg104",
+)
 
 
 @functools.cache

@@ -62,7 +62,7 @@ def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3,
         elif re.search(r"_(tags|emb|regrs|off)\.|^(bbox_head\.)?(wh|reg|offset)", key) and value.shape[0] <= 2:
             value *= np.float32(1e-4)
             value += np.float32(8 if "wh" in key and value.shape == (2,) else 0)
-    princeton = model in ("cornernet_hg104", "triplet_hg52", "triplet_hg104")
+    princeton = model in ("cornernet_hg104", "triplet_hg52", "triplet_hg104", "extremenet_hg104")
     if princeton:  # a bare dictionary, of a module that was wrapped for several GPUs
         tb.save(path, {f"module.{key}": value for key, value in state.items()}, zipped=False)
         return
@@ -136,6 +136,7 @@ TINY_HOURGLASS = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, 
         ("centernet_r18_pose", "ms", released.SMALL["centernet_r18_pose"]),
         ("ttfnet_r18", "flip", released.SMALL["ttfnet_r18"]),
         pytest.param("triplet_hg52", "ms", TINY_HOURGLASS, marks=pytest.mark.slow),
+        pytest.param("extremenet_hg104", "ms", released.SMALL["extremenet_hg104"], marks=pytest.mark.slow),
     ],
 )
 def test_small(

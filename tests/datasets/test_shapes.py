@@ -64,7 +64,7 @@ def test_boxes_are_the_extent_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch)
 def test_masks_touch_all_four_sides_of_their_box(label: int) -> None:
     rng = np.random.default_rng(label)
     for _ in range(50):
-        mask, x0, y0 = shapes._place(rng, label, SIZE)
+        mask, x0, y0, _ = shapes._place(rng, label, SIZE)
         assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()
         coverage, left, top = shapes.to_pixels(mask, x0, y0)
         assert coverage.sum() * shapes.SUB**2 == pytest.approx(np.count_nonzero(mask))

@@ -30,7 +30,7 @@ CORNER_HEADS = {
 
 def forward(case: Any, model: str) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
     """The detector, every stack's heads, and every module's output by its path ("backbone/hourglass0/skip_1")."""
-    heat = next(case[n] for n in case.arrays if re.search(r"out/(hm|tl_heat)$", n))
+    heat = next(case[n] for n in case.arrays if re.search(r"out/(hm|tl_heat|t_heat)$", n))
     det = kpjax.build(model, num_classes=heat.shape[1])
     variables = kpjax.import_torch(det, case.params)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pytest
 
 from kpjax.ops.nms import MMCV, SoftNms, keep_best, soft_nms, soft_nms_merge
 
@@ -79,7 +78,25 @@ def test_hard_nms_keeps_the_same_rows(case: Any) -> None:
 
 @each_case("soft_nms")
 def test_soft_nms_with_points(case: Any) -> None:
-    pytest.skip("soft_nms_with_points is ExtremeNet's: no issue yet")
+    """ExtremeNet's: rows x1, y1, x2, y2, score, four points; a dropped row becomes a copy of the last one."""
+    matches = [re.fullmatch(r"(\w+)/soft_nms_with_points/([^/]+)/out", n) for n in case.arrays]
+    groups: dict[str, list[str]] = {}
+    for match in filter(None, matches):
+        groups.setdefault(match[2], []).append(match[1])
+    assert groups
+    for kind, sets in groups.items():
+        parts = [case[f"{name}/points_input"] for name in sets]
+        rows, labels = np.concatenate(parts), np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
+        found = run(rows[:, :4], rows[:, 4], labels, rules=variant(kind), stale_rows=True)
+        points = rows[:, 5:13][np.asarray(found.index)]
+        for k, name in enumerate(sets):
+            where, part = f"{name}/soft_nms_with_points/{kind}", labels == k
+            expected = case[f"{where}/out"]
+            stale = np.arange(len(expected)) >= case[f"{where}/n_keep"]
+            np.testing.assert_array_equal(found.stale[part], stale, err_msg=where)
+            np.testing.assert_allclose(found.boxes[part], expected[:, :4], atol=1e-3, err_msg=where)
+            np.testing.assert_allclose(points[part], expected[:, 5:13], atol=1e-3, err_msg=where)
+            np.testing.assert_allclose(found.scores[part], expected[:, 4], atol=1e-5, err_msg=where)
 
 
 @each_case("fn_ctnet_merge")

@@ -30,6 +30,8 @@ MODELS = {
     "fwd_ttfnet_r34": "ttfnet_r34",
     "fwd_ttfnet_d53": "ttfnet_d53",
     "pipe_ttfnet_r18": "ttfnet_r18",
+    "extremenet_hourglass104": "extremenet_hg104",
+    "pipe_extremenet": "extremenet_hg104",
 }
 
 
@@ -40,9 +42,9 @@ def test_names_and_shapes(case: Any) -> None:
     model = MODELS[kind]
     theirs = {key: tuple(shape) for key, shape in json.loads((case.path / "state_dict.json").read_text())}
     heat = "bbox_head.tl_heat.0.1.conv.weight" if model == "cornernet_hg104_mmdet" else None
-    heat = heat or next((k for k in ("hm.2.weight", "hm.0.1.weight", "tl_heats.0.1.weight") if k in theirs), None)
-    ttfnet = "bbox_head.hm.2.weight"
-    classes = theirs[heat or (ttfnet if ttfnet in theirs else "bbox_head.heatmap_head.2.weight")][0]
+    heads = ("hm.2.weight", "hm.0.1.weight", "tl_heats.0.1.weight", "t_heats.0.1.weight", "bbox_head.hm.2.weight")
+    heat = heat or next((k for k in heads if k in theirs), None)
+    classes = theirs[heat or "bbox_head.heatmap_head.2.weight"][0]
     ours = dict(released.keys(model, classes))
     if set(ours) != set(theirs) or ours != theirs:
         missing, more = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))

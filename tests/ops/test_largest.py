@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpjax.ops.largest import by_sorting, largest
+from kpjax.ops.largest import by_sorting, largest, largest_of_many
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
@@ -34,3 +34,13 @@ def test_the_block_ends() -> None:
         assert "top_k" not in text()
         raise KeyError
     assert "top_k" in text()
+
+
+@pytest.mark.parametrize(("count", "k"), [(5, 9), (700, 3), (5000, 10), (70_001, 20)])
+def test_of_many_the_same_in_the_same_order(count: int, k: int) -> None:
+    """With ties, and with the block's maxima level too."""
+    x = np.random.default_rng(count).integers(0, 40, count).astype(np.float32)
+    values, places = jax.jit(largest_of_many, static_argnums=1)(x, k)
+    order = np.argsort(-x, kind="stable")[:k]
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(values, x[order])

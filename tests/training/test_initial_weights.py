@@ -81,3 +81,30 @@ def test_the_set_that_was_taken_is_said(state: dict[str, np.ndarray], tmp_path: 
     tb.save(path, {f"model.{key}": value for key, value in state.items()} | halves, wrapper="state_dict")
     np.testing.assert_array_equal(start(path), state["conv1.weight"].transpose(2, 3, 1, 0))
     assert "left out: ema_model.*, another set of weights; state_dict.model.* was taken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [("centernet_hg104", "extremenet_hg104"), ("extremenet_hg104", "cornernet_hg104")],
+)
+def test_an_hourglass_starts_from_another_detectors(
+    model: str, given: str, tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    """As the recipes of both say: the backbone is taken, the heads start anew."""
+    options = released.SMALL["centernet_hg104"]
+    detector = kpjax.build(model, 3, **options)
+    shapes = jax.eval_shape(lambda: detector.net.init(jax.random.key(0), np.zeros((1, 31, 31, 3), np.float32)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    new = TrainState(0, zeros["params"], zeros["batch_stats"], None, None, -1)
+    arrays = released.arrays(given, 80, **released.SMALL[given])
+    path = tmp_path / "released.pkl"
+    tb.save(path, {f"module.{key}": value for key, value in arrays.items()}, zipped=False)
+    done = init_from(str(path), detector, new, types.SimpleNamespace(params=place, batch_stats=place))
+    stem = arrays["pre.0.conv.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(done.params["backbone"]["stem"]["conv"]["kernel"], stem)
+    variance = arrays["cnvs_.0.1.running_var"]
+    np.testing.assert_array_equal(done.batch_stats["backbone"]["said0"]["bn"]["var"], variance)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(done.params["heads1"]))
+    said = capsys.readouterr().out
+    assert "initialised anew: params/heads0/" in said and "initialised anew: params/backbone" not in said
