@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                 detector_of,
                 keypoints=keypoints,
                 solid=solid,
-                outlines=needed["outlines"],
+                outlines=bool(needed["outlines"]),
                 decode=args.decode,
             )
             sources[split] = source

@@ -219,7 +219,7 @@ def _check(config: Config, images: int) -> None:
             lambda classes, points: from_config(config, classes, points),
             keypoints=needed["keypoints"],
             solid=needed["solid"],
-            outlines=needed["outlines"],
+            outlines=bool(needed["outlines"]),
         )
         if report.stop:
             # No configuration is there yet in which that could be set.
