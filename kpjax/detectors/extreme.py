@@ -107,7 +107,7 @@ def groups_of(maps: dict[str, Array], config: ExtremeNetConfig) -> Detections:
     def one(maps: dict[str, Array]) -> Detections:
         heat = {name: jax.nn.sigmoid(maps[f"{name}_heat"]) for name in KEYPOINTS}
         names = EXTREME_POINTS.names
-        edges = {}
+        edges: dict[int, Array] = {}
         for pair, axis in (((TOP, BOTTOM), 2), ((LEFT, RIGHT), 1)):
             both = aggregate_edges(jnp.stack([heat[names[kind]] for kind in pair]), axis, config.aggregation)
             # Sums are compared before they are cut to 1, lest all of a flat edge be level.
