@@ -1,11 +1,11 @@
 """CenterNet: Objects as Points, Hourglass-104, on COCO: xingyizhou's recipe.
 
     python train.py --config configs/centernet_hg104.py --workdir runs/centernet_hg104 \\
-        --config.init_from=ExtremeNet_250000.pkl
+        --config.init_from=ExtremeNet_500000.pkl
 
 data/coco holds train2017, val2017 and annotations as COCO distributes them (or a link to them).  The original
-starts from ExtremeNet's released weights (`python -m kpjax download --list`), of which the backbone is taken; from
-random weights it needs a longer schedule.  Other detectors with the same network serve as well.
+starts from ExtremeNet's released weights (`python -m kpjax download --list`), of which the backbone is taken: those
+of 500,000 steps; from random weights it needs a longer schedule.  Other detectors with the same network serve as well.
 
 50 epochs of 24 images on 5 GPUs (4 on the first, 5 on the others), Adam 2.5e-4 dropped by 10 after epoch 40;
 109 hours for its authors.  BatchNorm statistics are those of 4 groups of 6 here.

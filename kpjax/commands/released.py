@@ -53,6 +53,12 @@ RELEASED = (
         _DRIVE + "1re-A74WRvuhE528X6sWsg1eEbMG8dmE4",
     ),
     Released(
+        "extremenet_hg104",
+        "xingyizhou/ExtremeNet, ExtremeNet_500000.pkl, trained from random weights",
+        "val2017 ms 43.9",
+        _DRIVE + "1omiOUjWCrFbTJREypuZaODu0bOlF_7Fg",
+    ),
+    Released(
         "centernet_hg104",
         "xingyizhou/CenterNet, ctdet_coco_hg",
         f"{_VAL} 40.3 / 42.2 / 45.1",

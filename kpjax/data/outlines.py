@@ -55,7 +55,7 @@ def decode_mask(rle: dict[str, Any], where: str) -> np.ndarray:
     size = size if isinstance(size, list) else []
     whole = len(size) == 2 and all(type(v) is int and 0 < v < 2**16 for v in size)
     runs = _uncompressed(counts) if isinstance(counts, str) else counts
-    if not whole or not isinstance(runs, list) or not all(type(v) is int and v >= 0 for v in runs):
+    if not whole or size is None or not isinstance(runs, list) or not all(type(v) is int and v >= 0 for v in runs):
         raise DataError(f"{where} has an RLE mask that cannot be read; give its size [height, width] and its counts")
     if sum(runs) != size[0] * size[1]:
         raise DataError(f"{where} has an RLE mask of {sum(runs)} pixels, and its size is {size[0]} x {size[1]}")

@@ -203,7 +203,7 @@ def check_split(
     *,
     keypoints: bool = False,
     solid: bool | None = None,
-    outlines: bool = False,
+    outlines: bool | None = False,
     decode: bool = False,
     progress: bool = True,
 ) -> tuple[SplitReport, Source]:
@@ -211,7 +211,8 @@ def check_split(
 
     detector_of: number of classes, and the data's points or None -> the detector whose keypoints are counted.
     keypoints: look at the objects' keypoints too, because the detector learns them.  solid: whether it learns 3D boxes;
-    None: look at those that there are.  outlines: whether it learns extreme points.  decode: decode every image, not
+    None: look at those that there are.  outlines: whether it learns extreme points; None:
+    look at those that there are.  decode: decode every image, not
     the suspicious ones alone.  progress: a bar on stderr, where that is a terminal.
     Raises DataError or ConfigError where the split cannot be opened at all.
     """
