@@ -64,7 +64,7 @@ def choose_for(paths: Sequence[str], wishes: Wishes, workdir: str, begun: float)
     facts, machine = facts_of(source, 0 if val is None else len(val)), this_machine()
     if model == BOXES and not wishes.model and not wishes.init_from and machine.platform == "cpu":
         options = dict(SMALL)
-        why = f"boxes; of half the width, which learns more in a CPU's minutes; --model {BOXES} has the released width"
+        why += f"; of half its width, which learns more in a CPU's minutes: --model {BOXES} has the whole"
     chosen = choose(facts, machine, wishes, model, options, why)
     config, reasons = chosen.config, chosen.reasons
     for key in ("train", "val", "source", "kitti_dir", "kitti_train", "kitti_val", "kitti_classes", "mirror_pairs"):

@@ -173,7 +173,9 @@ def call(program: Callable[[], int]) -> int:
     """Run it; returns its exit code, or 2 after one line about what the user can fix."""
     try:
         with getting_through():
-            return program()
+            code = program()
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes
         return 1

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -225,6 +226,14 @@ def test_ctrl_c_during_imports_of_a_program_that_has_begun(moment: str, tmp_path
     way = ("--show-batch", str(tmp_path / "x.png")) if moment == "tensorflow" else ("--workdir", str(tmp_path / "w"))
     done = interrupted_at(tmp_path, moment, "train.py", "--config", config, *way)
     assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+@pytest.fixture(autouse=True)
+def python_looks_after_ctrl_c() -> Iterator[None]:
+    """Also where the tests were started in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_a_command_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ def neck_and_heads(between: dict[str, Any], shortcuts: list[int], sides_convs: i
 def test_which_biases_learn_faster(case: Any) -> None:
     """By the reference's own groups: twice the rate without decay for those that `optim.bias_lr` is about."""
     det = kpjax.build(str(kind_of(case.path.name)).removeprefix("fwd_"), num_classes=80)
-    marked = flatten({"params": is_bias(unflatten(leaf_shapes(det))["params"])})
+    marked = flatten({"params": is_bias(unflatten(dict.fromkeys(leaf_shapes(det), 0))["params"])})
     learning = {k: v for k, v in case.info["optimizer_multipliers"].items() if v != "frozen"}
     assert learning
     for key, multipliers in learning.items():
