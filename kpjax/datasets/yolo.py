@@ -81,7 +81,9 @@ def convert_yolo_folders(
     longer = [line for of_image in lines for line in of_image if len(line.numbers) > 5]
     kind, length = _declared(root, names)
     for line in longer if length else ():
-        if len(line.numbers) != length:
+        if len(line.numbers) != length and not keypoints:
+            notes[f"lines of other than the {length} numbers that kpt_shape says: their boxes taken"] += 1
+        elif len(line.numbers) != length:
             raise DataError(
                 f"{line.where} is {line.text[:60]!r}, {len(line.numbers)} numbers; kpt_shape of the YAML says "
                 f"{length}, class cx cy w h and the keypoints; correct one of them"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from kpjax.datasets.yolo import convert_yolo
+from kpjax.datasets.yolo import convert_yolo, convert_yolo_folders
 from kpjax.errors import DataError
 
 
@@ -184,7 +184,7 @@ def test_labels_are_of_the_image_as_it_is_shown_or_stored(tmp_path, exif, size, 
 
 
 def test_what_the_yaml_says_against_the_files_is_refused(layout):
-    root, split, _, labels = layout
+    root, split, images, labels = layout
     for count in ("3", "1"):
         (root / "data.yaml").write_text(f"nc: {count}\nnames: [cat, dog]\n")
         with pytest.raises(DataError, match=rf"nc is {count}, and 'names' has 2 classes"):
@@ -192,8 +192,11 @@ def test_what_the_yaml_says_against_the_files_is_refused(layout):
     (root / "data.yaml").write_text("nc: 2\nnames: [cat, dog]\nkpt_shape: [3, 3]\n")
     (labels / "one.txt").write_text(BOX + SEEN)
     (labels / "deep" / "two.txt").write_text(BOX)
+    # Boxes are read all the same; keypoints of another number are not.
+    converted = convert_yolo(str(root), split)
+    assert any("1 x lines of other than the 14 numbers that kpt_shape says" in note for note in converted.notes)
     with pytest.raises(DataError, match=r"one\.txt:1 is .*, 11 numbers; kpt_shape of the YAML says 14"):
-        convert_yolo(str(root), split)
+        convert_yolo_folders(str(root), str(images), str(labels), keypoints=True)
 
 
 def test_labels_of_no_image_are_counted(layout):
