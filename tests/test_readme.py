@@ -291,7 +291,7 @@ def test_points_of_ones_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
 
 def test_models_are_listed() -> None:
     for text in (README.split("## Models")[1], MODELS):
-        named = set(re.findall(r"`((?:centernet|cornernet|triplet)_\w+)`", text))
+        named = set(re.findall(r"`((?:centernet|cornernet|triplet|ttfnet)_\w+)`", text))
         assert set(kpjax.list_models()) <= named
 
 

@@ -89,7 +89,8 @@ def neck_and_heads(between: dict[str, Any], shortcuts: list[int], sides_convs: i
 def test_which_biases_learn_faster(case: Any) -> None:
     """By the reference's own groups: twice the rate without decay for those that `optim.bias_lr` is about."""
     det = kpjax.build(str(kind_of(case.path.name)).removeprefix("fwd_"), num_classes=80)
-    marked = flatten({"params": is_bias(unflatten(leaf_shapes(det))["params"])})
+    shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leaf_shapes(det).items()}
+    marked = flatten({"params": is_bias(unflatten(shapes)["params"])})
     learning = {k: v for k, v in case.info["optimizer_multipliers"].items() if v != "frozen"}
     assert learning
     for key, multipliers in learning.items():
