@@ -19,5 +19,4 @@ def get_config() -> Config:
     config.epochs = 120.0
     config.augment.kind = "patch"
     config.augment.photometric = True
-    config.optim.drops = (90 / 120, 110 / 120)
     return config

@@ -15,5 +15,4 @@ from kpjax.config import Config, recipe
 def get_config() -> Config:
     config = recipe("ttfnet_r18_1x")
     config.epochs = 24.0
-    config.optim.drops = (18 / 24, 22 / 24)
     return config
