@@ -55,7 +55,7 @@ def aggregate_edges(scores: Array, axis: int, weight: float) -> Array:
         return jax.lax.fori_loop(0, length, back, (added, *before))[0]
 
     def together(scores: Array) -> Array:
-        """Both ways in one loop: half as many operations to start, which on a GPU count, and more to copy."""
+        """Both ways in one loop, eight cells a round: fewer operations to start, which on a GPU count, more to copy."""
 
         def step(state: tuple[Array, Array], here: Array) -> tuple[tuple[Array, Array], Array]:
             more, value, total = add(here, *state)
@@ -63,7 +63,7 @@ def aggregate_edges(scores: Array, axis: int, weight: float) -> Array:
 
         along = jnp.moveaxis(scores, axis, 0)
         both = jnp.stack([along, along[::-1]], axis=1)
-        _, added = jax.lax.scan(step, (jnp.full_like(both[0], jnp.inf), jnp.zeros_like(both[0])), both)
+        _, added = jax.lax.scan(step, (jnp.full_like(both[0], jnp.inf), jnp.zeros_like(both[0])), both, unroll=8)
         return jnp.moveaxis(weight * added[:, 0] + weight * added[::-1, 1] + along, 0, axis)
 
     return jax.lax.platform_dependent(scores, cuda=together, default=apart)
