@@ -148,7 +148,7 @@ def candidates(maps: dict[str, Array], placed: Placed | None, config: ExtremeNet
     found = groups_of({name: x.reshape(-1, *x.shape[2:]) for name, x in views.items()}, config)
     assert found.keypoints is not None
     xy, scores = found.keypoints[..., :2], found.keypoints[..., 2:]
-    points = jnp.concatenate([frame.xy_to_image(xy.reshape(len(xy), -1, 2)).reshape(xy.shape), scores], axis=-1)
+    points = jnp.concatenate([frame.xy_to_image(xy.reshape(xy.shape[0], -1, 2)).reshape(xy.shape), scores], axis=-1)
     points = jnp.where(frame.mirrored[..., None, None], points[:, :, np.array(EXTREME_POINTS.mirror)], points)
     limit = jnp.stack([frame.width, frame.height], axis=-1)
     boxes = jnp.clip(box_of(points), 0.0, jnp.tile(limit, 2))
