@@ -131,7 +131,7 @@ def groups_of(maps: dict[str, Array], config: ExtremeNetConfig) -> Detections:
         return Detections(box_of(of_groups), total, labels[TOP][members[:, TOP]], keypoints=of_groups)
 
     maps = {name: x.astype(jnp.float32) for name, x in maps.items()}
-    # One view after another keeps 2.6 million candidates at a time; a GPU would start each small operation for each.
+    # One view after another, whose maps stay in a CPU's caches; a GPU would start each small operation for each.
     return jax.lax.platform_dependent(maps, cuda=jax.vmap(one), default=lambda maps: jax.lax.map(one, maps))
 
 

@@ -75,7 +75,9 @@ def coco_rows(found: Detections, image_id: int, category_ids: Sequence[int]) -> 
     and radians: there are many.
     """
     boxes = np.asarray(found.boxes, np.float64)
-    boxes = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), 4).tolist()
+    # Offsets can put the right edge of ExtremeNet's thinnest boxes left of the left one, by less than a cell.
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    boxes = np.round(np.concatenate([boxes[:, :2], sides], axis=1), 4).tolist()
     scores = np.round(np.asarray(found.scores, np.float64), 6).tolist()
     rows: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -170,6 +171,18 @@ def test_maps_that_hold_the_truth_give_it_back() -> None:
     found = compiled_decode(nms="none")(truth())
     assert found.scores.shape == (1, 20) and (np.diff(found.scores) <= 0).all()
     assert_found(found)
+
+
+def test_a_program_may_leave_the_batch_open() -> None:
+    """As `kpjax export` writes it."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    maps = truth()
+    shapes = {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.float32) for name, x in maps.items()}
+    program = jax.export.export(jax.jit(lambda m: detector().decode(m, Placed(SIZE), 10)))(shapes)
+    twice = program.call({name: np.concatenate([x, x]) for name, x in maps.items()})
+    once = compiled_decode()(maps)
+    np.testing.assert_allclose(twice.scores, np.repeat(once.scores, 2, axis=0), atol=1e-6)
+    np.testing.assert_allclose(twice.boxes, np.repeat(once.boxes, 2, axis=0), atol=1e-4)
 
 
 def test_a_group_needs_its_centre() -> None:
