@@ -149,6 +149,7 @@ def orders(x: Any) -> Any:
         lax.top_k(ties.reshape(x.shape[0], -1), 7),
         jnp.sort(x, axis=1),
         jnp.argsort(ties, axis=2, stable=True),
+        jnp.argsort(ties > 1, axis=2, stable=True),
         lax.sort((ties, x), dimension=1, num_keys=1, is_stable=True),
         lax.top_k(ties, 3),
     )
@@ -237,6 +238,8 @@ def test_gather() -> None:
             x[:, i[0, 0] % 6],
             lax.dynamic_slice_in_dim(x, i[0, 0], 3, axis=1),
             lax.dynamic_slice(x, (0, i[0, 1], i[0, 2]), (x.shape[0], 2, 2)),
+            lax.dynamic_update_slice_in_dim(x, x[:, 1:3] + 1, i[0, 0], axis=1),
+            lax.dynamic_update_slice_in_dim(x, x[..., :1] + 1, i[0, 1], axis=2),
             jax.vmap(lambda x, i: x.at[i].get(mode="clip"))(x, i),
             jnp.take(x, i[0], axis=2, mode="clip"),
         )

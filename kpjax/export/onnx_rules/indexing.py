@@ -162,6 +162,27 @@ def dynamic_slice(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     return [sliced(graph, inputs[0], inputs[1:], eqn.params["slice_sizes"])]
 
 
+def dynamic_update_slice(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """dynamic_update_slice of a part of one axis, at a computed start, which is pulled so far inside that it fits."""
+    value, update, *starts = inputs
+    axes = [i for i in range(len(value.shape)) if not same(update.shape[i], value.shape[i])]
+    if not axes:
+        return [update]
+    if len(axes) > 1 or not isinstance(value.shape[axes[0]], int | np.integer):
+        raise UnsupportedError("dynamic_update_slice of a part of several axes, or of the batch")
+    (axis,), count = axes, update.shape[axes[0]]
+    start = graph.cast(starts[axis], np.int64)
+    start = graph.elementwise("Max", [start, known(np.asarray(0, np.int64))])
+    start = graph.elementwise("Min", [start, known(np.asarray(value.shape[axis] - count, np.int64))])
+    places = graph.elementwise("Add", [reshaped(graph, start, (1, 1)), known(np.arange(count)[:, None])])
+    front = (axis, *(i for i in range(len(value.shape)) if i != axis))
+    every = set(range(len(front)))
+    moved, new = (graph.name(transposed(x, front), expand=every) for x in (value, update))
+    shape = [value.shape[i] for i in front]
+    made = tensor(graph.node("ScatterND", moved, graph.name(places), new, reduction="none"), shape, value.dtype)
+    return [transposed(made, [front.index(i) for i in range(len(front))])]
+
+
 def scatter(kind: str) -> Rule:
     """The rule of scatter; kind: what is done with several values of one place, as ONNX names it."""
 
@@ -197,6 +218,7 @@ def scatter(kind: str) -> Rule:
 RULES: dict[str, Rule] = {
     "gather": gather,
     "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
     "scatter": scatter("none"),
     "scatter-add": scatter("add"),
     "scatter-max": scatter("max"),

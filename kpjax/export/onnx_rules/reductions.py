@@ -65,11 +65,12 @@ def sort(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 def _ordered(graph: Graph, value: Value, axis: int, k: Any, largest: bool, avals: list[Any]) -> tuple[Value, Value]:
     """The first k of a sorted axis and their places."""
-    count = np.asarray([k], np.int64)
-    names = graph.nodes_of("TopK", 2, graph.name(value), count, axis=axis, largest=int(largest), sorted=1)
-    return tensor(names[0], avals[0].shape, value.dtype), graph.cast(
-        tensor(names[1], avals[1].shape, np.int64), np.int32
-    )
+    count, numbers = np.asarray([k], np.int64), value
+    if value.dtype == np.bool_:  # TopK takes numbers
+        numbers = graph.cast(value, np.int32)
+    names = graph.nodes_of("TopK", 2, graph.name(numbers), count, axis=axis, largest=int(largest), sorted=1)
+    first = graph.cast(tensor(names[0], avals[0].shape, numbers.dtype), value.dtype)
+    return first, graph.cast(tensor(names[1], avals[1].shape, np.int64), np.int32)
 
 
 def window_max(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
