@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from kpjax.config import AugmentConfig
+from kpjax.data.mosaic import draw_tiles, moved
 from kpjax.data.photometric import distort, draw_distortion
 from kpjax.images.geometry import draw_crop
 from kpjax.images.preprocess import Preprocess
-from kpjax.images.resample import resample
+from kpjax.images.resample import resample, resample_tiles
 from kpjax.objects import NONE, Objects, Placed, PointSet, move_ends
 
 Array = jax.Array
@@ -97,17 +98,64 @@ def augment(
     geometry_key, color_key = jax.random.split(key)
     if config.photometric:  # before the crop, so that what lies outside the image keeps the border's colour
         canvas = distort(canvas, draw_distortion(jax.random.fold_in(key, 2)))  # a split is fold_in of 0 and 1
-    output = (config.height, config.width)
     if inclusive:
         objects = move_ends(objects, -1)
     crop = draw_crop(geometry_key, size, config, preprocess.fills, objects)
     border = jnp.asarray(preprocess.border_rgb(), jnp.float32)
-    image = resample(canvas, crop.extent, crop.ys, crop.xs, border) / 255.0
+    image = resample(canvas, crop.extent, crop.ys, crop.xs, border)
+    objects = crop.geometry.move(objects, points)
+    placed = Placed((config.height, config.width), changed=crop.geometry.changed)
+    return _finished(color_key, image, objects, placed, config, preprocess, inclusive)
+
+
+def augment_mosaic(
+    key: Array,
+    canvases: Array,
+    sizes: Array,
+    objects: Objects,
+    on: Array,
+    config: AugmentConfig,
+    preprocess: Preprocess,
+    points: PointSet | None = None,
+    inclusive: bool = False,
+) -> tuple[Array, Objects, Placed]:
+    """One training example with `config.mosaic`, of its own image and the three after it in the batch.
+
+    canvases: (4, S, S, 3) uint8 RGB.  sizes: (4, 2) int32 h, w.  objects: (4, M, ...), in canvas pixels.  on: () bool,
+    whether there are mosaics at this step.  The rest, and what is returned: as of `augment`; of the objects of all
+    four images M are left.
+    """
+    geometry_key, color_key = jax.random.split(key)
+    if inclusive:
+        objects = move_ends(objects, -1)
+    output = (config.height, config.width)
+    own = jax.tree.map(lambda x: x[0], objects)
+    tiles = draw_tiles(geometry_key, sizes, config, preprocess.fills, own, on)
+    border = jnp.asarray(preprocess.border_rgb(), jnp.float32)
+    crops = tiles.crops
+    image = resample_tiles(canvases, crops.extent, crops.ys, crops.xs, tiles.center, border)
+    if config.photometric:  # on the input, which is smaller than four canvases: the border's colour changes too
+        image = distort(image, draw_distortion(jax.random.fold_in(key, 2)))
+    objects = moved(objects, tiles, output, points, float(inclusive))
+    placed = Placed(output, changed=~tiles.whole | crops.geometry.changed[0])
+    return _finished(color_key, image, objects, placed, config, preprocess, inclusive)
+
+
+def _finished(
+    color_key: Array,
+    image: Array,
+    objects: Objects,
+    placed: Placed,
+    config: AugmentConfig,
+    preprocess: Preprocess,
+    inclusive: bool,
+) -> tuple[Array, Objects, Placed]:
+    """Colours and normalisation of an input (H, W, 3) float32 RGB, 0..255, and the cut of its boxes."""
+    image = image / 255.0
     if preprocess.order == "BGR":
         image = image[..., ::-1]
     image = jitter_color(color_key, image, config, preprocess.order)
     image = (image - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
-    objects = crop.geometry.move(objects, points)
     if config.clip_boxes:
-        objects = cut_boxes(objects, output, float(inclusive))
-    return image, objects, Placed(output, changed=crop.geometry.changed)
+        objects = cut_boxes(objects, placed.size, float(inclusive))
+    return image, objects, placed

@@ -25,7 +25,9 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "border": kind in ("crop", "window"),
         **dict.fromkeys(("shift", "shift_unit", "shift_probability", "scale"), kind == "shift"),
         "expand": kind == "patch",
+        "scale_range": kind == "scale",
     }
+    of_mosaic = dict.fromkeys(("mosaic_scale_range", "mosaic_until"), config.augment.mosaic > 0)
     of_data = {
         **dict.fromkeys(("train.images", "train.annotations", "val.images", "val.annotations"), source == "coco"),
         **dict.fromkeys(("tfds_name", "tfds_dir", "tfds_train", "tfds_val"), source == "tfds"),
@@ -33,6 +35,7 @@ def unused(config: Config, largest: int = 0) -> list[str]:
     }
     rules = {f"optim.{key}": rule for key, rule in of_optim.items()}
     rules |= {f"augment.{key}": ("augment.kind", used) for key, used in of_augment.items()}
+    rules |= {f"augment.{key}": ("augment.mosaic", used) for key, used in of_mosaic.items()}
     rules |= {f"data.{key}": ("data.source", used) for key, used in of_data.items()}
     rules["eval.max_side"] = ("eval.resolution", config.eval.resolution == "keep")
     said = [
