@@ -145,10 +145,18 @@ class AugmentConfig:
     color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
     lighting: float = 0.1  # standard deviation of the PCA noise
     photometric: bool = False  # mmdetection's brightness, contrast, saturation, hue and channel order instead
+    # YOLO's jitter: the hue turned by up to this part of the circle, saturation and value times 1 + uniform(-x, x)
+    hue: float = 0.0
+    saturation: float = 0.0
+    value: float = 0.0
+    grey: float = 0.0  # how often an input is made grey
     # How often an input is a mosaic: four images of the batch, each in a tile of it; see kpjax.data.mosaic
     mosaic: float = 0.0
     mosaic_scale_range: tuple = (0.5, 1.5)  # as scale_range, of the images in a mosaic
-    mosaic_until: float = 1.0  # the fraction of the run after which there are no more mosaics
+    # How often objects of another image of the batch are put over an input, as boxes; see kpjax.data.occlusion
+    copy_paste: float = 0.0
+    mosaic_until: float = 1.0  # the fraction of the run after which mosaic and copy_paste are off
+    erase: float = 0.0  # how often a rectangle of the input is erased, 2% to 20% of its area
 
 
 @_only_its_fields
@@ -295,7 +303,13 @@ class Config:
             ("augment.color", self.augment.color, 0.0, 1.0),
             ("augment.expand", self.augment.expand, 1.0, 100.0),
             ("augment.lighting", self.augment.lighting, 0.0, 10.0),
+            ("augment.hue", self.augment.hue, 0.0, 0.5),
+            ("augment.saturation", self.augment.saturation, 0.0, 1.0),
+            ("augment.value", self.augment.value, 0.0, 1.0),
+            ("augment.grey", self.augment.grey, 0.0, 1.0),
             ("augment.mosaic", self.augment.mosaic, 0.0, 1.0),
+            ("augment.copy_paste", self.augment.copy_paste, 0.0, 1.0),
+            ("augment.erase", self.augment.erase, 0.0, 1.0),
             ("augment.shift", self.augment.shift, 0.0, 10.0),
             ("augment.shift_probability", self.augment.shift_probability, 0.0, 1.0),
             ("eval.score_threshold", self.eval.score_threshold, 0.0, 1.0),
@@ -325,6 +339,11 @@ class Config:
             raise ConfigError(
                 f"config.augment.mosaic_until is {self.augment.mosaic_until}; it must be above 0 and at most 1"
             )
+        if self.augment.photometric and (self.augment.hue or self.augment.saturation or self.augment.value):
+            raise ConfigError(
+                "config.augment.photometric is True, and changes hue, saturation and brightness too; "
+                "set config.augment.hue, saturation and value to 0"
+            )
         if not 0.0 < self.optim.gamma <= 1.0:
             raise ConfigError(f"config.optim.gamma is {self.optim.gamma}; it must be above 0 and at most 1")
         if bool(self.steps) == bool(self.epochs):
@@ -348,11 +367,15 @@ class Config:
                 f"config.batch is {self.batch}, which config.optim.accumulate = {self.optim.accumulate} does not divide"
             )
         micro = self.batch // self.optim.accumulate
-        if self.augment.mosaic and micro < 4:
-            raise ConfigError(
-                f"config.augment.mosaic takes 4 images of a micro-batch, which has {micro}; raise config.batch "
-                "or lower config.optim.accumulate"
-            )
+        for name, on, least in (
+            ("mosaic", self.augment.mosaic, 4),
+            ("copy_paste", self.augment.copy_paste, 5 if self.augment.mosaic else 2),
+        ):
+            if on and micro < least:
+                raise ConfigError(
+                    f"config.augment.{name} takes {least} images of a micro-batch, which has {micro}; raise "
+                    "config.batch or lower config.optim.accumulate"
+                )
         if micro % self.model.bn_groups:
             raise ConfigError(
                 f"config.model.bn_groups = {self.model.bn_groups} does not divide the {micro} images of a micro-batch"

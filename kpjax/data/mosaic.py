@@ -39,6 +39,11 @@ class Tiles:
     center: Array
     whole: Array
 
+    def which(self, output: tuple[int, int]) -> Array:
+        """(H, W) int32, the number of the image that each pixel of the input shows."""
+        right, below = jnp.arange(output[1]) >= self.center[0], jnp.arange(output[0]) >= self.center[1]
+        return 2 * below[:, None].astype(jnp.int32) + right
+
     def boxes(self, output: tuple[int, int]) -> Array:
         """(4, 4) float32 x1 y1 x2 y2 of the tiles, in pixels of the input (H, W)."""
         (x, y), (height, width) = self.center, output
@@ -46,12 +51,12 @@ class Tiles:
         return jnp.stack([jnp.stack([jnp.float32(value) for value in tile]) for tile in corners])
 
 
-def next_in_batch(batch: Any, count: int) -> Any:
-    """A tree of arrays (B, ...) -> (B, 1 + count, ...): each example, and those after it in the batch, in a ring.
+def with_next(batch: Any, count: int) -> Any:
+    """A tree of arrays (B, ...) -> (B, count, ...): each example, and those after it in the batch, in a ring.
 
     Where the batch is divided among devices, they exchange images with the next ones alone.
     """
-    return jax.tree.map(lambda x: jnp.stack([jnp.roll(x, -i, 0) for i in range(1 + count)], axis=1), batch)
+    return jax.tree.map(lambda x: jnp.stack([jnp.roll(x, -i, 0) for i in range(count)], axis=1), batch)
 
 
 def draw_tiles(key: Array, sizes: Array, config: AugmentConfig, fills: str, objects: Objects, on: Array) -> Tiles:
@@ -104,7 +109,19 @@ def moved(objects: Objects, tiles: Tiles, output: tuple[int, int], points: Point
         xy = objects.points
         inside = ((xy >= tile[:, :, None, :2]) & (xy < tile[:, :, None, 2:])).all(-1) | tiles.whole
         objects = dataclasses.replace(objects, seen=jnp.where(inside, objects.seen, UNLABELLED))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), objects)
+    return largest(flat, boxes.shape[1], output, last)
+
+
+def largest(objects: Objects, count: int, output: tuple[int, int], last: float) -> Objects:
+    """The `count` largest of the objects (N, ...) of an input (H, W), by what of their boxes is inside.
+
+    Objects before regions to ignore, and these before empty slots.  last: 1 where a box ends on its last pixel.
+    """
+    limit = jnp.asarray([output[1], output[0]], jnp.float32)
+    low, high = jnp.maximum(objects.boxes[:, :2], 0), jnp.minimum(objects.boxes[:, 2:] + last, limit)
+    area = jnp.maximum(high - low, 0).prod(-1)
     rank = jnp.where(objects.role == OBJECT, 1.0, jnp.where(objects.role == IGNORE, 0.0, -1.0))
-    rank = rank + jnp.where(kept, area / (output[0] * output[1] + 1.0), 0.0)
-    index = jnp.argsort(-rank.reshape(-1))[: boxes.shape[1]]  # top_k would gather the batch of all devices
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], objects)
+    rank = rank + jnp.where(objects.role != NONE, area / (limit.prod() + 1), 0.0)
+    index = jnp.argsort(-rank)[:count]  # top_k would gather the batch of all devices
+    return jax.tree.map(lambda x: x[index], objects)

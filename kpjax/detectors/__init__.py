@@ -170,12 +170,10 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
     detector = build(model.name, classes, **options)
     if detector.solid:
         _check_3d(config, detector)
-    if config.augment.mosaic and (detector.solid or detector.outlines):
-        what = "sizes in metres" if detector.solid else "the extreme points of objects that a tile cuts"
-        raise ConfigError(
-            f"config.augment.mosaic is {config.augment.mosaic:g}, but {detector.name} could not learn {what}; "
-            "set it to 0"
-        )
+    for name in ("mosaic", "copy_paste"):
+        if getattr(config.augment, name) and (detector.solid or detector.outlines):
+            what = "sizes in metres" if detector.solid else "the extreme points of objects that are cut"
+            raise ConfigError(f"config.augment.{name} is set, but {detector.name} could not learn {what}; set it to 0")
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     return detector

@@ -1,4 +1,4 @@
-"""Bilinear sampling on the device, of an image or of four for a mosaic, as OpenCV's with a constant border."""
+"""Bilinear sampling on the device, of an image or of several, as OpenCV's with a constant border."""
 
 from __future__ import annotations
 
@@ -22,28 +22,35 @@ def resample(canvas: Array, size: Array, ys: Array, xs: Array, border: Array) ->
     return image + (1 - covered)[..., None] * border
 
 
-def resample_tiles(canvases: Array, sizes: Array, ys: Array, xs: Array, center: Array, border: Array) -> Array:
-    """Bilinear samples of four images, each in its tile: 0 top left of the centre, 1 top right, 2 and 3 below.
+def resample_several(canvases: Array, sizes: Array, ys: Array, xs: Array, which: Array, border: Array) -> Array:
+    """Bilinear samples of n images, each pixel of the result from one of them.
 
-    canvases: (4, S, S, 3) uint8 or float32, each image in its top left `sizes` (4, 2).  ys (4, H), xs (4, W) float32:
-    the pixel indices at which an image would be read if its tile were the whole.  center: (2,) int32 x y, the first
-    column and row of the tiles right and below.  border: as in `resample`.  Returns (H, W, 3) float32, 0..255.
+    canvases: (n, S, S, 3) uint8 or float32, each image in its top left `sizes` (n, 2).  ys (n, H), xs (n, W) float32:
+    the pixel indices at which an image is read, as if it filled the whole.  which: (H, W) int32, the image of a pixel.
+    border: as in `resample`.  Returns (H, W, 3) float32, 0..255.
     """
-    side, height, width = canvases.shape[1], ys.shape[1], xs.shape[1]
-    below, right = jnp.arange(height) >= center[1], jnp.arange(width) >= center[0]
-    low, high, weight_low, weight_high = jax.vmap(_axis_weights)(ys, sizes[:, 0])
-    image, covered = jnp.zeros((height, width, 3)), jnp.zeros((height, width))
-    for column in (0, 1):
-        # Rows are copied rather than multiplied by a matrix: one image of the column is read for each.
-        row, tile = jnp.arange(height), jnp.where(below, 2 + column, column)
-        first, last = weight_low[tile, row][:, None, None], weight_high[tile, row][:, None, None]
-        rows = canvases[tile, low[tile, row]] * first + canvases[tile, high[tile, row]] * last
-        for number, of_tile in ((column, ~below), (2 + column, below)):
-            axis = _axis_weights(xs[number], sizes[number, 1])
-            columns = _matrix(axis, side) * (right == bool(column))[:, None]
-            image += jnp.einsum("hsc,ws->hwc", rows * of_tile[:, None, None], columns, precision="highest")
-            covered += ((first + last)[:, :, 0] * of_tile[:, None]) * columns.sum(1)
-    return image + (1 - covered)[..., None] * border
+
+    def gather(canvases: Array, sizes: Array, ys: Array, xs: Array, which: Array, border: Array) -> Array:
+        rows, columns = jnp.arange(which.shape[0])[:, None], jnp.arange(which.shape[1])
+        y = [part[which, rows] for part in jax.vmap(_axis_weights)(ys, sizes[:, 0])]
+        x = [part[which, columns] for part in jax.vmap(_axis_weights)(xs, sizes[:, 1])]
+        image, covered = jnp.zeros((*which.shape, 3)), jnp.zeros(which.shape)
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            weight = y[2 + i] * x[2 + j]
+            image += canvases[which, y[i], x[j]] * weight[..., None]
+            covered += weight
+        return image + (1 - covered)[..., None] * border
+
+    def multiply(canvases: Array, sizes: Array, ys: Array, xs: Array, which: Array, border: Array) -> Array:
+        image = jnp.zeros((*which.shape, 3))
+        for n in range(len(canvases)):
+            image = jnp.where((which == n)[..., None], resample(canvases[n], sizes[n], ys[n], xs[n], border), image)
+        return image
+
+    # Reading a pixel's neighbours takes a CPU a tenth of the products' time; a TPU reads single pixels slowly.
+    return jax.lax.platform_dependent(
+        *(canvases, sizes, ys, xs, which, border), cpu=gather, cuda=gather, default=multiply
+    )
 
 
 def _axis_weights(positions: Array, length: Array) -> tuple[Array, Array, Array, Array]:

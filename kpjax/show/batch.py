@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kpjax.config import Config
-from kpjax.data.mosaic import TILES
+from kpjax.data.augment import images_of
 from kpjax.data.opening import open_source, training_images
 from kpjax.data.source import Source
 from kpjax.detectors import data_needed, from_config
@@ -49,10 +49,10 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     source = train_source or open_source(config.data, "train", **data_needed(config.model.name))
     source = training_images(source, config.data)
     detector = with_objects(from_config(config, len(source.classes), source.points))
-    # Examples are numbered from 0, so a smaller batch holds the first images of the real one, and of a mosaic those
-    # after them; its last images are those of its micro-batch's end.
+    # Examples are numbered from 0, so a smaller batch holds the first images of the real one.  What is combined are
+    # the next ones of a micro-batch, in a ring.
     count, micro = min(_MOST, config.batch), config.batch // config.optim.accumulate
-    read = min(_MOST + TILES - 1, micro) if config.augment.mosaic else count
+    read = count if images_of(config.augment) == 1 else min(_MOST + images_of(config.augment) - 1, micro)
     batch = next(train_batches(source, config.data, batch=read, seed=config.seed))
     del batch["index"]
     made = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))

@@ -17,8 +17,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import Config
-from kpjax.data.augment import augment, augment_mosaic
-from kpjax.data.mosaic import TILES, next_in_batch
+from kpjax.data.augment import augment, augment_several, images_of
+from kpjax.data.mosaic import with_next
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.nn.cpu import separate_function_on_cpu
 from kpjax.objects import Objects, object_shapes
@@ -97,23 +97,23 @@ def batch_shapes(config: Config, detector: Detector) -> dict[str, Any]:
 def prepare(detector: Detector, config: Config, batch: Batch, steps: int = 0) -> tuple[Array, Targets]:
     """A raw batch -> the network's input (B, H, W, 3) float32 and its targets.
 
-    steps: of the whole run, after a part of which there are no more mosaics; 0: there are at any step.
+    steps: of the whole run, after a part of which images are no longer combined; 0: they are at any step.
     """
     augment_config = config.augment
     shared = (augment_config, detector.preprocess, detector.points, detector.inclusive)
-    images = batch["canvas"], batch["size"], batch["objects"]
+    images, count = (batch["canvas"], batch["size"], batch["objects"]), images_of(augment_config)
 
     def one(counter: Array, canvas: Array, extent: Array, objects: Objects) -> Any:
         key = jax.random.fold_in(jax.random.key(config.seed), counter)
-        if augment_config.mosaic:
-            image, objects, placed = augment_mosaic(key, canvas, extent, objects, counter < last, *shared)
+        if count > 1:
+            image, objects, placed = augment_several(key, canvas, extent, objects, counter < last, *shared)
         else:
             image, objects, placed = augment(key, canvas, extent, objects, *shared)
         return image, detector.encode(objects, placed)
 
     with jax.named_scope("augment"):
-        if augment_config.mosaic:
-            images = next_in_batch(images, TILES - 1)
+        if count > 1:
+            images = with_next(images, count)
         # A step's examples are numbered from its own number times the batch.
         last = round(augment_config.mosaic_until * steps) * config.batch if steps else MOST_EXAMPLES
         last = min(last, MOST_EXAMPLES)

@@ -27,7 +27,8 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "expand": kind == "patch",
         "scale_range": kind == "scale",
     }
-    of_mosaic = dict.fromkeys(("mosaic_scale_range", "mosaic_until"), config.augment.mosaic > 0)
+    combines = config.augment.mosaic > 0 or config.augment.copy_paste > 0
+    of_mosaic = {"mosaic_scale_range": config.augment.mosaic > 0, "mosaic_until": combines}
     of_data = {
         **dict.fromkeys(("train.images", "train.annotations", "val.images", "val.annotations"), source == "coco"),
         **dict.fromkeys(("tfds_name", "tfds_dir", "tfds_train", "tfds_val"), source == "tfds"),

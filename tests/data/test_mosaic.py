@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kpjax.config import AugmentConfig, Config
-from kpjax.data.augment import augment_mosaic
-from kpjax.data.mosaic import VISIBLE, Tiles, moved, next_in_batch
+from kpjax.data.augment import augment_several
+from kpjax.data.mosaic import VISIBLE, Tiles, moved, with_next
 from kpjax.detectors import from_config
 from kpjax.errors import ConfigError
 from kpjax.images.geometry import whole_crop
@@ -56,7 +56,7 @@ def test_boxes_and_points_follow_the_pixels(fills: str) -> None:
     @jax.jit
     @jax.vmap
     def run(key: jax.Array) -> Any:
-        return augment_mosaic(key, *images, jnp.bool_(True), config, preprocess, ENDS)[:2]
+        return augment_several(key, *images, jnp.bool_(True), config, preprocess, ENDS)[:2]
 
     kept = dropped = mosaics = ends = hidden = 0
     inputs, objects = jax.device_get(run(jax.random.split(jax.random.key(1), 24)))
@@ -173,7 +173,7 @@ def test_an_example_is_a_function_of_its_counter_and_batch_until_mosaics_end() -
 
 
 def test_the_last_examples_of_a_batch_take_its_first_images() -> None:
-    found = next_in_batch({"a": jnp.arange(5)}, 3)["a"]
+    found = with_next({"a": jnp.arange(5)}, 4)["a"]
     assert found.tolist() == [[i, (i + 1) % 5, (i + 2) % 5, (i + 3) % 5] for i in range(5)]
 
 
