@@ -131,6 +131,9 @@ class AugmentConfig:
     kind: str = "crop"
     height: int = 512
     width: int = 512
+    # Mixed scales of training: a step's width is one of these, drawn for each step, and its height in proportion; each
+    # is a program that is compiled before the first step.  (): always `width`
+    sizes: tuple = ()
     scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     border: int = 128  # crop and window: the centre stays this many image pixels from the edge (halved until it fits)
     shift: float = 0.1  # shift: standard deviation of the centre's move, in units of `shift_unit`
@@ -354,6 +357,8 @@ class Config:
             raise ConfigError(f"config.data.sigmas is {self.data.sigmas}; give numbers above 0 and at most 1")
         if not self.augment.scales or not all(0.0 < scale <= 100.0 for scale in self.augment.scales):
             raise ConfigError(f"config.augment.scales is {self.augment.scales}; give scales above 0, at least one")
+        if not all(isinstance(side, int) and side >= 32 for side in self.augment.sizes):
+            raise ConfigError(f"config.augment.sizes is {self.augment.sizes}; give widths in whole pixels, at least 32")
         for name, values in (
             ("scale_range", self.augment.scale_range),
             ("mosaic_scale_range", self.augment.mosaic_scale_range),

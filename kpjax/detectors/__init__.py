@@ -176,6 +176,9 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
             raise ConfigError(f"config.augment.{name} is set, but {detector.name} could not learn {what}; set it to 0")
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
+    for width in config.augment.sizes:
+        key = f"config.augment.sizes has {width}: the"
+        check_size(detector, (round(size[0] * width / size[1]), width), f"{key} height", f"{key} width")
     return detector
 
 
