@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpjax.config import AugmentConfig
+from kpjax.config import AugmentConfig, Config
 from kpjax.data.augment import augment
 from kpjax.data.photometric import Distortion, change_hsv, distort, draw_distortion, draw_hsv
+from kpjax.errors import ConfigError
 from kpjax.images.preprocess import IMAGENET_RGB
 from tests.records import objects_of
 
@@ -147,3 +148,12 @@ def test_grey_inputs(image: np.ndarray) -> None:
     assert 10 < sum(is_grey) < 30
     for x, grey in zip(images, is_grey, strict=True):
         assert grey or np.allclose(x, coloured, atol=1e-6)
+
+
+def test_colours_of_yolo_and_of_mmdetection_exclude_each_other() -> None:
+    config = Config(steps=1)
+    config.augment.photometric = True
+    config.check()
+    config.augment.value = 0.4
+    with pytest.raises(ConfigError, match="photometric is True"):
+        config.check()

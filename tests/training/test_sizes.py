@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from kpjax.config import Config
 from kpjax.detectors import from_config
 from kpjax.errors import ConfigError
+from kpjax.training.report import crowded
 from kpjax.training.sizes import at_width, sizes_of, width_at
 
 
@@ -51,3 +53,14 @@ def test_sizes_that_the_network_cannot_take() -> None:
         config.augment.sizes = wrong
         with pytest.raises(ConfigError, match=r"config\.augment\.sizes"):
             config.check()
+
+
+def test_a_note_where_several_images_have_more_boxes_than_slots() -> None:
+    config, counts = mixed(), np.full(50, 10)
+    config.data.max_boxes = 39
+    assert crowded(config, counts) == []
+    config.augment.mosaic = 0.5
+    (line,) = crowded(config, counts)
+    assert "4 images have up to about 40 boxes" in line and "config.data.max_boxes = 39" in line
+    config.data.max_boxes = 40
+    assert crowded(config, counts) == [] and crowded(config, np.zeros(0)) == []
