@@ -126,10 +126,14 @@ class AugmentConfig:
 
     # "crop": random centre and scale of the image's longer side, as CenterNet; "window": the same of the input's own
     # size, as CornerNet; "shift": centre and scale jittered; "patch": a window of any shape in which all boxes keep a
-    # part of themselves, of an image that may be shrunk first, as SSD; "none": whole image
+    # part of themselves, of an image that may be shrunk first, as SSD; "scale": large-scale jitter, a random size and
+    # place; "none": whole image
     kind: str = "crop"
     height: int = 512
     width: int = 512
+    # Mixed scales of training: a step's width is one of these, drawn for each step, and its height in proportion; each
+    # is a program that is compiled before the first step.  (): always `width`
+    sizes: tuple = ()
     scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
     border: int = 128  # crop and window: the centre stays this many image pixels from the edge (halved until it fits)
     shift: float = 0.1  # shift: standard deviation of the centre's move, in units of `shift_unit`
@@ -137,11 +141,25 @@ class AugmentConfig:
     shift_probability: float = 1.0  # shift: how often an image is moved and scaled; else it is seen whole
     scale: float = 0.4  # shift: standard deviation of the scale
     expand: float = 4.0  # patch: half of the images are first put on a canvas up to this many times as large
+    # scale: least and greatest size, log-uniform; at 1 the whole image fills the input, above it a part of it does
+    scale_range: tuple = (0.1, 2.0)
     clip_boxes: bool = False  # cut boxes to the crop and drop those whose centre is outside, as mmdetection does
     flip: float = 0.5
     color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
     lighting: float = 0.1  # standard deviation of the PCA noise
     photometric: bool = False  # mmdetection's brightness, contrast, saturation, hue and channel order instead
+    # YOLO's jitter: the hue turned by up to this part of the circle, saturation and value times 1 + uniform(-x, x)
+    hue: float = 0.0
+    saturation: float = 0.0
+    value: float = 0.0
+    grey: float = 0.0  # how often an input is made grey
+    # How often an input is a mosaic: four images of the batch, each in a tile of it; see kpjax.data.mosaic
+    mosaic: float = 0.0
+    mosaic_scale_range: tuple = (0.5, 1.5)  # as scale_range, of the images in a mosaic
+    # How often objects of another image of the batch are put over an input, as boxes; see kpjax.data.occlusion
+    copy_paste: float = 0.0
+    mosaic_until: float = 1.0  # the fraction of the run after which mosaic and copy_paste are off
+    erase: float = 0.0  # how often a rectangle of the input is erased, 2% to 20% of its area
 
 
 @_only_its_fields
@@ -242,7 +260,7 @@ class Config:
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
             ("data.exif", self.data.exif, ("size", "apply", "ignore")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
-            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "none")),
+            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "scale", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
             ("optim.name", self.optim.name, ("adam", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
@@ -288,6 +306,13 @@ class Config:
             ("augment.color", self.augment.color, 0.0, 1.0),
             ("augment.expand", self.augment.expand, 1.0, 100.0),
             ("augment.lighting", self.augment.lighting, 0.0, 10.0),
+            ("augment.hue", self.augment.hue, 0.0, 0.5),
+            ("augment.saturation", self.augment.saturation, 0.0, 1.0),
+            ("augment.value", self.augment.value, 0.0, 1.0),
+            ("augment.grey", self.augment.grey, 0.0, 1.0),
+            ("augment.mosaic", self.augment.mosaic, 0.0, 1.0),
+            ("augment.copy_paste", self.augment.copy_paste, 0.0, 1.0),
+            ("augment.erase", self.augment.erase, 0.0, 1.0),
             ("augment.shift", self.augment.shift, 0.0, 10.0),
             ("augment.shift_probability", self.augment.shift_probability, 0.0, 1.0),
             ("eval.score_threshold", self.eval.score_threshold, 0.0, 1.0),
@@ -313,6 +338,15 @@ class Config:
             raise ConfigError(f"config.optim.ema is {self.optim.ema}; it must be at least 0 and below 1 (0: off)")
         if not 0.0 <= self.augment.scale < 1.0:
             raise ConfigError(f"config.augment.scale is {self.augment.scale}; it must be at least 0 and below 1")
+        if not 0.0 < self.augment.mosaic_until <= 1.0:
+            raise ConfigError(
+                f"config.augment.mosaic_until is {self.augment.mosaic_until}; it must be above 0 and at most 1"
+            )
+        if self.augment.photometric and (self.augment.hue or self.augment.saturation or self.augment.value):
+            raise ConfigError(
+                "config.augment.photometric is True, and changes hue, saturation and brightness too; "
+                "set config.augment.hue, saturation and value to 0"
+            )
         if not 0.0 < self.optim.gamma <= 1.0:
             raise ConfigError(f"config.optim.gamma is {self.optim.gamma}; it must be above 0 and at most 1")
         if bool(self.steps) == bool(self.epochs):
@@ -323,11 +357,30 @@ class Config:
             raise ConfigError(f"config.data.sigmas is {self.data.sigmas}; give numbers above 0 and at most 1")
         if not self.augment.scales or not all(0.0 < scale <= 100.0 for scale in self.augment.scales):
             raise ConfigError(f"config.augment.scales is {self.augment.scales}; give scales above 0, at least one")
+        if not all(isinstance(side, int) and side >= 32 for side in self.augment.sizes):
+            raise ConfigError(f"config.augment.sizes is {self.augment.sizes}; give widths in whole pixels, at least 32")
+        for name, values in (
+            ("scale_range", self.augment.scale_range),
+            ("mosaic_scale_range", self.augment.mosaic_scale_range),
+        ):
+            if len(values) != 2 or not 0.01 <= values[0] <= values[1] <= 100.0:
+                raise ConfigError(
+                    f"config.augment.{name} is {values}; give the least and the greatest size, from 0.01 to 100"
+                )
         if self.batch % self.optim.accumulate:
             raise ConfigError(
                 f"config.batch is {self.batch}, which config.optim.accumulate = {self.optim.accumulate} does not divide"
             )
         micro = self.batch // self.optim.accumulate
+        for name, on, least in (
+            ("mosaic", self.augment.mosaic, 4),
+            ("copy_paste", self.augment.copy_paste, 5 if self.augment.mosaic else 2),
+        ):
+            if on and micro < least:
+                raise ConfigError(
+                    f"config.augment.{name} takes {least} images of a micro-batch, which has {micro}; raise "
+                    "config.batch or lower config.optim.accumulate"
+                )
         if micro % self.model.bn_groups:
             raise ConfigError(
                 f"config.model.bn_groups = {self.model.bn_groups} does not divide the {micro} images of a micro-batch"

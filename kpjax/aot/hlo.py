@@ -204,7 +204,7 @@ def _width(dtype: str) -> float:
 
 PURPOSES = (
     *("gradients", "parameters", "BatchNorm", "running statistics", "losses and counts", "detections"),
-    "other",
+    *("images of mosaics", "other"),
 )
 
 
@@ -221,7 +221,7 @@ def sort_by_purpose(
     parameters: shapes of the network's parameters.  norms: names of its BatchNorm modules (the last part of their
     paths).  fsdp: devices that share one copy of the parameters.  "BatchNorm" are the sums of its statistics, forward
     and backward, which the next layer waits for.  Some are also the gradients of scale and bias.  "running statistics"
-    are the averages over groups, which nothing waits for.
+    are the averages over groups, which nothing waits for.  "images of mosaics" are sent before the forward pass.
     evaluation: a test-time program, whose gathers of at most three axes bring the detections together.  "other" are
     activations, which data parallelism never exchanges.
     """
@@ -264,6 +264,8 @@ def sort_by_purpose(
             purpose = "parameters" if "params" in one.scope or ours else "other"
         elif one.op in ("all-reduce", "reduce-scatter"):
             purpose = "gradients" if ours else "other"
+        elif one.op == "collective-permute" and "augment" in one.scope.split("/"):
+            purpose = "images of mosaics"
         elif one.op == "collective-permute" and all(shape[:2] in kernels for _, shape in one.arrays):
             # an all-reduce or all-gather in steps around a ring, overlapped with the computation
             purpose = "gradients" if backward(one) else "parameters"

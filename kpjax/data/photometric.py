@@ -1,5 +1,6 @@
-"""mmdetection's colour augmentation (its CenterNet and CornerNet; first used by SSD, arXiv 1512.02325), on the device.
+"""Colours changed in HSV, on the device: mmdetection's augmentation (first used by SSD, arXiv 1512.02325), and YOLO's.
 
+mmdetection's, of its CenterNet and CornerNet:
 Brightness, contrast, saturation, hue and the order of the channels, each changed with probability 1/2.
 Saturation and hue are those of OpenCV's HSV for float pixels: values are not clipped, saturation may pass 1.
 """
@@ -49,16 +50,43 @@ def draw_distortion(key: Array) -> Distortion:
 def distort(image: Array, change: Distortion) -> Array:
     """Apply the changes to RGB pixels 0..255, (H, W, 3), any dtype.  Returns float32, not clipped."""
     image = (image.astype(jnp.float32) + change.brightness) * change.contrast_first
+    hue, value, spread = _hue(image)
+    hue = hue + change.hue
+    # Saturation times value, without the division and multiplication between; OpenCV divides by |value|.
+    chroma = spread * change.saturation * jnp.sign(value)
+    image = (value[..., None] - chroma[..., None] * _fall(hue)) * change.contrast_last
+    return image[..., change.channels]
+
+
+def draw_hsv(key: Array, hue: float, saturation: float, value: float) -> tuple[Array, Array, Array]:
+    """What `change_hsv` takes beside the image: a turn within +-hue of the circle, factors 1 +- saturation, value."""
+    turn, color, light = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+    return 360.0 * hue * turn, 1 + saturation * color, 1 + value * light
+
+
+def change_hsv(image: Array, turn: Array, saturation: Array, value: Array) -> Array:
+    """YOLO's jitter of RGB pixels 0..255, (H, W, 3) float32: hue turned by degrees, saturation and value multiplied.
+
+    Saturation stays at most 1 and value at most 255, so pixels stay between 0 and 255.
+    """
+    hue, largest, spread = _hue(image)
+    chroma = jnp.minimum(spread * saturation, largest)
+    factor = jnp.minimum(value, 255.0 / jnp.maximum(largest, _EPSILON))
+    return (largest[..., None] - chroma[..., None] * _fall(hue + turn)) * factor[..., None]
+
+
+def _hue(image: Array) -> tuple[Array, Array, Array]:
+    """Hue in degrees, value (the largest channel) and the spread of channels, (H, W) each, as OpenCV's."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(-1)
     spread = value - image.min(-1)
     turn = 60.0 / (spread + _EPSILON)
     hue = jnp.where(value == green, (blue - red) * turn + 120.0, (red - green) * turn + 240.0)
-    hue = jnp.where(value == red, (green - blue) * turn, hue) + change.hue
-    # Saturation times value, without the division and multiplication between; OpenCV divides by |value|.
-    chroma = spread * change.saturation * jnp.sign(value)
-    # Each channel is the value less a trapezium of the hue, shifted by a third of the circle each.
+    return jnp.where(value == red, (green - blue) * turn, hue), value, spread
+
+
+def _fall(hue: Array) -> Array:
+    """How far below the value each channel lies, in parts of the chroma: trapezia of the hue, shifted by a third of
+    the circle each.  (H, W) degrees -> (H, W, 3)."""
     sextants = (jnp.asarray([5.0, 3.0, 1.0]) + hue[..., None] / 60.0) % 6.0
-    fall = jnp.clip(jnp.minimum(sextants, 4.0 - sextants), 0.0, 1.0)
-    image = (value[..., None] - chroma[..., None] * fall) * change.contrast_last
-    return image[..., change.channels]
+    return jnp.clip(jnp.minimum(sextants, 4.0 - sextants), 0.0, 1.0)

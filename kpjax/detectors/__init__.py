@@ -170,15 +170,24 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
     detector = build(model.name, classes, **options)
     if detector.solid:
         _check_3d(config, detector)
+    for name in ("mosaic", "copy_paste"):
+        if getattr(config.augment, name) and (detector.solid or detector.outlines):
+            what = "sizes in metres" if detector.solid else "the extreme points of objects that are cut"
+            raise ConfigError(f"config.augment.{name} is set, but {detector.name} could not learn {what}; set it to 0")
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
+    for width in config.augment.sizes:
+        key = f"config.augment.sizes has {width}: the"
+        check_size(detector, (round(size[0] * width / size[1]), width), f"{key} height", f"{key} width")
     return detector
 
 
 def _check_3d(config: Config, detector: Detector) -> None:
     """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
     augment = config.augment
-    if augment.kind in ("crop", "window", "patch") or (augment.kind == "shift" and augment.shift_probability == 1):
+    if augment.kind in ("crop", "window", "patch", "scale") or (
+        augment.kind == "shift" and augment.shift_probability == 1
+    ):
         raise ConfigError(
             f"config.augment.kind is {augment.kind!r}, which scales or moves every image: {detector.name} would "
             "learn no depth and no size; choose 'none', or 'shift' with config.augment.shift_probability below 1"

@@ -5,15 +5,18 @@ Kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image in the 
     crop, shift   CenterNet's: a square of side s around a centre c of the image, by x' = (x - c) W / s + W / 2
     window        CornerNet's: a window of pixels, of the input's own size times a scale, resized to the input
     patch         SSD's: a window of any shape whose boxes all keep a part of themselves, resized to the input
+    scale         large-scale jitter: the image at a random size and place of the input
     none          the whole image: the square of its longer side
 
-Where images are stretched to the input (`kpjax.images.preprocess.Preprocess.fills`), crop, shift and none show the
-window of the image's own shape in place of the square.
+Where images are stretched to the input (`kpjax.images.preprocess.Preprocess.fills`), crop, shift, scale and none show
+the window of the image's own shape in place of the square.
 
 A `Crop` says where the input's pixels are read (`kpjax.images.resample`); its `Geometry` moves the annotations.
 """
 
 from __future__ import annotations
+
+import math
 
 import flax.struct
 import jax
@@ -64,6 +67,9 @@ def draw_crop(
         assert objects is not None
         start, sides = draw_patch(keys[0], extent, objects.boxes, objects.valid, config.expand)
         return stretched_crop(start, sides, flip, size, output)
+    if config.kind == "scale":
+        whole = jnp.asarray([0, 0, config.width, config.height], jnp.float32)
+        return scaled_crop(keys[0], size, config.scale_range, flip, whole, output, fills)
     center, side = extent / 2, whole_side(extent, fills)
     if config.kind == "crop":
         scales = jnp.asarray(config.scales, jnp.float32)
@@ -146,6 +152,36 @@ def stretched_crop(start: Array, sides: Array, flip: Array, size: Array, output:
 
     ys, xs = positions(start[1], sides[1], output[0]), positions(start[0], sides[0], output[1])
     return Crop(geometry, ys, jnp.where(flip, xs[::-1], xs), size)
+
+
+def scaled_crop(
+    key: Array,
+    size: Array,
+    scale_range: tuple[float, float],
+    flip: Array,
+    tile: Array,
+    output: Size,
+    fills: str = "longer",
+) -> Crop:
+    """The image at a random size and place: large-scale jitter (arXiv 2012.07177, section 3), or a part of a mosaic.
+
+    size: (2,) int32 h w of the image.  scale_range: least and greatest size, log-uniform; at 1 the whole image fills
+    the input, see `whole_crop`.  flip: () bool.  tile: (4,) float32 x1 y1 x2 y2, the part of the input to fill.
+    output: (H, W) of the input, all of which the crop covers.  fills: as in `draw_crop`.
+    Along each axis an image larger than the tile covers it, and a smaller one lies anywhere in it.
+    """
+    size_key, place_key = jax.random.split(key)
+    least, greatest = (math.log(value) for value in scale_range)
+    zoom = jnp.exp(jax.random.uniform(size_key, (), minval=least, maxval=greatest))
+    extent, sides = size[::-1].astype(jnp.float32), jnp.asarray([output[1], output[0]], jnp.float32)
+    scale = zoom * (sides / extent if fills == "both" else sides[0] / whole_side(extent, fills))
+    room = tile[2:] - tile[:2] - extent * scale
+    first = tile[:2] + jax.random.uniform(place_key, (2,)) * room  # where the image begins in the input
+    if fills == "both":
+        mirrored = sides[0] - first[0] - extent[0] * scale[0]
+        start = first.at[0].set(jnp.where(flip, mirrored, first[0]))
+        return stretched_crop(-start / scale, sides / scale, flip, size, output)
+    return square_crop((sides / 2 - first) / scale, sides[0] / scale, flip, size, output, fills)
 
 
 def draw_patch(key: Array, extent: Array, boxes: Array, valid: Array, expand: float) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kpjax.config import Config
+from kpjax.data.augment import images_of
 from kpjax.data.opening import open_source, training_images
 from kpjax.data.source import Source
 from kpjax.detectors import data_needed, from_config
@@ -48,10 +49,14 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     source = train_source or open_source(config.data, "train", **data_needed(config.model.name))
     source = training_images(source, config.data)
     detector = with_objects(from_config(config, len(source.classes), source.points))
-    # Examples are numbered from 0, so a smaller batch holds the first images of the real one.
-    batch = next(train_batches(source, config.data, batch=min(_MOST, config.batch), seed=config.seed))
+    # Examples are numbered from 0, so a smaller batch holds the first images of the real one.  What is combined are
+    # the next ones of a micro-batch, in a ring.
+    count, micro = min(_MOST, config.batch), config.batch // config.optim.accumulate
+    read = count if images_of(config.augment) == 1 else min(_MOST + images_of(config.augment) - 1, micro)
+    batch = next(train_batches(source, config.data, batch=read, seed=config.seed))
     del batch["index"]
-    images, targets = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))
+    made = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))
+    images, targets = jax.tree.map(lambda x: x[:count], made)
     seen = to_pixels(images, detector.preprocess)
     height, width = seen.shape[1:3]
     objects: Objects = targets["objects"]

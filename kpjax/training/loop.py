@@ -36,15 +36,16 @@ class BadStep(UserError):
 class Loop:
     """A run between its first step and its last.
 
-    step: the compiled training step, on the devices of `mesh`.  evaluate: variables -> what `Evaluator` returns; None
-    without validation data.  steps: of the whole run.  state, number: the training state and the steps it has taken.
-    saved: the step whose checkpoint is on disk, if any.  stats: the last evaluation's numbers.
+    step_of: how many steps were taken -> the compiled one that comes next, on the devices of `mesh`.  evaluate:
+    variables -> what `Evaluator` returns; None without validation data.  steps: of the whole run.  state, number: the
+    training state and the steps it has taken.  saved: the step whose checkpoint is on disk, if any.  stats: the last
+    evaluation's numbers.
     """
 
     config: Config
     source: Source
     mesh: Mesh
-    step: Step
+    step_of: Callable[[int], Step]
     evaluate: Callable[[Any], Any] | None
     steps: int
     checkpoints: Checkpoints
@@ -78,8 +79,9 @@ class Loop:
                     say_skipped(line, self.log)
                 skipped = len(bad_files)
                 batch = put_batch({k: v for k, v in raw.items() if k != "index"}, self.mesh)
+                step = self.step_of(self.number)
                 with jax.transfer_guard("disallow"):  # the step reads nothing of the host
-                    self.state, metrics = self.step(self.state, batch)
+                    self.state, metrics = step(self.state, batch)
                 self.number += 1
                 # Metrics are read two steps late: the device is never waited for.
                 self._unread.append((self.number, metrics, raw.get("index")))

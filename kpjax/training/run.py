@@ -47,6 +47,7 @@ from kpjax.training.log import RunLog, say
 from kpjax.training.loop import BadStep, Loop, averaged, due
 from kpjax.training.report import describe_run
 from kpjax.training.signals import StopSignal, leaving_on_sigterm
+from kpjax.training.sizes import at_width, sizes_of, width_at
 from kpjax.training.step import TrainState, batch_shapes, init_state, jit_step, make_step, state_shardings
 from kpjax.training.workdir import check_workdir, evaluated, write_config
 
@@ -147,14 +148,16 @@ def _run(
         state, start, stored = restored or (new or new_state(), 0, {})
         _warn_environment(stored.get("environment", {}))
 
-        # The step, compiled before anything runs, so that its size is known.
-        lowered = jit_step(make_step(detector, config, steps, mesh), mesh, shapes).lower(
-            shapes, batch_shapes(config, detector)
-        )
-        compiling = time.monotonic()
-        step = lowered.compile()
-        seconds = time.monotonic() - compiling
-        say(describe_run(detector, source, config, mesh, steps, shapes, step, seconds, start))
+        # The step, compiled before anything runs, so that its size is known; one for each size of the input.
+        compiling, programs = time.monotonic(), {}
+        for width in sizes_of(config):
+            of_width = at_width(config, width)
+            lowered = jit_step(make_step(detector, of_width, steps, mesh), mesh, shapes).lower(
+                shapes, batch_shapes(config, detector)
+            )
+            programs[width] = lowered.compile()
+        seconds, largest = time.monotonic() - compiling, next(iter(programs.values()))
+        say(describe_run(detector, source, config, mesh, steps, shapes, largest, seconds, start))
         if val is not None:
             say(describe_evaluation(detector, config, val))
             if distributed.first() and (turned := notice(val)):
@@ -169,7 +172,19 @@ def _run(
         open_files.callback(log.close)
         saved = start if restored is not None else None
         loop = Loop(
-            config, source, mesh, step, evaluate, steps, checkpoints, log, stop, lock, state, number=start, saved=saved
+            config,
+            source,
+            mesh,
+            lambda number: programs[width_at(config, number)],
+            evaluate,
+            steps,
+            checkpoints,
+            log,
+            stop,
+            lock,
+            state,
+            number=start,
+            saved=saved,
         )
         del state, new, restored  # the loop gives its state's memory away, step by step
         # The first process answers, since it is the one that writes the log.

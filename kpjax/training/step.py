@@ -17,7 +17,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kpjax.config import Config
-from kpjax.data.augment import augment
+from kpjax.data.augment import augment, augment_several, images_of
+from kpjax.data.mosaic import with_next
 from kpjax.detectors.base import Array, Detector, Targets
 from kpjax.nn.cpu import separate_function_on_cpu
 from kpjax.objects import Objects, object_shapes
@@ -27,6 +28,7 @@ from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
 
 Batch = dict[str, Any]  # of arrays and of `Objects`
 Metrics = dict[str, Array]
+MOST_EXAMPLES = 2**31 - 1  # of a run: counters are int32
 
 
 @flax.struct.dataclass
@@ -92,24 +94,30 @@ def batch_shapes(config: Config, detector: Detector) -> dict[str, Any]:
     }
 
 
-def prepare(detector: Detector, config: Config, batch: Batch) -> tuple[Array, Targets]:
-    """A raw batch -> the network's input (B, H, W, 3) float32 and its targets."""
+def prepare(detector: Detector, config: Config, batch: Batch, steps: int = 0) -> tuple[Array, Targets]:
+    """A raw batch -> the network's input (B, H, W, 3) float32 and its targets.
+
+    steps: of the whole run, after a part of which images are no longer combined; 0: they are at any step.
+    """
+    augment_config = config.augment
+    shared = (augment_config, detector.preprocess, detector.points, detector.inclusive)
+    images, count = (batch["canvas"], batch["size"], batch["objects"]), images_of(augment_config)
 
     def one(counter: Array, canvas: Array, extent: Array, objects: Objects) -> Any:
         key = jax.random.fold_in(jax.random.key(config.seed), counter)
-        image, objects, placed = augment(
-            key,
-            canvas,
-            extent,
-            objects,
-            config.augment,
-            detector.preprocess,
-            detector.points,
-            detector.inclusive,
-        )
+        if count > 1:
+            image, objects, placed = augment_several(key, canvas, extent, objects, counter < last, *shared)
+        else:
+            image, objects, placed = augment(key, canvas, extent, objects, *shared)
         return image, detector.encode(objects, placed)
 
-    return jax.vmap(one)(*(batch[k] for k in ("counter", "canvas", "size", "objects")))
+    with jax.named_scope("augment"):
+        if count > 1:
+            images = with_next(images, count)
+        # A step's examples are numbered from its own number times the batch.
+        last = round(augment_config.mosaic_until * steps) * config.batch if steps else MOST_EXAMPLES
+        last = min(last, MOST_EXAMPLES)
+        return jax.vmap(one)(batch["counter"], *images)
 
 
 def make_step(
@@ -135,7 +143,7 @@ def make_step(
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
     def gradients(params: Any, stats: Any, batch: Batch, counts: dict[str, Array] | None = None) -> Any:
-        images, targets = prepare(detector, config, batch)
+        images, targets = prepare(detector, config, batch, steps)
         counts = detector.normaliser(targets) if counts is None else counts
         results, grads = value_and_grad(params, stats, images, targets, counts)
         return results, split_over_fsdp(grads, mesh)
@@ -148,7 +156,7 @@ def make_step(
             split = jax.lax.with_sharding_constraint(split, over_images)
         # Losses divide by the whole batch's objects, so those are counted first; the images of
         # this pass are never computed.
-        each = jax.lax.map(lambda micro: detector.normaliser(prepare(detector, config, micro)[1]), split)
+        each = jax.lax.map(lambda micro: detector.normaliser(prepare(detector, config, micro, steps)[1]), split)
         counts = jax.tree.map(lambda x: x.sum(0), each)
 
         def add(total: Any, micro: Batch) -> Any:

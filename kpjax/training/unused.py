@@ -25,7 +25,10 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "border": kind in ("crop", "window"),
         **dict.fromkeys(("shift", "shift_unit", "shift_probability", "scale"), kind == "shift"),
         "expand": kind == "patch",
+        "scale_range": kind == "scale",
     }
+    combines = config.augment.mosaic > 0 or config.augment.copy_paste > 0
+    of_mosaic = {"mosaic_scale_range": config.augment.mosaic > 0, "mosaic_until": combines}
     of_data = {
         **dict.fromkeys(("train.images", "train.annotations", "val.images", "val.annotations"), source == "coco"),
         **dict.fromkeys(("tfds_name", "tfds_dir", "tfds_train", "tfds_val"), source == "tfds"),
@@ -33,6 +36,7 @@ def unused(config: Config, largest: int = 0) -> list[str]:
     }
     rules = {f"optim.{key}": rule for key, rule in of_optim.items()}
     rules |= {f"augment.{key}": ("augment.kind", used) for key, used in of_augment.items()}
+    rules |= {f"augment.{key}": ("augment.mosaic", used) for key, used in of_mosaic.items()}
     rules |= {f"data.{key}": ("data.source", used) for key, used in of_data.items()}
     rules["eval.max_side"] = ("eval.resolution", config.eval.resolution == "keep")
     said = [

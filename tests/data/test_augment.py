@@ -91,7 +91,8 @@ def test_boxes_follow_the_pixels() -> None:
     canvas = jnp.zeros((128, 128, 3), jnp.uint8)
     canvas = canvas.at[corners[1] : corners[3] + 1, corners[0] : corners[2] + 1].set(255)
     seen = flipped = cut = 0
-    for kind, kwargs in (("crop", {"scales": (0.6, 1.0, 1.3)}), ("shift", {"scale": 0.3}), ("none", {})):
+    large = ("scale", {"scale_range": (0.5, 1.5)})
+    for kind, kwargs in (("crop", {"scales": (0.6, 1.0, 1.3)}), ("shift", {"scale": 0.3}), ("none", {}), large):
         config = AugmentConfig(kind=kind, height=output[0], width=output[1], **QUIET, **kwargs)
 
         @jax.jit
@@ -175,6 +176,27 @@ def test_draws_of_the_shift() -> None:
     assert factor.min() == pytest.approx(0.6) and factor.max() == pytest.approx(1.4)
     assert np.mean(np.isclose(factor, 0.6)) == pytest.approx(0.159, abs=0.03)  # clipped at one deviation
     assert not np.asarray(draws.mirrored).any()
+
+
+@pytest.mark.parametrize("fills", ["longer", "both"])
+def test_draws_of_large_scale_jitter(fills: str) -> None:
+    """Sizes are log-uniform; a larger image covers the input along an axis, a smaller one lies in it."""
+    config = AugmentConfig(kind="scale", height=96, width=128, scale_range=(0.25, 2.0))
+    size, n = np.array([60, 90]), 2000
+    draws = jax.jit(jax.vmap(lambda key: draw_crop(key, jnp.asarray(size, jnp.int32), config, fills).geometry))(keys(n))
+    ends = jax.vmap(lambda geometry: geometry.move_points(jnp.asarray([[0, 0], size[::-1]], jnp.float32)))(draws)
+    low, high = np.asarray(ends.min(1)), np.asarray(ends.max(1))
+    mirrored = np.asarray(draws.mirrored)
+    assert abs(mirrored.mean() - 0.5) < 0.05
+    zoom = (high - low)[:, 0] / 128  # 1: the image fills the input's width
+    steps = np.histogram(np.log2(zoom), 3, (-2.001, 1.001))[0]
+    assert steps.sum() == n and (abs(steps / n - 1 / 3) < 0.05).all()
+    # The mirror image of pixel x is W - 1 - x, so that its end lies a pixel, of the image or the input, further left.
+    slack = 0.01 + 3 * mirrored[:, None]
+    larger = high - low > [128, 96]
+    assert np.where(larger, (low <= slack) & (high >= [128, 96] - slack), True).all()
+    assert np.where(larger, True, (low >= -slack) & (high <= [128, 96] + slack)).all()
+    assert larger.any(0).all() and (~larger).any(0).all()
 
 
 # --- colour --------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpjax.config import AugmentConfig
+from kpjax.config import AugmentConfig, Config
 from kpjax.data.augment import augment
-from kpjax.data.photometric import Distortion, distort, draw_distortion
+from kpjax.data.photometric import Distortion, change_hsv, distort, draw_distortion, draw_hsv
+from kpjax.errors import ConfigError
 from kpjax.images.preprocess import IMAGENET_RGB
 from tests.records import objects_of
 
@@ -105,3 +108,52 @@ def test_augment_distorts_the_image_and_not_its_border(image: np.ndarray) -> Non
         assert border.any() and np.abs(np.asarray(after)[border] - outside).max() < 1e-5
         changed += bool(np.abs(np.asarray(after) - np.asarray(before)).max() > 0.05)
     assert changed >= 3
+
+
+@pytest.mark.parametrize("turn, saturation, value", [(0, 1, 1), (20, 1.7, 1.4), (-25, 0.3, 0.6), (5, 1.3, 1)])
+def test_yolos_jitter_is_opencvs_hsv(image: np.ndarray, turn: float, saturation: float, value: float) -> None:
+    """Saturation is at most 1 and value at most 255, as of the originals' bytes."""
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + np.float32(turn)) % np.float32(360)
+    hsv[..., 1] = np.minimum(hsv[..., 1] * np.float32(saturation), 1)
+    hsv[..., 2] = np.minimum(hsv[..., 2] * np.float32(value), 255)
+    found = jax.jit(change_hsv)(image.astype(np.float32), turn, saturation, value)
+    np.testing.assert_allclose(found, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), atol=0.02)
+    assert np.asarray(found).min() > -1e-3 and np.asarray(found).max() < 255 + 1e-3
+
+
+def test_draws_of_yolos_jitter() -> None:
+    draws = jax.vmap(lambda key: draw_hsv(key, 0.1, 0.5, 0.25))(jax.random.split(jax.random.key(0), 500))
+    for drawn, middle, reach in zip(draws, (0, 1, 1), (36, 0.5, 0.25), strict=True):
+        part = (np.asarray(drawn) - middle) / reach
+        assert -1 <= part.min() < -0.95 and 0.95 < part.max() <= 1 and abs(part.mean()) < 0.1
+
+
+def test_grey_inputs(image: np.ndarray) -> None:
+    config = AugmentConfig(kind="none", height=32, width=32, color=0.0, lighting=0.0, flip=0.0)
+    canvas = np.zeros((32, 32, 3), np.uint8)
+    canvas[:24, :20] = image
+
+    def run(key: jax.Array, grey: float) -> jax.Array:
+        setting = dataclasses.replace(config, grey=grey)
+        objects = objects_of(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32))
+        plain = dataclasses.replace(IMAGENET_RGB, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return augment(key, jnp.asarray(canvas), jnp.asarray([32, 32]), objects, setting, plain)[0]
+
+    every = jax.random.split(jax.random.key(0), 40)
+    images = np.asarray(jax.jit(jax.vmap(lambda key: run(key, 0.5)))(every))
+    coloured = np.asarray(jax.jit(run, static_argnums=1)(every[0], 0.0))
+    wanted = cv2.cvtColor(coloured, cv2.COLOR_RGB2GRAY)
+    is_grey = [np.allclose(x, wanted[..., None], atol=1e-5) for x in images]
+    assert 10 < sum(is_grey) < 30
+    for x, grey in zip(images, is_grey, strict=True):
+        assert grey or np.allclose(x, coloured, atol=1e-6)
+
+
+def test_colours_of_yolo_and_of_mmdetection_exclude_each_other() -> None:
+    config = Config(steps=1)
+    config.augment.photometric = True
+    config.check()
+    config.augment.value = 0.4
+    with pytest.raises(ConfigError, match="photometric is True"):
+        config.check()

@@ -28,7 +28,7 @@ from kpjax.inference.evaluate import Evaluation
 from kpjax.training.checkpoints import Checkpoints
 from kpjax.training.run import BadStep, Result, run
 from kpjax.training.workdir import write_config
-from tests.programs import config_file, run_program, same_weights, shapes_set, stop_at
+from tests.programs import config_file, run_program, same_arrays, same_weights, shapes_set, stop_at, stored
 from tests.tiny import tiny_config, two_layer_detector
 
 STEPS = 12
@@ -217,6 +217,32 @@ def test_a_bad_image_keeps_the_steps_before_it(config: Config, tmp_path: pathlib
     with pytest.raises(DataError, match="cut short"):
         good(config, str(tmp_path), train_source=source, batches=feed_until)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_a_resumed_run_combines_the_same_images_at_the_same_sizes(
+    config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mosaics until half of the run, inputs of two sizes: as if it had never been stopped."""
+    config.augment.mosaic, config.augment.mosaic_until = 0.7, 0.5
+    config.augment.sizes, config.data.max_boxes = (32, 64), 4
+    assert train(config, tmp_path / "whole").finished
+    said = capsys.readouterr().out
+    assert "inputs are 64, 32 pixels wide" in said and "4 images have up to about" in said
+
+    good = memory_batches
+
+    def until_step_2(*args, start_step: int, **kwargs):
+        for step, batch in enumerate(good(*args, start_step=start_step, **kwargs), start_step):
+            if step == 2:
+                raise DataError("x.jpg: cut short")
+            yield batch
+
+    monkeypatch.setitem(globals(), "memory_batches", until_step_2)
+    with pytest.raises(DataError, match="cut short"):
+        train(config, tmp_path / "stopped")
+    monkeypatch.setitem(globals(), "memory_batches", good)
+    assert train(config, tmp_path / "stopped").finished
+    assert same_arrays(stored(tmp_path / "whole"), stored(tmp_path / "stopped"))
 
 
 def test_the_work_directory_of_another_run_is_refused(config: Config, tmp_path: pathlib.Path) -> None:
