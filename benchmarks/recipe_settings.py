@@ -23,4 +23,8 @@ def settings(steps: int) -> dict[str, list[str]]:
         "published": ["--config=configs/bccd_r18.py"],
         "small": small,
         "small_sgd": [*small, "--config.optim.name=sgd", "--config.optim.lr=0.02"],
+        "small_adamw": [*small, "--config.optim.name=adamw", "--config.optim.weight_decay=0.05"],
+        "small_ema_tau": [*small, f"--config.optim.ema_tau={max(1, steps // 20)}"],
+        "small_final_lr": [*small, "--config.optim.final_lr=0.05"],
+        "small_repeat": [*small, "--config.data.repeat_threshold=0.5"],
     }

@@ -170,9 +170,19 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
     detector = build(model.name, classes, **options)
     if detector.solid:
         _check_3d(config, detector)
+    check_resolution(detector, config.eval.resolution)
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     return detector
+
+
+def check_resolution(detector: Detector, resolution: str) -> None:
+    """Raise ConfigError for a `config.eval.resolution` with which images have another shape than in training."""
+    if detector.preprocess.fills == "both" and resolution == "keep":
+        raise ConfigError(
+            f"config.eval.resolution is 'keep', with which {detector.name} would see images of their own shape, and "
+            "stretched ones in training; set config.eval.resolution='fixed'"
+        )
 
 
 def _check_3d(config: Config, detector: Detector) -> None:
