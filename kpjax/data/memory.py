@@ -94,7 +94,9 @@ class MemoryBatches(Iterator[Batch]):
             if self._order is None or self._order[0] != epoch:
                 self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(total)
             place = int(self._order[1][place])
-        return place if self._ends is None else int(images_at(self._ends, np.int64(place), np.int64(epoch)))
+        if self._ends is None:
+            return place
+        return int(images_at(self._ends, np.array([place]), np.array([epoch]))[0])
 
     def _decode(self, record: int, images: list[np.ndarray] | None) -> np.ndarray | None:
         if images is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +18,8 @@ from kpjax.config import Config
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
 from kpjax.nn.layers import BatchNorm, Conv, ConvBN
-from kpjax.parallel.sharding import make_mesh, put_batch
+from kpjax.parallel.sharding import make_mesh, put_batch, replicated
+from kpjax.training.checkpoints import Checkpoints
 from kpjax.training.step import TrainState, init_state, jit_step, make_step, state_shardings
 from kpjax.training.trunk import check_stages, in_trunk, is_frozen
 from tests.tiny import CLASSES, random_batch, random_variables, tiny_config, tiny_detector
@@ -73,19 +76,29 @@ def settings(**model: Any) -> Config:
     return config.check()
 
 
-def trained(config: Config, *, fsdp: int = 1) -> tuple[TrainState, TrainState, list[dict[str, Any]]]:
-    """The state before and after two steps, and their metrics."""
+def training(config: Config, fsdp: int = 1) -> tuple[TrainState, Callable[[TrainState, int], Any]]:
+    """The first state, on the host, and (state, number of the batch) -> (state, metrics)."""
     state = init_state(detector(), config, 10, jax.random.key(0)).replace(**random_variables(Net()))
     # Not the mean 0 and variance 1 of new statistics, with which nothing would be normalised.
     stats = jax.tree.map(lambda x: x + 0.25, state.batch_stats)
     state = jax.tree.map(np.array, state.replace(batch_stats=stats, ema=state.params))
-    mesh, metrics, start = make_mesh(fsdp, jax.devices()[:fsdp]), [], state
+    mesh = make_mesh(fsdp, jax.devices()[:fsdp])
     step = jit_step(make_step(detector(), config, 10, mesh), mesh, state)
-    state = jax.device_put(state, state_shardings(mesh, state))
-    for number in range(2):
-        state, values = step(state, put_batch(random_batch(config.batch, number), mesh))
-        metrics.append(jax.device_get(values))
-    return start, jax.tree.map(np.array, state), metrics
+
+    def take(before: TrainState, number: int) -> Any:
+        placed = jax.device_put(before, state_shardings(mesh, before))
+        # Copies: the step gives its state's memory away.
+        return jax.tree.map(np.array, step(placed, put_batch(random_batch(config.batch, number), mesh)))
+
+    return state, take
+
+
+def trained(config: Config, fsdp: int = 1) -> tuple[TrainState, TrainState, list[dict[str, Any]]]:
+    """The state before and after two steps, and their metrics."""
+    start, take = training(config, fsdp)
+    first, one = take(start, 0)
+    second, two = take(first, 1)
+    return start, second, [one, two]
 
 
 def moved(before: Any, after: Any) -> dict[str, bool]:
@@ -97,8 +110,11 @@ def moved(before: Any, after: Any) -> dict[str, bool]:
     }
 
 
-def test_frozen_stages_learn_nothing() -> None:
-    start, end, _ = trained(settings(freeze_stages=1))
+def test_frozen_stages_learn_nothing(tmp_path: pathlib.Path) -> None:
+    """And a run of all these settings goes on from its checkpoint as if it had not stopped."""
+    start, take = training(settings(freeze_stages=1))
+    first, _ = take(start, 0)
+    end, _ = take(first, 1)
     frozen = ("backbone/trunk/conv1/", "backbone/trunk/bn1/", "backbone/trunk/layer1_0/")
     for part in ("params", "batch_stats"):
         for path, differs in moved(getattr(start, part), getattr(end, part)).items():
@@ -106,6 +122,15 @@ def test_frozen_stages_learn_nothing() -> None:
     for layer in ("conv1", "bn1", "layer1_0"):
         before, after = (state["backbone"]["trunk"][layer] for state in (start.params, end.ema))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), before, after)
+
+    checkpoints = Checkpoints(str(tmp_path), 1, {})
+    checkpoints.save(first)
+    checkpoints.wait()
+    place = replicated(make_mesh(devices=jax.devices()[:1]))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), first)
+    again, _ = take(checkpoints.restore(1, like), 1)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, again, end)
 
 
 @pytest.mark.parametrize("which", ["trunk", "all"])
