@@ -192,10 +192,10 @@ def splits_of(args: argparse.Namespace) -> tuple[SplitConfig, SplitConfig]:
         )
         return train_split, val_split
     if args.data:
+        # Called again it takes what it chose before, or refuses other data.
         chosen = args.out / "folder"
-        if not (chosen / "config.py").exists():
-            of_model = ["--model", "centernet_r18", "--workdir", str(chosen), "--dry-run"]
-            call(["train", *(f"--data={pathlib.Path(path).resolve()}" for path in args.data), *of_model])
+        of_model = ["--model", "centernet_r18", "--workdir", str(chosen), "--dry-run"]
+        call(["train", *(f"--data={pathlib.Path(path).resolve()}" for path in args.data), *of_model])
         data = config_of(str(chosen / "config.py")).data
         if not data.val.annotations:
             raise ConfigError(f"--data {args.data[0]}: no image is left for evaluation; add some")
