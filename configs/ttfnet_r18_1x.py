@@ -11,8 +11,8 @@ of 12; 1.8 hours for its authors.  Images are stretched to 512x512 and mirrored 
 Biases outside of the trunk's named BatchNorms learn at twice the rate and without decay, as there.
 
 Three things differ.  The original trains neither the trunk's stem nor its first stage, whose BatchNorms keep
-their statistics; here all layers learn.  Its batches hold images of one orientation.  It rounds stretched pixels
-to whole numbers.
+their statistics; here all layers learn, unless --config.model.freeze_stages=1 is given.  Its batches hold images
+of one orientation.  It rounds stretched pixels to whole numbers.
 
 Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified (docs/recipes.md).
 

@@ -67,6 +67,11 @@ class ModelConfig:
     precision: str = "default"
     remat: bool = False  # recompute each residual block in the backward pass: less memory, more time
     bn_groups: int = 1  # BatchNorm statistics over this many groups of the batch (recipes with per-GPU statistics)
+    # For weights that `init_from` brings.  freeze_bn: which BatchNorms use their running statistics and leave them as
+    # they are, while their scales and biases learn: "none", those of the "trunk" or "all".  freeze_stages: the stem and
+    # so many stages of the trunk learn nothing, their BatchNorms' statistics neither; 0: all learn
+    freeze_bn: str = "none"
+    freeze_stages: int = 0
     options: dict = dataclasses.field(default_factory=dict)  # fields of the model's own config, e.g. width
 
 
@@ -105,6 +110,9 @@ class DataConfig:
     # the authors' programs
     crowds: str = "ignore"
     empty_images: str = "keep"  # training images without an object to learn from: "keep" or "drop"
+    # Images with a class that fewer than this share of the images have are shown more often, sqrt(threshold / share)
+    # times an epoch, as LVIS's recipes with 0.001; 0: all alike.  `epochs` count images, so the steps stay the same
+    repeat_threshold: float = 0.0
     # Models of keypoints: the pairs that a mirror exchanges, e.g. "top_left:top_right,bottom_left:bottom_right"; "": by
     # left and right in their names; "none": none.  A checkpoint keeps those it was trained with
     mirror_pairs: str = ""
@@ -167,17 +175,20 @@ class AugmentConfig:
 class OptimConfig:
     """Optimiser, learning rate and what limits a step."""
 
-    name: str = "adam"  # "adam" or "sgd"
+    name: str = "adam"  # "adam", "adamw" or "sgd"
     lr: float = 1.25e-4
     momentum: float = 0.9  # sgd
-    weight_decay: float = 0.0  # sgd and adam: added to the gradient (L2), as PyTorch's optimisers do
-    schedule: str = "step"  # "step": times `gamma` at each of `drops`; "cosine": to zero at the last step
+    # sgd and adam: added to the gradient (L2), as PyTorch's optimisers do; adamw: decoupled, and of kernels alone
+    weight_decay: float = 0.0
+    schedule: str = "step"  # "step": times `gamma` at each of `drops`; "cosine": to `final_lr` at the last step
     drops: tuple = ()  # fractions of the run, e.g. (90 / 140, 120 / 140)
     gamma: float = 0.1
+    final_lr: float = 0.0  # cosine: the rate after the last step as a fraction of lr
     warmup_steps: int = 0
     warmup_start: float = 0.0  # the first step's rate as a fraction of lr
     clip: float = 0.0  # largest global gradient norm; 0: none
     ema: float = 0.0  # decay of the parameters' moving average, which is then evaluated; 0: off
+    ema_tau: float = 0.0  # that decay rises with the steps, as ema * (1 - exp(-step / ema_tau)); 0: ema from the start
     accumulate: int = 1  # micro-batches a step
     # How lr and warmup_steps follow the batch: "none": not at all; "linear": in proportion to batch / lr_batch, see
     # kpjax.training.optimizer.scaled.  `epochs` need no change; `steps` are used as given: for the same number of
@@ -190,6 +201,8 @@ class OptimConfig:
     # whose own name is bn, bn1, ... do not count among them; those of other names, such as downsample_bn, do
     bias_lr: float = 1.0
     bias_decay: bool = True
+    norm_decay: bool = True  # whether scales and biases of BatchNorms decay (sgd, adam)
+    trunk_lr: float = 1.0  # the rate of the trunk, which is all but neck and heads, as a fraction of lr
 
 
 @_only_its_fields
@@ -262,7 +275,8 @@ class Config:
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "scale", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
-            ("optim.name", self.optim.name, ("adam", "sgd")),
+            ("model.freeze_bn", self.model.freeze_bn, ("none", "trunk", "all")),
+            ("optim.name", self.optim.name, ("adam", "adamw", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
             ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
@@ -274,6 +288,7 @@ class Config:
         for name, number, least in (
             ("model.num_classes", self.model.num_classes, 0),
             ("model.bn_groups", self.model.bn_groups, 1),
+            ("model.freeze_stages", self.model.freeze_stages, 0),
             ("data.canvas", self.data.canvas, 32),
             ("data.max_boxes", self.data.max_boxes, 1),
             ("data.threads", self.data.threads, 0),
@@ -320,9 +335,13 @@ class Config:
             ("optim.momentum", self.optim.momentum, 0.0, 1.0),
             ("optim.offset_lr", self.optim.offset_lr, 0.0, 1.0),
             ("optim.bias_lr", self.optim.bias_lr, 0.0, 100.0),
+            ("optim.trunk_lr", self.optim.trunk_lr, 0.0, 1.0),
+            ("optim.final_lr", self.optim.final_lr, 0.0, 1.0),
+            ("optim.ema_tau", self.optim.ema_tau, 0.0, 1e9),
             ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
             ("optim.clip", self.optim.clip, 0.0, 1e9),
             ("optim.warmup_start", self.optim.warmup_start, 0.0, 1.0),
+            ("data.repeat_threshold", self.data.repeat_threshold, 0.0, 1.0),
             ("epochs", self.epochs, 0.0, 1e9),
         ):
             if not low <= real <= high:
@@ -332,6 +351,11 @@ class Config:
                 f"config.optim.scale_lr is {self.optim.scale_lr!r}, but config.optim.lr_batch is 0; "
                 f"give the images a step that config.optim.lr = {self.optim.lr:g} is meant for"
             )
+        for key, default in (("freeze_bn", "none"), ("freeze_stages", 0)):
+            if (value := getattr(self.model, key)) != default and not self.init_from:
+                raise ConfigError(
+                    f"config.model.{key} is {value!r}, and random weights have to learn; set config.init_from too"
+                )
         if self.seed >= 2**63:
             raise ConfigError(f"config.seed is {self.seed}; it must be below 2**63")
         if not 0.0 <= self.optim.ema < 1.0:

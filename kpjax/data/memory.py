@@ -12,6 +12,7 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, may_skip, sizes_on_canvas, unskipped
+from kpjax.data.sampling import images_at, part_ends
 from kpjax.data.source import LARGEST, Annotations, Source, make_source
 from kpjax.errors import DataError
 from kpjax.images.decode import shrink
@@ -67,6 +68,7 @@ class MemoryBatches(Iterator[Batch]):
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
         self._order: tuple[int, np.ndarray] | None = None
+        self._ends = part_ends(source, data.repeat_threshold)
         # A small set ends where all of it is unreadable, a larger one at so many in a row.
         self._unread = Unread(source, most=min(len(source), max(32, 2 * len(self._slots))))
         self._sizes = sizes_on_canvas(source, data.canvas)
@@ -86,12 +88,15 @@ class MemoryBatches(Iterator[Batch]):
         return assemble(self._source, self._data, canvas, self._sizes[records], counters, records, empty)
 
     def _record(self, counter: int) -> int:
-        epoch, place = divmod(counter, len(self._source))
-        if not self._shuffle:
+        total = len(self._source) if self._ends is None else int(self._ends[-1])
+        epoch, place = divmod(counter, total)
+        if self._shuffle:
+            if self._order is None or self._order[0] != epoch:
+                self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(total)
+            place = int(self._order[1][place])
+        if self._ends is None:
             return place
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
-        return int(self._order[1][place])
+        return int(images_at(self._ends, np.array([place]), np.array([epoch]))[0])
 
     def _decode(self, record: int, images: list[np.ndarray] | None) -> np.ndarray | None:
         if images is not None:

@@ -1,8 +1,9 @@
 """The host's input pipeline for training, on tf.data: read, decode, pad.  Everything else happens on the device.
 
 The step number is the only state.  Example counter i = step * batch + position goes through a seeded
-permutation of its epoch to a record, so that a batch is a pure function of (source, seed, step): resuming
-is starting at a step, and P processes read P slices of one and the same global batch.
+permutation of its epoch to a record (kpjax.data.sampling, where some are shown more often than others), so
+that a batch is a pure function of (source, seed, step): resuming is starting at a step, and P processes read
+P slices of one and the same global batch.
 
 The fast path is TensorFlow's own JPEG decoder.  What it does not do as `kpjax.images.decode` does (other
 formats, CMYK, images larger than the canvas) goes through that module instead, inside the same pipeline.
@@ -22,6 +23,7 @@ import numpy as np
 
 from kpjax.config import DataConfig
 from kpjax.data.batch import Batch, Unread, assemble, check_slices, decode_checked, may_skip, sizes_on_canvas, unskipped
+from kpjax.data.sampling import images_at, part_ends
 from kpjax.data.source import Source
 from kpjax.data.tensorflow import import_tensorflow
 from kpjax.data.turned import header_of
@@ -83,6 +85,7 @@ class Batches(Iterator[Batch]):
         self._source, self._data, self._batch, self._seed, self._shuffle = source, data, batch, seed, shuffle
         self._slots = np.arange(batch // process_count) + process_index * (batch // process_count)
         self._step = start_step
+        self._ends = part_ends(source, data.repeat_threshold)
         self._sizes = sizes_on_canvas(source, data.canvas)
         self._routes = np.array([_first_route(source, i, data.canvas) for i in range(len(source))], np.int32)
         self._orientations: dict[int, int] = {}  # by record
@@ -223,10 +226,18 @@ class Batches(Iterator[Batch]):
 
     def _records(self, tf: Any, counters: Any) -> Any:
         """Example counters (n,) int64 -> record indices (n,) int64."""
-        total = len(self._source)
+        total = len(self._source) if self._ends is None else int(self._ends[-1])
         place, epoch = counters % total, counters // total
-        if not self._shuffle or total == 1:
+        if self._shuffle and total > 1:
+            place = self._shuffled(tf, place, epoch, total)
+        if self._ends is None:
             return place
+        return tf.ensure_shape(
+            tf.numpy_function(lambda p, e: images_at(self._ends, p, e), [place, epoch], tf.int64, stateful=False),
+            place.shape,
+        )
+
+    def _shuffled(self, tf: Any, place: Any, epoch: Any, total: int) -> Any:
         # tf.random.experimental.index_shuffle(place, [seed, epoch], total - 1) for many at once: the public function
         # pads the seeds of more than one index along the wrong dimension (TensorFlow 2.21).
         seeds = tf.stack([tf.fill(tf.shape(epoch), tf.constant(v, tf.int64)) for v in (_SEED_PADDING, self._seed)], 1)

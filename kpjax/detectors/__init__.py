@@ -174,12 +174,22 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
         if getattr(config.augment, name) and (detector.solid or detector.outlines):
             what = "sizes in metres" if detector.solid else "the extreme points of objects that are cut"
             raise ConfigError(f"config.augment.{name} is set, but {detector.name} could not learn {what}; set it to 0")
+    check_resolution(detector, config.eval.resolution)
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     for width in config.augment.sizes:
         key = f"config.augment.sizes has {width}: the"
         check_size(detector, (round(size[0] * width / size[1]), width), f"{key} height", f"{key} width")
     return detector
+
+
+def check_resolution(detector: Detector, resolution: str) -> None:
+    """Raise ConfigError for a `config.eval.resolution` with which images have another shape than in training."""
+    if detector.preprocess.fills == "both" and resolution == "keep":
+        raise ConfigError(
+            f"config.eval.resolution is 'keep', with which {detector.name} would see images of their own shape, and "
+            "stretched ones in training; set config.eval.resolution='fixed'"
+        )
 
 
 def _check_3d(config: Config, detector: Detector) -> None:

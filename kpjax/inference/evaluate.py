@@ -20,7 +20,7 @@ from kpjax.config import Config
 from kpjax.data.batch import may_skip
 from kpjax.data.source import Source, difference, require_outlines
 from kpjax.data.turned import pixels_of
-from kpjax.detectors import at_test
+from kpjax.detectors import at_test, check_resolution
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError, DataError
 from kpjax.images.views import Size, View, make_view, place, share_canvases
@@ -182,8 +182,10 @@ def make_evaluator(
     oracle: heads whose maps are replaced by the ground truth's, to see what each one's errors cost (Objects as
         Points, error analysis); with preset "na".  max_dets: see `kpjax.metrics.coco.measure`.
 
-    Raises ConfigError for an unknown preset or oracle head, and for a fixed size that the network cannot take.
+    Raises ConfigError for an unknown preset or oracle head, for a fixed size that the network cannot take, and where a
+    model that learns from stretched images would see others.
     """
+    check_resolution(detector, config.eval.resolution)
     if config.eval.resolution == "fixed" or detector.preprocess.one_canvas:
         size = (config.augment.height, config.augment.width)
         check_size(detector, size, "config.augment.height", "config.augment.width")

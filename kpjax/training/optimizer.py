@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from kpjax.config import Config, OptimConfig
+from kpjax.training.trunk import in_trunk, is_frozen
 
 
 def scaled(config: Config) -> OptimConfig:
@@ -36,10 +37,10 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """step number -> rate.
 
     "step": lr, times `gamma` from each of the fractions `drops` of the run on.  "cosine": half a
-    cosine from lr to 0.  Both after a linear warm-up from warmup_start * lr.
+    cosine from lr to final_lr * lr.  Both after a linear warm-up from warmup_start * lr.
     """
     if config.schedule == "cosine":
-        base = optax.cosine_decay_schedule(config.lr, max(steps, 1))
+        base = optax.cosine_decay_schedule(config.lr, max(steps, 1), config.final_lr)
     else:
         boundaries: dict[int, float] = {}
         for fraction in config.drops:  # in a short run several may fall on one step
@@ -56,21 +57,55 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return warmed
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient -> update.  Weight decay is added to the gradient, as PyTorch's Adam and SGD do."""
+def make_optimizer(config: OptimConfig, steps: int, freeze_stages: int = 0) -> optax.GradientTransformation:
+    """Gradient -> update.
+
+    Weight decay is added to the gradient, as PyTorch's Adam and SGD do; that of "adamw" is decoupled: the rate times
+    the decay times the parameter, beside Adam's update (Loshchilov & Hutter, arXiv 1711.05101).
+    freeze_stages: so many stages of the trunk do not decay; `kpjax.training.trunk` gives them no gradient.
+    """
     rate = learning_rate(config, steps)
     chain = []
     if config.clip > 0:
         chain.append(optax.clip_by_global_norm(config.clip))
-    if config.weight_decay > 0:
-        mask = None if config.bias_decay else lambda params: jax.tree.map(lambda bias: not bias, is_bias(params))
-        chain.append(optax.add_decayed_weights(config.weight_decay, mask))
-    chain.append(optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=config.momentum or None))
+    if config.name == "adamw":
+        chain.append(
+            optax.adamw(
+                rate, weight_decay=config.weight_decay, mask=lambda params: decays(params, config, freeze_stages)
+            )
+        )
+    else:
+        if config.weight_decay > 0:
+            all_decay = config.bias_decay and config.norm_decay and not freeze_stages
+            mask = None if all_decay else lambda params: decays(params, config, freeze_stages)
+            chain.append(optax.add_decayed_weights(config.weight_decay, mask))
+        chain.append(optax.adam(rate) if config.name == "adam" else optax.sgd(rate, momentum=config.momentum or None))
     if config.offset_lr != 1:
         chain.append(optax.masked(optax.scale(config.offset_lr), predicts_offsets))
     if config.bias_lr != 1:
         chain.append(optax.masked(optax.scale(config.bias_lr), is_bias))
+    if config.trunk_lr != 1:
+        chain.append(optax.masked(optax.scale(config.trunk_lr), in_trunk))
     return optax.chain(*chain)
+
+
+def decays(params: Any, config: OptimConfig, freeze_stages: int = 0) -> Any:
+    """A tree like `params`: which leaves `config.weight_decay` is for.  "adamw": neither biases nor those of norms."""
+
+    def one(leaf: Any, bias: bool, norm: bool, frozen: bool) -> bool:
+        if frozen or (config.name == "adamw" and leaf.ndim == 1):
+            return False
+        return (config.bias_decay or not bias) and (config.norm_decay or not norm)
+
+    return jax.tree.map(one, params, is_bias(params), of_norm(params), is_frozen(params, freeze_stages))
+
+
+def average_decay(config: OptimConfig, step: jax.Array) -> float | jax.Array:
+    """The share of the old value in the parameters' moving average, after update number `step` (1 is the first).
+
+    It rises to `ema` as ema * (1 - exp(-step / ema_tau)), as in ultralytics' YOLO; at once where ema_tau is 0.
+    """
+    return config.ema * (1 - jnp.exp(-step / config.ema_tau)) if config.ema_tau else config.ema
 
 
 def is_bias(params: Any) -> Any:
@@ -91,3 +126,10 @@ def predicts_offsets(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any(getattr(k, "key", "") == "offset" for k in path), params
     )
+
+
+def of_norm(params: Any) -> Any:
+    """A tree like `params`: which leaves are the scale or the bias of a normalisation."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    norms = {path[:-1] for path in paths if getattr(path[-1], "key", "") == "scale"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in norms, params)

@@ -24,7 +24,8 @@ from kpjax.nn.cpu import separate_function_on_cpu
 from kpjax.objects import Objects, object_shapes
 from kpjax.parallel.compiling import compiler_options
 from kpjax.parallel.sharding import BATCH, batch_sharding, gathered, parameter_sharding, replicated, split_over_fsdp
-from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
+from kpjax.training.optimizer import average_decay, learning_rate, make_optimizer, scaled
+from kpjax.training.trunk import check_stages, norms_at_rest, without_gradient
 
 Batch = dict[str, Any]  # of arrays and of `Objects`
 Metrics = dict[str, Array]
@@ -70,13 +71,17 @@ def init_state(detector: Detector, config: Config, steps: int, key: Array) -> Tr
 
 
 def state_of(variables: Any, config: Config, steps: int) -> TrainState:
-    """The state that starts from a network's variables {"params", "batch_stats"}.  Pure."""
+    """The state that starts from a network's variables {"params", "batch_stats"}.  Pure.
+
+    Raises ConfigError where the network has not the stages that `config.model.freeze_stages` freezes.
+    """
     params = variables["params"]
+    check_stages(params, config)
     return TrainState(
         step=jnp.int32(0),
         params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=make_optimizer(scaled(config), steps).init(params),
+        opt_state=make_optimizer(scaled(config), steps, config.model.freeze_stages).init(params),
         # A copy: the step gives away its state's memory, each array once.
         ema=jax.tree.map(jnp.copy, params) if config.optim.ema else None,
         first_bad_step=jnp.int32(-1),
@@ -128,15 +133,16 @@ def make_step(
     mesh: the mesh that `jit_step` gets.  Without it, accumulation and fsdp are laid out as the compiler likes.
     metrics: float32 scalars "loss", the loss's parts, "grad_norm", "lr"; "ok" bool.
     """
-    optimizer = make_optimizer(scaled(config), steps)
+    optimizer = make_optimizer(scaled(config), steps, config.model.freeze_stages)
     rate = learning_rate(scaled(config), steps)
-    decay = config.optim.ema
     micro_batches = config.optim.accumulate
 
     def loss_of(params: Any, stats: Any, images: Array, targets: Targets, counts: dict[str, Array]) -> Any:
-        outputs, changed = detector.net.apply(
-            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
-        )
+        params = without_gradient(params, config.model.freeze_stages)
+        with norms_at_rest(config):
+            outputs, changed = detector.net.apply(
+                {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+            )
         loss, parts = detector.loss(outputs, targets, counts)
         return loss, (changed["batch_stats"], parts)
 
@@ -171,7 +177,8 @@ def make_step(
     def moved_if(ok: Array, params: Any, updates: Any) -> Any:
         return where_tree(ok, optax.apply_updates(params, updates), params)
 
-    def averaged_if(ok: Array, ema: Any, params: Any) -> Any:
+    def averaged_if(ok: Array, ema: Any, params: Any, update: Array) -> Any:
+        decay = average_decay(config.optim, update)
         return where_tree(ok, jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params), ema)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -187,7 +194,9 @@ def make_step(
         params = separate_function_on_cpu(moved_if)(ok, state.params, updates)
         stats = separate_function_on_cpu(where_tree)(ok, stats, state.batch_stats)
         opt_state = separate_function_on_cpu(where_tree)(ok, opt_state, state.opt_state)
-        ema = separate_function_on_cpu(averaged_if)(ok, state.ema, params) if decay else None
+        ema = None
+        if config.optim.ema:
+            ema = separate_function_on_cpu(averaged_if)(ok, state.ema, params, state.step + 1)
         first_bad = jnp.where(ok | (state.first_bad_step >= 0), state.first_bad_step, state.step)
         metrics = {"loss": loss, **parts, "grad_norm": norm, "lr": jnp.float32(rate(state.step)), "ok": ok}
         return TrainState(state.step + 1, params, stats, opt_state, ema, first_bad), metrics

@@ -12,11 +12,17 @@ def unused(config: Config, largest: int = 0) -> list[str]:
     """
     values, usual = flat(config), flat(Config())
     kind, source = config.augment.kind, config.data.source
+    decay = ("optim.weight_decay", config.optim.weight_decay > 0)
+    if config.optim.name == "adamw":
+        decay = ("optim.name", False)  # only kernels decay
     of_optim = {
         "momentum": ("optim.name", config.optim.name == "sgd"),
         "drops": ("optim.schedule", config.optim.schedule == "step"),
         "gamma": ("optim.schedule", config.optim.schedule == "step"),
-        "bias_decay": ("optim.weight_decay", config.optim.weight_decay > 0),
+        "final_lr": ("optim.schedule", config.optim.schedule == "cosine"),
+        "bias_decay": decay,
+        "norm_decay": decay,
+        "ema_tau": ("optim.ema", config.optim.ema > 0),
         "warmup_start": ("optim.warmup_steps", bool(config.optim.warmup_steps) or config.optim.scale_lr != "none"),
         "scale_warmup": ("optim.scale_lr", config.optim.scale_lr != "none"),
     }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import kpjax
 from kpjax.config import Config
-from kpjax.detectors import at_test
+from kpjax.detectors import at_test, from_config
 from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError
 from kpjax.export.stablehlo import export
@@ -336,6 +336,18 @@ def test_an_image_is_stretched_by_default() -> None:
     assert len(found.boxes) and found.boxes[:, :2].min() >= 0
     # The last pixel of the canvas is 31 / 96 of one of the image from its end.
     assert found.boxes[:, 2].max() <= 31 - 31 / 96 + 1 + 1e-4 and found.boxes[:, 3].max() <= 50 - 50 / 64 + 1 + 1e-4
+
+
+def test_evaluation_sees_images_as_training_does() -> None:
+    """A recipe that leaves `eval.resolution` as it is would pad them."""
+    config = Config(steps=1)
+    config.model.name, config.model.options = "ttfnet_r18", {**SMALL, "dcn": False}
+    with pytest.raises(ConfigError, match=r"eval\.resolution is 'keep'.*ttfnet_r18.*='fixed'"):
+        from_config(config, 2)
+    with pytest.raises(ConfigError, match=r"eval\.resolution is 'keep'"):
+        make_evaluator(kpjax.build("ttfnet_r18", 2, **SMALL, dcn=False), config)
+    config.eval.resolution = "fixed"
+    assert from_config(config, 2).name == "ttfnet_r18"
 
 
 def test_which_biases_learn_faster() -> None:

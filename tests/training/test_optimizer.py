@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from kpjax.config import Config, OptimConfig
-from kpjax.training.optimizer import learning_rate, make_optimizer, scaled
+from kpjax.training.optimizer import average_decay, learning_rate, make_optimizer, scaled
 from kpjax.training.step import init_state, make_step
 from tests.tiny import random_batch, tiny_config, two_layer_detector
 
@@ -107,3 +107,93 @@ def test_biases_with_a_rate_of_their_own_and_without_decay() -> None:
     for key, value in expected.items():
         assert params["conv"][key] == pytest.approx(value)
     assert params["bn1"]["bias"] == pytest.approx(expected["kernel"])
+
+
+LAYERS = {
+    "conv": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)},
+    "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+}
+
+
+def first_update(**settings: Any) -> Any:
+    """Of parameters that are 1, by gradients of 0.5."""
+    optimizer = make_optimizer(OptimConfig(lr=0.1, **settings), 10)
+    return optimizer.update(jax.tree.map(lambda x: 0.5 * x, LAYERS), optimizer.init(LAYERS), LAYERS)[0]
+
+
+def test_adamw_decays_kernels_beside_adams_update() -> None:
+    plain, decayed = first_update(name="adam"), first_update(name="adamw", weight_decay=0.2)
+    np.testing.assert_allclose(decayed["conv"]["kernel"], -0.1 * (1 + 0.2), rtol=1e-5)
+    for layer, leaf in (("conv", "bias"), ("norm", "scale"), ("norm", "bias")):
+        np.testing.assert_array_equal(decayed[layer][leaf], plain[layer][leaf])
+    np.testing.assert_allclose(plain["conv"]["kernel"], -0.1, rtol=1e-5)
+    same = first_update(name="adamw")
+    jax.tree.map(np.testing.assert_array_equal, same, plain)
+
+
+def test_normalisations_without_decay() -> None:
+    found = first_update(name="sgd", weight_decay=0.2, norm_decay=False)
+    expected = {"conv": {"kernel": 0.07, "bias": 0.07}, "norm": {"scale": 0.05, "bias": 0.05}}
+    jax.tree.map(lambda x, e: np.testing.assert_allclose(x, -e, rtol=1e-5), found, expected)
+    found = first_update(name="sgd", weight_decay=0.2, norm_decay=False, bias_decay=False)
+    expected["conv"]["bias"] = 0.05
+    jax.tree.map(lambda x, e: np.testing.assert_allclose(x, -e, rtol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_trunk_can_learn_more_slowly(name: str) -> None:
+    params = {"backbone": {"trunk": LAYERS, "neck": LAYERS, "stem": LAYERS}, "heads": LAYERS}
+    slopes = jax.tree.map(lambda x: 0.5 * x, params)
+
+    def update(**settings: Any) -> Any:
+        optimizer = make_optimizer(OptimConfig(name=name, lr=0.1, weight_decay=0.2, **settings), 10)
+        return optimizer.update(slopes, optimizer.init(params), params)[0]
+
+    plain, slow = update(), update(trunk_lr=0.25)
+    part = {"backbone": {"trunk": 0.25, "neck": 1.0, "stem": 0.25}, "heads": 1.0}  # an hourglass begins with its stem
+    for path, whole in jax.tree_util.tree_leaves_with_path(plain):
+        factor, found = part[path[0].key], slow
+        for key in path:
+            found = found[key.key]
+        factor = factor[path[1].key] if isinstance(factor, dict) else factor
+        np.testing.assert_allclose(found, factor * whole, rtol=1e-6)
+
+
+def test_a_cosine_can_end_above_zero() -> None:
+    rate = learning_rate(OptimConfig(lr=0.1, schedule="cosine", final_lr=0.05, warmup_steps=10), 100)
+    assert [float(rate(step)) for step in (0, 50, 100, 200)] == pytest.approx([0.0, 0.0525, 0.005, 0.005])
+
+
+def test_new_settings_leave_the_state_as_it_was() -> None:
+    """Checkpoints of before can be read: each transformation that is not asked for has no place in the state."""
+    for settings, before in (
+        ({"name": "adam"}, optax.chain(optax.adam(lambda step: 0.1))),
+        (
+            {"name": "sgd", "clip": 35.0, "weight_decay": 0.1},
+            optax.chain(
+                optax.clip_by_global_norm(35.0),
+                optax.add_decayed_weights(0.1),
+                optax.sgd(lambda step: 0.1, momentum=0.9),
+            ),
+        ),
+    ):
+        state = make_optimizer(OptimConfig(**settings), 10).init(PARAMS)
+        assert jax.tree.structure(state) == jax.tree.structure(before.init(PARAMS))
+
+
+def test_the_average_follows_faster_at_first() -> None:
+    config = OptimConfig(ema=0.99, ema_tau=20.0)
+    found = [float(average_decay(config, jnp.int32(step))) for step in (1, 20, 1000)]
+    assert found == pytest.approx([0.99 * (1 - np.exp(-1 / 20)), 0.99 * (1 - np.exp(-1)), 0.99])
+    assert average_decay(OptimConfig(ema=0.99), jnp.int32(1)) == 0.99
+    config = tiny_config()
+    config.optim.ema, config.optim.ema_tau = 0.99, 20.0
+    detector = two_layer_detector()
+    state = init_state(detector, config, 10, jax.random.key(0))
+    step = jax.jit(make_step(detector, config, 10))
+    expected = state.params
+    for number in range(2):
+        state, _ = step(state, random_batch(8, number))
+        keep = 0.99 * (1 - np.exp(-(number + 1) / 20))
+        expected = jax.tree.map(lambda e, p, k=keep: k * e + (1 - k) * p, expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, expected)

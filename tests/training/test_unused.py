@@ -32,6 +32,8 @@ def test_recipes_set_nothing_in_vain(path: pathlib.Path) -> None:
         ("augment.mosaic_scale_range", (0.4, 1.0), "augment.mosaic", 0.5),
         ("augment.mosaic_until", 0.9, "augment.copy_paste", 0.5),
         ("optim.bias_decay", False, "optim.weight_decay", 0.1),
+        ("optim.norm_decay", False, "optim.weight_decay", 0.1),
+        ("optim.ema_tau", 500.0, "optim.ema", 0.99),
         ("augment.border", 64, "augment.kind", "window"),
         ("data.tfds_dir", "x", "data.source", "tfds"),
         ("data.train.images", "x", "data.source", "coco"),
@@ -63,3 +65,13 @@ def test_a_canvas_that_is_smaller_than_the_input() -> None:
     config.augment.height = config.augment.width = 1024
     assert unused(config, 600) == []  # no image is shrunk
     assert "config.data.canvas = 640 shrinks images, the largest of 2000 pixels" in unused(config, 2000)[0]
+
+
+def test_only_kernels_decay_with_adamw() -> None:
+    config = Config(steps=1)
+    config.optim.name, config.optim.weight_decay, config.optim.norm_decay = "adamw", 0.05, False
+    (line,) = unused(config)
+    assert "config.optim.norm_decay = False has no effect: config.optim.name is 'adamw'" in line
+    config.optim.norm_decay, config.optim.final_lr = True, 0.1
+    (line,) = unused(config)
+    assert "config.optim.schedule is 'step'" in line
