@@ -36,6 +36,7 @@ def model_config(name: str, batch: int, dtype: str, tiny: bool) -> Any:
     hourglass = "_hg" in name
     side = (64 if tiny else 512) - kpjax.build(name, 1).less
     config.augment.height = config.augment.width = side
+    config.eval.resolution = "fixed"  # what TTFNet takes; only training is compiled
     if tiny:
         config.model.num_classes, config.data.canvas, config.data.max_boxes = 3, 64, 4
         config.model.options = {"width": 8, "head_channels": 8}

@@ -152,6 +152,7 @@ def test_rematerialisation_reaches_the_network(name: str) -> None:
     config = Config(steps=1)
     config.model.name, config.model.options = name, dict(released.SMALL[name])
     config.augment.height = config.augment.width = side = 64 - kpjax.build(name, 1).less
+    config.eval.resolution = "fixed"
 
     def program() -> str:
         net = from_config(config, 3).net

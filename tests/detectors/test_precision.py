@@ -78,6 +78,7 @@ def small(name: str, precision: str) -> Config:
     config.model.options = dict(released.SMALL[name])
     config.augment.height = config.augment.width = SIDE - build(name, 1).less
     config.data.canvas, config.data.max_boxes = SIDE, 4
+    config.eval.resolution = "fixed"
     return config.check()
 
 
