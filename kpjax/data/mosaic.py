@@ -23,8 +23,8 @@ Array = jax.Array
 TILES = 4
 # The centre lies at this part of each side: a narrower tile shows too little to recognise.
 _CENTER = (0.25, 0.75)
-# An object stays if this part of its box is in its tile, and two pixels of each side: what is left of others is often
-# no more than a strip that nobody would name.  YOLO keeps from 0.1 on, of boxes drawn by hand.
+# An object stays if this part of its box is in its tile, and two pixels of each side: of others a strip is left that
+# nobody could name, and whose box says little of the object.
 VISIBLE, _LEAST = 0.2, 2.0
 
 

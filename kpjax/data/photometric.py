@@ -1,8 +1,8 @@
 """Colours changed in HSV, on the device: mmdetection's augmentation (first used by SSD, arXiv 1512.02325), and YOLO's.
 
-mmdetection's, of its CenterNet and CornerNet:
-Brightness, contrast, saturation, hue and the order of the channels, each changed with probability 1/2.
-Saturation and hue are those of OpenCV's HSV for float pixels: values are not clipped, saturation may pass 1.
+mmdetection's (its CenterNet and CornerNet): brightness, contrast, saturation, hue and the order of the channels, each
+changed with probability 1/2.  Saturation and hue are those of OpenCV's HSV for float pixels: values are not clipped,
+saturation may pass 1.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     Raises ConfigError or DataError for what a user can fix.
     """
     from kpjax.data.pipeline import train_batches  # TensorFlow
+    from kpjax.training.sizes import at_width, width_at
     from kpjax.training.step import prepare
 
     config.check()
@@ -55,7 +56,8 @@ def show(config: Config, path: str, *, train_source: Source | None = None) -> No
     read = count if images_of(config.augment) == 1 else min(_MOST + images_of(config.augment) - 1, micro)
     batch = next(train_batches(source, config.data, batch=read, seed=config.seed))
     del batch["index"]
-    made = jax.device_get(jax.jit(lambda b: prepare(detector, config, b))(batch))
+    first = at_width(config, width_at(config, 0))
+    made = jax.device_get(jax.jit(lambda b: prepare(detector, first, b))(batch))
     images, targets = jax.tree.map(lambda x: x[:count], made)
     seen = to_pixels(images, detector.preprocess)
     height, width = seen.shape[1:3]
