@@ -3,7 +3,7 @@
     python benchmarks/recipes.py --shapes --out runs/of_shapes --steps 1800
     python benchmarks/recipes.py --data photos --out runs/of_photos --minutes 25 --seeds 2
     python benchmarks/recipes.py --train DATA/images train.json --val DATA/images val.json --out runs/of_mine \\
-        --minutes 25 --settings mine.py --only small small_adamw
+        --minutes 25 --settings mine.py --only small ttf ttf_mosaic
 
 The data are drawn shapes, a folder as `kpjax train --data` takes it, or two folders of images with their COCO files.
 --settings names a Python file with settings(steps): name -> arguments of train.py, the base's --config=... first and
