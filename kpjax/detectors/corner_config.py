@@ -42,6 +42,8 @@ class Rules:
     inside: a pair is tested after its corners were pulled to the right of and below the image's corner, and
         has to have an area; boxes are not cut otherwise (golden: fn_mmdet_predict).  If false, boxes are cut to
         the image afterwards.
+    no_border: top-left corners in the map's first row or column and bottom-right ones in its last are none, which
+        CornerNet-Saccade needs for its crops (golden: decode_cornernet_lite).
     nms, stale_rows: soft-NMS of the paired boxes, and whether the stale rows that the originals' leaves are kept.
     flip: what the flip test merges with the mirror image's: "pairs", before soft-NMS, or "boxes", after it, by
         another soft-NMS (mmdetection; golden: pipe_mmdet_cornernet_hg104, runs `*/flip`).
@@ -56,6 +58,7 @@ class Rules:
     offset_eps: float = 1e-4
     average: str = "stacks"
     inside: bool = False
+    no_border: bool = False
     nms: SoftNms = nms.ORIGINAL
     stale_rows: bool = True
     flip: str = "pairs"
