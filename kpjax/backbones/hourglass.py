@@ -41,8 +41,10 @@ class Residual(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """One level and, inside it, the levels below: (B, h, w, features[0]) -> the same shape.
+    """One level and, inside it, the levels below: (B, h, w, features[0]) -> its map and those of the levels below.
 
+    Each level's map is the sum of its skip and of what comes from below, (B, h, w, features[0]) of its own size; the
+    deepest comes first, this level's last.
     features: channels of this level and of those below; blocks: residual blocks a path of each.
     """
 
@@ -54,7 +56,7 @@ class Hourglass(nn.Module):
     precision: Precision = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool) -> list[Array]:
         residual = _residual(self.remat)
         options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
         here, below = self.features[:2]
@@ -67,13 +69,15 @@ class Hourglass(nn.Module):
 
         skip = path(x, "skip", [here] * self.blocks[0])
         low = path(x, "down", [below] * self.blocks[0], stride=2)
+        maps: list[Array] = []
         if len(self.features) > 2:
             inner = Hourglass(self.features[1:], self.blocks[1:], remat=self.remat, name="inner", **options)
-            low = inner(low, train)
+            maps = inner(low, train)
+            low = maps[-1]
         else:
             low = path(low, "inner", [below] * self.blocks[1])
         low = path(low, "up", [below] * (self.blocks[0] - 1) + [here])
-        return skip + double(low)[:, : x.shape[1], : x.shape[2]]  # an odd side was rounded up
+        return [*maps, skip + double(low)[:, : x.shape[1], : x.shape[2]]]  # an odd side was rounded up
 
 
 class StackedHourglass(nn.Module):
@@ -93,8 +97,12 @@ class StackedHourglass(nn.Module):
     dtype: Any = jnp.float32
     precision: Precision = None
 
-    @nn.compact
     def __call__(self, images: Array, train: bool) -> list[Array]:
+        return [out for out, _ in self.with_levels(images, train)]
+
+    @nn.compact
+    def with_levels(self, images: Array, train: bool) -> list[tuple[Array, list[Array]]]:
+        """As calling it, and with each stack's map those of its hourglass's levels, the deepest first."""
         width = self.features[0]
         residual = _residual(self.remat)
         options: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
@@ -102,11 +110,11 @@ class StackedHourglass(nn.Module):
         x = residual(width, 2, name="stem_residual", **options)(x, train)
         outputs = []
         for i in range(self.stacks):
-            y = Hourglass(self.features, self.blocks, remat=self.remat, name=f"hourglass{i}", **options)(x, train)
-            outputs.append(ConvBN(width, name=f"out{i}", **options)(y, train))
+            levels = Hourglass(self.features, self.blocks, remat=self.remat, name=f"hourglass{i}", **options)(x, train)
+            outputs.append((ConvBN(width, name=f"out{i}", **options)(levels[-1], train), levels))
             if i < self.stacks - 1:
                 seen = ConvBN(width, 1, relu=False, name=f"seen{i}", **options)(x, train)
-                said = ConvBN(width, 1, relu=False, name=f"said{i}", **options)(outputs[-1], train)
+                said = ConvBN(width, 1, relu=False, name=f"said{i}", **options)(outputs[-1][0], train)
                 x = residual(width, 1, name=f"between{i}", **options)(nn.relu(seen + said), train)
         return outputs
 

@@ -110,4 +110,4 @@ def augment(
     objects = crop.geometry.move(objects, points)
     if config.clip_boxes:
         objects = cut_boxes(objects, output, float(inclusive))
-    return image, objects, Placed(output, changed=crop.geometry.changed)
+    return image, objects, Placed(output, crop.window, crop.geometry.changed)

@@ -9,7 +9,19 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from kpjax.config import Config, ModelConfig
-from kpjax.detectors import box3d, center_config, centernet, cornernet, extreme, pose, triplet, ttf, ttf_config
+from kpjax.detectors import (
+    box3d,
+    center_config,
+    centernet,
+    cornernet,
+    extreme,
+    pose,
+    saccade,
+    saccade_config,
+    triplet,
+    ttf,
+    ttf_config,
+)
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections, PointSet
@@ -63,6 +75,8 @@ MODELS |= {
     }.items()
 }
 MODELS["extremenet_hg104"] = functools.partial(extreme.build, "extremenet_hg104", extreme.HG104)
+
+MODELS["cornernet_saccade"] = functools.partial(saccade.build, "cornernet_saccade", saccade_config.RELEASED)
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]
 
@@ -178,7 +192,9 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
 def _check_3d(config: Config, detector: Detector) -> None:
     """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
     augment = config.augment
-    if augment.kind in ("crop", "window", "patch") or (augment.kind == "shift" and augment.shift_probability == 1):
+    if augment.kind in ("crop", "window", "patch", "object") or (
+        augment.kind == "shift" and augment.shift_probability == 1
+    ):
         raise ConfigError(
             f"config.augment.kind is {augment.kind!r}, which scales or moves every image: {detector.name} would "
             "learn no depth and no size; choose 'none', or 'shift' with config.augment.shift_probability below 1"

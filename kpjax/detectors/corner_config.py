@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from typing import Any
 
 import jax.numpy as jnp
@@ -130,12 +131,15 @@ class CornerNetConfig:
     remat: bool = False
 
 
-def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) -> CornerNetConfig:
-    """`released` with the options put in, checked, and its rules completed."""
+def with_options(
+    name: str, released: CornerNetConfig, options: dict[str, Any], fixed: Set[str] = frozenset()
+) -> CornerNetConfig:
+    """`released` with the options put in, checked, and its rules completed.  fixed: see `replace_options`."""
     config = replace_options(
         name,
         released,
         options,
+        fixed=fixed,
         dtype=("float32", "bfloat16"),
         precision=tuple(PRECISIONS),
         radius=("", "legacy", "fixed"),

@@ -104,8 +104,9 @@ def loss(
 ) -> tuple[Array, dict[str, Array]]:
     """CornerNet eq. 6: heatmaps + 0.1 pull + 0.1 push + offsets, over keypoints and stacks as the rules say.
 
-    counts: what `normaliser` returned for the whole batch.  Returns the loss and its unweighted
-    parts ("heatmap", "pull", "push", "offset"), float32 scalars.
+    counts: what `normaliser` returned for the whole batch.  targets: where they have "tl_valid" and "br_valid"
+    (B, h, w, K), these weigh the heatmaps' cells.  Returns the loss and its unweighted parts ("heatmap", "pull",
+    "push", "offset"), float32 scalars.
     """
     rules = config.rules
     parts = {name: jnp.float32(0) for name in ("heatmap", "pull", "push", "offset")}
@@ -114,7 +115,8 @@ def loss(
         for name in names:
             heat, wanted, peaks = maps[f"{name}_heat"], targets[f"{name}_heat"], counts[f"{name}_peaks"]
             if rules.clamp:
-                parts["heatmap"] += losses.focal_loss(heat, wanted, peaks)
+                weight = targets.get(f"{name}_valid")
+                parts["heatmap"] += losses.focal_loss(heat, wanted, peaks, weight=weight)
             else:
                 parts["heatmap"] += losses.gaussian_focal_loss(jax.nn.sigmoid(heat), wanted, jnp.maximum(peaks, 1))
             offsets = counts[f"{name}_offsets"]
