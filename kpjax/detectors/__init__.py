@@ -60,6 +60,7 @@ MODELS |= {
     for name, released in {
         "cornernet_hg104": cornernet.HG104,
         "cornernet_hg104_mmdet": cornernet.HG104_MMDET,
+        "cornernet_squeeze": cornernet.SQUEEZE,
     }.items()
 }
 MODELS |= {

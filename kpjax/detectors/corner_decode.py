@@ -41,7 +41,7 @@ def candidates(maps: dict[str, Array], placed: Placed | None, *, config: CornerN
     Boxes may reach beyond the image, unless the rules pull them inside; see `inside_image`.
     """
     views = views_of(maps)
-    frame = frame_of(views["tl_heat"].shape, placed)
+    frame = frame_of(views["tl_heat"].shape, placed, config.rules.stride)
     inside, no_border = config.rules.inside, config.rules.no_border
     points = [frame.to_image(points_of(views, side, config.corners, config.kernel, no_border)) for side in SIDES]
     if inside:

@@ -55,7 +55,7 @@ def heads_of(case: Any, variant: dict[str, Any], tag: str, stored: str, shape: l
     return maps
 
 
-@each_case("decode_cornernet", "decode_centernet_triplet")
+@each_case("decode_cornernet", "decode_cornernet_lite", "decode_centernet_triplet")
 def test_pairs(case: Any) -> None:
     """Rows x1, y1, x2, y2 in cells, score, class, and the triplets' centres x, y, class, score."""
     model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
@@ -71,7 +71,8 @@ def test_pairs(case: Any) -> None:
             kernel=arguments["kernel"],
         )
         maps = heads_of(case, variant, variant["tag"], name, variant["shape"])
-        config = det.net.config
+        rules = dataclasses.replace(det.net.config.rules, no_border=arguments.get("no_border", False))
+        config = dataclasses.replace(det.net.config, rules=rules)
         size = (height, width)  # so that a pixel is a cell
         found = jax.jit(lambda m, c=config, s=size: corner_decode.candidates(m, Placed(s), config=c)[0])(maps)
         expected = case[f"{name}/detections"]
