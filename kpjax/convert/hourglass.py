@@ -127,6 +127,12 @@ CORNERNET = (
     *corners(pool="(?:cnvs|modules)", offset="(?:regrs|offs)"),
 )
 
+CORNERNET_SACCADE = (
+    *LITE_BACKBONE,
+    *corners(pool="modules", offset="offs"),
+    *_head(r"att_modules\.(\d+)", r"attention\2_head\1/attention\2", "1"),
+)
+
 TRIPLET = (
     *_ORIGINAL_BACKBONE,
     *corners(cascade=True),
@@ -165,7 +171,7 @@ BACKBONE_OF_DETECTORS = (
         r"(?:tl|br|t|l|b|r|ct)_(?:heats|tags|regrs|cnvs|modules|offs)\..*",
         drop="of the detector that was trained before",
     ),
-    Rule(r"(?:hm|wh|reg|hps|hm_hp|hp_offset)\..*", drop="of the detector that was trained before"),
+    Rule(r"(?:hm|wh|reg|hps|hm_hp|hp_offset|att_modules)\..*", drop="of the detector that was trained before"),
 )
 
 

@@ -29,7 +29,7 @@ RULES = Rules(overlap=0.5, no_border=True, nms=SoftNms(sigma=0.7), stale_rows=Fa
 class SaccadeConfig(CornerNetConfig):
     """The released model, or a variation of it.
 
-    Beside what a corner detector has (`merge_exponent` is not used):
+    Beside what a corner detector has (`merge_exponent` and `fire` are no options):
     view: side of the square that the network sees at test time.  Training crops of another size are possible, but the
         objects' sizes that attention is about are always a part of the side.
     attention: least score of an attention map's cell that is looked at.
@@ -61,7 +61,7 @@ RELEASED = SaccadeConfig(preprocess=dataclasses.replace(PAD_BGR, centred=False))
 
 def saccade_options(name: str, released: SaccadeConfig, options: dict[str, Any]) -> SaccadeConfig:
     """`released` with the options put in, and checked."""
-    config = with_options(name, released, options, fixed=frozenset({"merge_exponent"}))
+    config = with_options(name, released, options, fixed=frozenset({"merge_exponent", "fire"}))
     assert isinstance(config, SaccadeConfig)
     if len(config.features) != len(FACTORS) + 1:
         raise ConfigError(

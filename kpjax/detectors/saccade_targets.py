@@ -30,17 +30,15 @@ def encode(objects: Objects, placed: Placed, *, config: SaccadeConfig, num_class
     boxes, labels = objects.boxes.astype(jnp.float32), objects.labels
     height, width = placed.size
     window = jnp.asarray([0, 0, height, width], jnp.float32) if placed.window is None else placed.window
-    top, left, bottom, right = (window[..., i].astype(jnp.float32) for i in range(4))
     whole = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    boxes = jnp.clip(boxes, jnp.stack([left, top, left, top]), jnp.stack([right, bottom, right, bottom]) - 1)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    valid = objects.valid & (sides > 0).all(-1)
+    boxes, inside = cut_to_window(boxes, window)
+    valid = objects.valid & inside
     unit = width / RELEASED_VIEW
     targets = attention_targets(boxes, valid, placed.size, unit)
 
     ends = jnp.floor(boxes)
     large_enough = (ends[:, 2:] - ends[:, :2]).max(-1) >= LEAST * unit
-    learnt = valid & large_enough & (sides.prod(-1) > _SHOWN * whole)
+    learnt = valid & large_enough & ((boxes[:, 2:] - boxes[:, :2]).prod(-1) > _SHOWN * whole)
     cells = to_cells(boxes, placed.size)
     radius = gaussian_sizes(cells, valid, config.rules)
     shape = map_size(placed.size)
@@ -50,6 +48,13 @@ def encode(objects: Objects, placed: Placed, *, config: SaccadeConfig, num_class
         others = keypoint_targets(name, points, radius, labels, valid & ~learnt, shape, num_classes)
         targets[f"{name}_valid"] = (others[f"{name}_heat"] == 0).astype(jnp.float32)
     return targets
+
+
+def cut_to_window(boxes: Array, window: Array) -> tuple[Array, Array]:
+    """Boxes (M, 4) cut to the pixels of a window (4,), top, left, bottom, right, and which have an area left, (M,)."""
+    top, left, bottom, right = (window[i].astype(jnp.float32) for i in range(4))
+    boxes = jnp.clip(boxes, jnp.stack([left, top, left, top]), jnp.stack([right, bottom, right, bottom]) - 1)
+    return boxes, (boxes[:, 2:] > boxes[:, :2]).all(-1)
 
 
 def attention_targets(boxes: Array, valid: Array, size: tuple[int, int], unit: float) -> Targets:
