@@ -124,7 +124,7 @@ def attended_places(
         for scores, ratio, factor in zip(maps, ratios, factors, strict=True):
             shape = scores.shape
             axes = [
-                (jnp.arange(length, dtype=jnp.int32) * ratio).astype(jnp.float64) / scales[:, None]
+                _divide((jnp.arange(length, dtype=jnp.int32) * ratio).astype(jnp.float64), scales[:, None])
                 + corners[:, i, None]
                 for i, length in enumerate(shape[1:])
             ]
@@ -141,6 +141,11 @@ def attended_places(
             )
             parts.append(jax.tree.map(lambda x: x.reshape(x.shape[0], -1), places))
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1), *parts)
+
+
+def _divide(one: Array, other: Array) -> Array:
+    """The quotient as IEEE 754 has it: XLA multiplies by the reciprocal of what is broadcast."""
+    return jax.lax.optimization_barrier(one / jax.lax.optimization_barrier(jnp.broadcast_arrays(one, other)[1]))
 
 
 def places_of_boxes(

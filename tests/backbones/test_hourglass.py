@@ -33,6 +33,7 @@ def shapes(module: Any, *size: int) -> Any:
         ("triplet_hg104", 210_062_960, 511, 2),
         ("centernet_hg104", 191_284_008, 512, 2),
         ("extremenet_hg104", 198_531_504, 511, 2),
+        ("cornernet_saccade", 116_969_339, 255, 3),
     ],
 )
 def test_released_networks(name: str, parameters: int, side: int, stacks: int) -> None:
@@ -48,8 +49,12 @@ def test_released_networks(name: str, parameters: int, side: int, stacks: int) -
         channels = {f"{kind}_heat": 80 for kind in (*extremes, "center")} | {f"{kind}_off": 2 for kind in extremes}
     if name.startswith("triplet"):
         channels |= {"center_heat": 80, "center_off": 2}
+    cells = -(-side // 4)
+    wanted = {k: (1, cells, cells, c) for k, c in channels.items()}
+    if name == "cornernet_saccade":
+        wanted |= {f"attention{j}": (1, k, k, 1) for j, k in enumerate((16, 32, 64))}
     for maps in outputs:
-        assert {k: v.shape for k, v in maps.items()} == {k: (1, 128, 128, c) for k, c in channels.items()}
+        assert {k: v.shape for k, v in maps.items()} == wanted
 
 
 @pytest.mark.parametrize("size", [(15, 31), (16, 32), (64, 48), (37, 50), (5, 9)])

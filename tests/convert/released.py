@@ -44,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cornernet_hg104": _CORNERS,
     "cornernet_hg104_mmdet": _CORNERS,
     "cornernet_squeeze": _CORNERS,
+    "cornernet_saccade": {**_CORNERS, "features": (4, 6, 8, 10), "blocks": (2, 1, 2, 1), "view": 31},
     "triplet_hg52": _CORNERS,
     "triplet_hg104": _CORNERS,
     "ttfnet_r18": _TTF,
@@ -82,7 +83,10 @@ def keys(model: str, classes: int = 80, **options: Any) -> Keys:
     if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?(?:_pose|_3d)?", model):
         return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), original_heads(model, classes), **options)
     squeeze = {"features": (256, 256, 384, 384, 512), "blocks": (2, 2, 2, 2, 4)}
-    sizes: Any = {"stacks": 1} if model.endswith("hg52") else squeeze if model == "cornernet_squeeze" else {}
+    saccade = {"features": (256, 384, 384, 512), "blocks": (1, 1, 1, 1), "stacks": 3}
+    by_name = {"cornernet_squeeze": squeeze, "cornernet_saccade": saccade, "triplet_hg52": {"stacks": 1}}
+    sizes: Any = by_name.get(model, {})
+    options = {key: value for key, value in options.items() if key not in ("view", "crops", "crops_at_once")}
     return hourglass_net(model, classes, **(sizes | options))
 
 
@@ -305,7 +309,8 @@ def hourglass_net(
     """princeton-vl's CornerNet, its CornerNet-Lite and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass`
     and ExtremeNet."""
     mmdet, squeeze, width = model.endswith("mmdet"), model.endswith("squeeze"), features[0]
-    lite = squeeze or model.endswith("lite")
+    saccade = model.endswith("saccade")
+    lite = squeeze or saccade or model.endswith("lite")
     backbone = hourglass_backbone(mmdet, squeeze, features, blocks, stem, stacks)
     yield from ((f"hg.{key.replace('kps.', 'hgs.')}" if lite else key, shape) for key, shape in backbone)
     for i in range(stacks):
@@ -328,6 +333,10 @@ def hourglass_net(
                 yield from pool(pools, width, branch, cascade=model.startswith("triplet"))
                 for name, out in (("heats", classes), ("tags", 1), ("offs" if lite else "regrs", 2)):
                     yield from stack_head(f"{side}_{name}.{i}", out, width, head_channels, "1", 1 if squeeze else 3)
+        for level in range(len(features) - 1 if saccade else 0):  # the deepest level's attention map first
+            yield from stack_head(
+                f"att_modules.{i}.{level}", 1, features[len(features) - 2 - level], head_channels, "1"
+            )
         if model.startswith("triplet"):
             yield from pool(f"ct_cnvs.{i}", width, branch, cascade=False)
             yield from stack_head(f"ct_heats.{i}", classes, width, head_channels, "1")

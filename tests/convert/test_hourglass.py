@@ -25,6 +25,7 @@ MODELS = (
     "centernet_hg104_pose",
     "extremenet_hg104",
     "cornernet_squeeze",
+    "cornernet_saccade",
 )
 
 

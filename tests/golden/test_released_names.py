@@ -27,6 +27,8 @@ MODELS = {
     "cornernet_lite_hourglass104": "cornernet_hg104_lite",
     "cornernet_squeeze": "cornernet_squeeze",
     "pipe_cornernet_squeeze": "cornernet_squeeze",
+    "cornernet_saccade": "cornernet_saccade",
+    "pipe_cornernet_saccade": "cornernet_saccade",
     "centernet_triplet_hourglass52": "triplet_hg52",
     "centernet_triplet_hourglass104": "triplet_hg104",
     "fwd_ttfnet_r18": "ttfnet_r18",
