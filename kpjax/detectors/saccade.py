@@ -120,21 +120,31 @@ def look_closer(apply: Network, canvases: Array, windows: Array, looks: Looks, c
     """
     batch, count = looks.valid.shape
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), looks)
-    at_once = config.crops_at_once
-    order = jnp.argsort(~flat.valid, stable=True).astype(jnp.int32)
+    at_once, rows = config.crops_at_once, (batch * count, config.pairs)
+    # The valid ones get numbers in a row.  All is by comparing, as ONNX sorts and scatters nothing of open length.
+    place = jnp.arange(batch * count, dtype=jnp.int32)
+    number = jnp.where(flat.valid, (flat.valid & (place < place[:, None])).sum(1, dtype=jnp.int32), -1)
+
+    def take(tree: Any, which: Array) -> Any:
+        return jax.tree.map(lambda x: x.at[which].get(mode="promise_in_bounds"), tree)
 
     def see_some(turn: Array, found: Candidates) -> Candidates:
-        which = jax.lax.dynamic_slice_in_dim(order, turn * at_once, at_once)
-        some, image = jax.tree.map(lambda x: x[which], flat), which // count
-        boxes = boxes_of(apply(shown(canvases[image], windows[image], some, config)), config)
-        boxes = dataclasses.replace(boxes, boxes=some.to_image(boxes.boxes), corner_scores=None)
-        return jax.tree.map(lambda all, new: all.at[which].set(new), found, boxes)
+        slot = number - turn * at_once  # in this pass; a slot that nothing is left for sees the first look of all
+        of_slot = slot == jnp.arange(at_once, dtype=jnp.int32)[:, None]
+        which = jnp.where(of_slot, place, 0).sum(1, dtype=jnp.int32)
+        some, (canvas, window) = take(flat, which), take((canvases, windows), which // count)
+        new = boxes_of(apply(shown(canvas, window, some, config)), config)
+        new = take(dataclasses.replace(new, boxes=some.to_image(new.boxes), corner_scores=None), jnp.clip(slot, 0, at_once - 1))
+        seen = of_slot.any(0)[:, None]
+        return Candidates(
+            boxes=jnp.where(seen[..., None], new.boxes, found.boxes),
+            scores=jnp.where(seen, new.scores, found.scores),
+            labels=jnp.where(seen, new.labels, found.labels),
+        )
 
-    rows = (batch * count, config.pairs)
     nothing = Candidates(jnp.zeros((*rows, 4)), jnp.full(rows, -1.0), jnp.zeros(rows, jnp.int32))
-    passes = -(-flat.valid.sum(dtype=jnp.int32) // at_once)
+    passes = (flat.valid.sum(dtype=jnp.int32) + at_once - 1) // at_once
     found = jax.lax.fori_loop(0, passes, see_some, nothing)
-    found = dataclasses.replace(found, scores=jnp.where(flat.valid[:, None], found.scores, -1.0))
     return jax.tree.map(lambda x: x.reshape(batch, count * config.pairs, *x.shape[2:]), found)
 
 
