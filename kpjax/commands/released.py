@@ -35,6 +35,12 @@ RELEASED = (
         _DRIVE + "1UHjVzSG27Ms0VfSFeGYJ2h2AYZ6d4Le_",
     ),
     Released(
+        "cornernet_saccade",
+        "princeton-vl/CornerNet-Lite, CornerNet_Saccade_500000.pkl",
+        "test-dev na 43.2",
+        _DRIVE + "1MQDyPRI0HgDHxHToudHqQ-2m8TVBciaa",
+    ),
+    Released(
         "triplet_hg52",
         "Duankaiwen/CenterNet, CenterNet-52",
         "test-dev flip 41.6, ms 43.5",

@@ -134,7 +134,9 @@ def look_closer(apply: Network, canvases: Array, windows: Array, looks: Looks, c
         which = jnp.where(of_slot, place, 0).sum(1, dtype=jnp.int32)
         some, (canvas, window) = take(flat, which), take((canvases, windows), which // count)
         new = boxes_of(apply(shown(canvas, window, some, config)), config)
-        new = take(dataclasses.replace(new, boxes=some.to_image(new.boxes), corner_scores=None), jnp.clip(slot, 0, at_once - 1))
+        new = take(
+            dataclasses.replace(new, boxes=some.to_image(new.boxes), corner_scores=None), jnp.clip(slot, 0, at_once - 1)
+        )
         seen = of_slot.any(0)[:, None]
         return Candidates(
             boxes=jnp.where(seen[..., None], new.boxes, found.boxes),
