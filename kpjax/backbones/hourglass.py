@@ -115,15 +115,14 @@ class Hourglass(nn.Module):
         low = path(x, "down", [below] * self.blocks[0], stride=2)
         maps: list[Array] = []
         if len(self.features) > 2:
-            settings = {"remat": self.remat, "fire": self.fire, **options}
-            maps = Hourglass(self.features[1:], self.blocks[1:], name="inner", **settings)(low, train)
+            variant: dict[str, Any] = {"remat": self.remat, "fire": self.fire}
+            maps = Hourglass(self.features[1:], self.blocks[1:], name="inner", **variant, **options)(low, train)
             low = maps[-1]
         else:
             low = path(low, "inner", [below] * self.blocks[1])
         low = path(low, "up", [below] * (self.blocks[0] - 1) + [here])
         if self.fire:
-            settings = {"dtype": self.dtype, "precision": self.precision}
-            low = ConvTranspose(here, bias=True, kernel_init=bilinear_kernel_init, name="double", **settings)(low)
+            low = ConvTranspose(here, self.dtype, self.precision, bilinear_kernel_init, bias=True, name="double")(low)
         else:
             low = double(low)
         return [*maps, skip + low[:, : x.shape[1], : x.shape[2]]]  # an odd side was rounded up
@@ -161,10 +160,10 @@ class StackedHourglass(nn.Module):
         x = residual(width, 2, name="stem_residual", **options)(x, train)
         if self.stride == 8:
             x = residual(width, 2, name="stem_residual2", **options)(x, train)
+        variant: dict[str, Any] = {"remat": self.remat, "fire": self.fire}
         outputs = []
         for i in range(self.stacks):
-            settings = {"remat": self.remat, "fire": self.fire, **options}
-            levels = Hourglass(self.features, self.blocks, name=f"hourglass{i}", **settings)(x, train)
+            levels = Hourglass(self.features, self.blocks, name=f"hourglass{i}", **variant, **options)(x, train)
             outputs.append((ConvBN(width, name=f"out{i}", **options)(levels[-1], train), levels))
             if i < self.stacks - 1:
                 seen = ConvBN(width, 1, relu=False, name=f"seen{i}", **options)(x, train)

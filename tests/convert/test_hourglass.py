@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.convert import ImportMismatch, import_torch
-from kpjax.convert.rules import flatten, leaf_shapes
+from kpjax.convert import ImportMismatch, import_torch, load_backbone
+from kpjax.convert.rules import flatten, leaf_shapes, unflatten
 
 from . import released
 
@@ -76,6 +76,17 @@ def test_places_of_fire_modules() -> None:
     np.testing.assert_array_equal(
         leaves["params/backbone/stem_residual2/second/conv/kernel"], given.transpose(2, 3, 1, 0)
     )
+
+
+def test_a_backbone_of_fire_modules_starts_another() -> None:
+    arrays = checkpoint("cornernet_squeeze")
+    shapes = leaf_shapes(detector("cornernet_squeeze"))
+    zeros = unflatten({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
+    load = load_backbone(detector("cornernet_squeeze"), zeros, arrays)
+    assert set(load.loaded) == {path for path in shapes if "/backbone/" in path}
+    given = arrays["hg.hgs.0.up2.bias"]
+    np.testing.assert_array_equal(load.variables["params"]["backbone"]["hourglass0"]["double"]["bias"], given)
+    assert any(line.startswith("tl_offs.0.0.conv.weight: of the detector") for line in load.ignored)
 
 
 def test_two_programs_name_one_network() -> None:
