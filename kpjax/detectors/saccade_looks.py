@@ -79,11 +79,11 @@ def see(canvas: Array, window: Array, center: Array, side: Array, view: int) -> 
     centre comes to lie at view // 2.  Halves of odd sides and of resized parts are rounded down, each by itself
     (golden: saccade_functions, `crop/*`).
     """
-    positions = [
+    ys, xs = (
         _positions(center[axis], side, window[axis + 2] - window[axis], view) + window[axis].astype(jnp.float32)
         for axis in (0, 1)
-    ]
-    return resample(canvas, window[2:], *positions, jnp.zeros(3))
+    )
+    return resample(canvas, window[2:], ys, xs, jnp.zeros(3))
 
 
 def _positions(center: Array, side: Array, length: Array, view: int) -> Array:
@@ -149,7 +149,7 @@ def _divide(one: Array, other: Array) -> Array:
 
 
 def places_of_boxes(
-    boxes: Array, scores: Array, *, least: float, sizes: tuple[float, float], close: tuple[float, float, float]
+    boxes: Array, scores: Array, *, least: float, sizes: Sequence[float], close: Sequence[float]
 ) -> Places:
     """The middles of boxes that are sure enough, (N,), to be looked at so close that each gets a side of its kind.
 
