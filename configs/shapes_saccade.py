@@ -14,7 +14,7 @@ So short a training leaves embeddings and attention less sure than the released 
 distance that the loss pushes objects apart (1, not 0.3), and places are looked at from a score of 0.1 (not 0.3).
 """
 
-from kpjax.config import Config, recipe
+from kpjax.config import AugmentConfig, Config, recipe
 
 
 def get_config() -> Config:
@@ -24,8 +24,7 @@ def get_config() -> Config:
     config.model.options |= {"view": 63, "crops_at_once": 30, "embedding_images": 8}
     config.model.options |= {"distance": 1.0, "attention": 0.1}
     config.data.canvas = 256
-    config.augment.kind = "object"
-    config.augment.height = config.augment.width = 63
+    config.augment = AugmentConfig(kind="object", height=63, width=63, color=0.0, lighting=0.0)
     config.optim.lr_batch = 16
     config.eval.resolution = "keep"
     return config

@@ -247,7 +247,6 @@ class Graph:
 
 # ONNX's numbers for the dtypes, as `onnx.TensorProto` has them.
 _TYPES = {"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "uint32": 12}
-_TYPES |= {"float64": 11}
 
 
 def onnx_type(dtype: Any) -> int:

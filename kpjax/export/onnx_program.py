@@ -106,8 +106,7 @@ def _equation(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     if len(empty) == len(eqn.outvars):
         return [known(np.zeros([1 if not isinstance(d, int) else d for d in a.shape], a.dtype), a.shape) for a in empty]
     if inputs and all(x.known for x in inputs):
-        with jax.enable_x64(any(v.aval.dtype in (np.float64, np.int64) for v in (*eqn.invars, *eqn.outvars))):
-            computed = _computed(eqn, inputs)
+        computed = _computed(eqn, inputs)
         if computed is not None:
             return computed
     if name not in RULES:

@@ -20,6 +20,8 @@ from kpjax.detectors import saccade_looks as looks
 from kpjax.detectors.base import Detector
 from kpjax.detectors.saccade_targets import ATTENTION
 from kpjax.errors import ConfigError
+from kpjax.export.onnx_file import save_onnx
+from kpjax.export.stablehlo import export
 from kpjax.inference.program import make_infer, make_parts
 from kpjax.objects import Placed
 from kpjax.ops.heatmap import gaussian_radius
@@ -287,6 +289,24 @@ def test_devices_exchange_nothing_but_detections() -> None:
     canvases, windows, _ = pictures()
     text = jax.jit(looking).lower({}, canvases, windows).compile().as_text()
     assert "while" in text and not any(word in text for word in ("all-gather", "all-reduce", "all-to-all"))
+
+
+def test_both_looks_are_exported() -> None:
+    """As one program for any batch; not as ONNX."""
+    d = dataclasses.replace(detector(), net=Squares())
+    canvases, _, _ = pictures()
+    (height, width), tree = canvases.shape[1:3], jax.tree.structure({})
+    exported = export(d, tree, [], (height, width), "na", 10)
+    infer = make_infer(d, Mesh(np.array(jax.devices()[:1]), ("data",)), top_k=10)
+    windows = np.tile(np.array([0, 0, height, width], np.int32), (4, 1))
+    found, _ = infer({}, canvases, windows, np.zeros((4, 2), np.int32))
+    for count in (4, 1):
+        boxes, scores, labels = jax.export.deserialize(exported.serialize()).call([], canvases[:count])
+        np.testing.assert_allclose(boxes, found.boxes[:count], atol=1e-4)
+        np.testing.assert_allclose(scores, found.scores[:count], atol=1e-5)
+        assert (scores[0] > 0).any() and labels.tolist() == found.labels[:count].tolist()
+    with pytest.raises(ConfigError, match=r"^ONNX: cornernet_saccade looks by itself, .* leave --onnx out$"):
+        save_onnx(d, tree, [], (height, width), "na", 10, ("a",), "none.onnx")
 
 
 def test_soft_nms_can_be_chosen() -> None:

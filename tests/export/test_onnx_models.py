@@ -88,7 +88,10 @@ def check(detector: kpjax.Detector, size: tuple[int, int], preset: str, folder: 
     return session
 
 
-@pytest.mark.parametrize("name", [name for name in kpjax.list_models() if name != "extremenet_hg104"])
+OTHERS = ("extremenet_hg104", "cornernet_saccade")  # each in its own tests: it finds little by chance; it has no ONNX
+
+
+@pytest.mark.parametrize("name", [name for name in kpjax.list_models() if name not in OTHERS])
 def test_every_model(name: str, tmp_path: pathlib.Path) -> None:
     detector = narrow(name)
     size = (64 - detector.less, 96 - detector.less)
