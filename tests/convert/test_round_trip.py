@@ -62,7 +62,8 @@ def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3,
         elif re.search(r"_(tags|emb|regrs|offs?)\.|^(bbox_head\.)?(wh|reg|offset)", key) and value.shape[0] <= 2:
             value *= np.float32(1e-4)
             value += np.float32(8 if "wh" in key and value.shape == (2,) else 0)
-    princeton = model in ("cornernet_hg104", "cornernet_squeeze", "triplet_hg52", "triplet_hg104", "extremenet_hg104")
+    princeton = model in ("cornernet_hg104", "triplet_hg52", "triplet_hg104", "extremenet_hg104")
+    princeton = princeton or model in ("cornernet_squeeze", "cornernet_saccade")
     if princeton:  # a bare dictionary, of a module that was wrapped for several GPUs
         tb.save(path, {f"module.{key}": value for key, value in state.items()}, zipped=False)
         return

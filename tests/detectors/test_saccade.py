@@ -300,11 +300,10 @@ def test_both_looks_are_exported() -> None:
     infer = make_infer(d, Mesh(np.array(jax.devices()[:1]), ("data",)), top_k=10)
     windows = np.tile(np.array([0, 0, height, width], np.int32), (4, 1))
     found, _ = infer({}, canvases, windows, np.zeros((4, 2), np.int32))
-    for count in (4, 1):
-        boxes, scores, labels = jax.export.deserialize(exported.serialize()).call([], canvases[:count])
-        np.testing.assert_allclose(boxes, found.boxes[:count], atol=1e-4)
-        np.testing.assert_allclose(scores, found.scores[:count], atol=1e-5)
-        assert (scores[0] > 0).any() and labels.tolist() == found.labels[:count].tolist()
+    boxes, scores, labels = jax.export.deserialize(exported.serialize()).call([], canvases[:3])
+    np.testing.assert_allclose(boxes, found.boxes[:3], atol=1e-4)
+    np.testing.assert_allclose(scores, found.scores[:3], atol=1e-5)
+    assert (scores[0] > 0).any() and labels.tolist() == found.labels[:3].tolist()
     with pytest.raises(ConfigError, match=r"^ONNX: cornernet_saccade looks by itself, .* leave --onnx out$"):
         save_onnx(d, tree, [], (height, width), "na", 10, ("a",), "none.onnx")
 
