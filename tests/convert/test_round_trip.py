@@ -228,7 +228,7 @@ def test_3d_boxes(
 def test_released_size(model: str, coco: dict[tuple[str, int], pathlib.Path], tmp_path: pathlib.Path) -> None:
     """As a user does it, in processes of their own.  Hourglasses see one image: a canvas compiles for minutes."""
     pose = model.endswith("_pose")
-    annotations = coco["person_keypoints" if pose else "instances", 1 if "hg" in model or "squeeze" in model else 4]
+    annotations = coco["person_keypoints" if pose else "instances", 1 if re.search("hg|squeeze|saccade", model) else 4]
     classes = ("person",) if pose else COCO_NAMES
 
     def program(*command: str) -> str:
