@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.convert import ImportMismatch, import_torch, load_backbone
+from kpjax.convert import ImportMismatch, import_torch, load_backbone, resembles
 from kpjax.convert.rules import flatten, leaf_shapes, unflatten
 
 from . import released
@@ -98,6 +98,16 @@ def test_two_programs_name_one_network() -> None:
     assert ours.keys() == theirs.keys()
     for path, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[path])
+
+
+def test_one_table_tells_two_networks_apart() -> None:
+    names = ("cornernet_hg104", "cornernet_squeeze")
+    models = {
+        name: functools.partial(lambda name, classes: kpjax.build(name, classes, **released.SMALL[name]), name)
+        for name in names
+    }
+    for name in names:
+        assert resembles(checkpoint(name), models)[0] == name
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -25,11 +25,16 @@ MODELS = {
 }
 
 
+def has_maps(case: Any) -> bool:
+    """Whether the original's loss reads embeddings and offsets from maps, as CornerNet-Lite's does."""
+    return any("_off_" in name for name in case.arrays)
+
+
 def predictions(case: Any, example: str) -> dict[str, np.ndarray]:
     """The reference's inputs by name ("s0_heat_tl"); embeddings and offsets ("regr") come one row an object, those of
     CornerNet-Lite ("off") as maps.
     """
-    lite = "ind_" in " ".join(case.arrays)
+    lite = has_maps(case)
     shape = [case.info["dims"][key] for key in ("B", "C", "H", "W")]
     slots = case.info["dims"]["max_objects"]
     found = {}
@@ -68,7 +73,7 @@ def test_losses(case: Any) -> None:
         for corner in case.info["corners"]:
             name = KEYPOINTS[corner]
             rows = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
-            cells = case.arrays.get(f"{example}/target/ind_{corner}")
+            cells = case[f"{example}/target/ind_{corner}"] if has_maps(case) else None
             targets |= {
                 f"{name}_heat": jnp.asarray(nhwc(case[f"{example}/target/heat_{corner}"])),
                 f"{name}_index": rows if cells is None else jnp.asarray(cells, jnp.int32),

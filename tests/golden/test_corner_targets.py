@@ -31,10 +31,11 @@ def windows(case: Any) -> list[tuple[list[int], list[int]]]:
     """Centre and sides, x y, of each image's crop, without scaling and mirror: the window of the case's draws [low,
     high, value] of x and y, or, where nothing was drawn, the square around the image's middle.
     """
-    drawn, found = iter(case.info.get("draws", ())), []
+    draws: list[list[int]] = case.info.get("draws") or []
+    drawn, found = iter(draws), []
     for image in case.info["images"]:
         height, width = image["shape"][:2]
-        if "draws" in case.info:
+        if draws:
             found.append(([next(drawn)[2], next(drawn)[2]], case.info["config"]["input_size"][::-1]))
         else:
             found.append(([width // 2, height // 2], [max(height, width)] * 2))

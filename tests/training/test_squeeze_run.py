@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 
 import kpjax
+import kpjax.training.run
 from kpjax.checkpoint.scores import read_metrics
 from kpjax.checkpoint.weights import save_inference
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
 from kpjax.datasets import shapes
+from kpjax.detectors.base import Detector
 from kpjax.errors import DataError
 from kpjax.training.run import run
 from tests.distributed.processes import run as run_processes
 from tests.programs import same_arrays, stored
-from tests.tiny import CLASSES, random_variables, tiny_config
+from tests.tiny import CLASSES, TwoLayers, random_variables, tiny_config
 
 from .test_step import largest_difference, trained
 
@@ -31,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "stacks": 1,
     "branch": 4,
     "head_channels": 4,
+    "distance": 9.0,  # any two corners may be a pair
 }
 CONFIG = """
 from kpjax.config import Config
@@ -64,14 +68,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+def two_layers(classes: int) -> Detector:
+    """CornerNet-Squeeze around a network that compiles in a second, for inputs of 64 pixels."""
+    detector = kpjax.build("cornernet_squeeze", classes, **OPTIONS)
+    heads = (("heat", classes), ("tag", 1), ("off", 2))
+    more = tuple((f"{side}_{head}", channels) for side in ("tl", "br") for head, channels in heads)
+    return dataclasses.replace(detector, net=TwoLayers(classes=classes, more=more, stride=8), less=0)
+
+
 def test_eight_devices_equal_one() -> None:
     config = tiny_config()
     config.optim.name, config.optim.lr = "sgd", 1e-3
-    config.augment.height = config.augment.width = 63
-    detector = kpjax.build("cornernet_squeeze", CLASSES, **OPTIONS)
+    detector = two_layers(CLASSES)
     (alone, metrics), (divided, of_eight) = (trained(config, detector, devices=n, fsdp=f) for n, f in ((1, 1), (8, 2)))
     assert largest_difference(alone[-1].params, alone[0].params) > 1e-3
-    assert largest_difference(alone[-1].params, divided[-1].params) < 1e-4
+    assert largest_difference(alone[-1].params, divided[-1].params) < 2e-5
     for one, eight in zip(metrics, of_eight, strict=True):
         for part in ("loss", "heatmap", "pull", "push", "offset"):
             assert eight[part] == pytest.approx(one[part], rel=1e-4), part
@@ -82,6 +93,7 @@ def train(folder: pathlib.Path, workdir: pathlib.Path, broken_at: int = 0) -> No
     names: dict[str, Any] = {}
     exec(compile((folder / "config.py").read_text(), "config.py", "exec"), names)
     config = names["get_config"]()
+    config.augment.height = config.augment.width = 64
     source = open_source(config.data, "train")
 
     def feed(start: int) -> Iterator[dict[str, Any]]:
@@ -94,8 +106,10 @@ def train(folder: pathlib.Path, workdir: pathlib.Path, broken_at: int = 0) -> No
     assert run(config, str(workdir), train_source=source, batches=feed).finished
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_ends_as_the_whole_one(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_an_interrupted_run_ends_as_the_whole_one(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes, points=None: two_layers(classes))
     train(folder, tmp_path / "whole")
     with pytest.raises(DataError, match="the disk is gone"):
         train(folder, tmp_path / "parts", broken_at=3)
@@ -109,7 +123,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(folder: pathlib.Path, tmp_path
 @pytest.mark.slow
 def test_two_processes_find_the_same(folder: pathlib.Path) -> None:
     detector = kpjax.build("cornernet_squeeze", len(shapes.CLASSES), **OPTIONS)
-    save_inference(str(folder / "model"), detector, random_variables(detector.net, 63, 63), shapes.CLASSES)
+    save_inference(str(folder / "model"), detector, random_variables(detector.net, 63, 63, seed=2), shapes.CLASSES)
     rows = {}
     for count in (1, 2):
         out = folder / f"detections{count}.json"
