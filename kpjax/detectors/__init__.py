@@ -187,6 +187,11 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
         _check_3d(config, detector)
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
+    if detector.view and size != (detector.view, detector.view):
+        raise ConfigError(
+            f"config.augment.height and width are {size[0]} and {size[1]}, and {detector.name} looks at squares of "
+            f"{detector.view} pixels; set both to that, or config.model.options['view'] to their size"
+        )
     return detector
 
 

@@ -78,6 +78,8 @@ class Detector:
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
+    view: side of the square that its network sees at test time, which it cuts out itself, see `Protocol.look`; it has to
+        be that of training.  0: what the canvases are.
     boxes_model: the model of boxes on the same network, whose checkpoints can start a training of this one too; "":
         none.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
@@ -104,6 +106,7 @@ class Detector:
     stride: int = 4
     multiple: int = 1
     less: int = 0
+    view: int = 0
     boxes_model: str = ""
     import_rules: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

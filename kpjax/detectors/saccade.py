@@ -223,6 +223,7 @@ def build(name: str, released: SaccadeConfig, num_classes: int, options: dict[st
         stride=STRIDE,
         multiple=STRIDE * 2 ** (len(config.features) - 1),
         less=1,
+        view=config.view,
         import_rules=config.import_rules,
         options=options,
     )

@@ -30,8 +30,8 @@ class SaccadeConfig(CornerNetConfig):
     """The released model, or a variation of it.
 
     Beside what a corner detector has (`merge_exponent` and `fire` are no options):
-    view: side of the square that the network sees at test time.  Training crops of another size are possible, but the
-        objects' sizes that attention is about are always a part of the side.
+    view: side of the square that the network sees, in training and at test time.  The objects' sizes that attention is
+        about are parts of it.
     attention: least score of an attention map's cell that is looked at.
     crops: most places of an image that the second look sees.  crops_at_once: of these, over all images of a device's
         batch, how many the network sees at once; it divides `crops`.

@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import Mesh
 
 import kpjax
-from kpjax.detectors import at_test
+from kpjax.config import Config
+from kpjax.detectors import at_test, from_config
 from kpjax.detectors import saccade_looks as looks
 from kpjax.detectors.base import Detector
 from kpjax.detectors.saccade_targets import ATTENTION
@@ -56,6 +57,16 @@ def detector(**options: Any) -> Detector:
 def test_build_refuses_in_one_line(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=rf"^model cornernet_saccade:? .*{text}"):
         detector(**options)
+
+
+def test_training_sees_what_the_test_does() -> None:
+    config = Config(steps=1)
+    config.model.name, config.model.options = "cornernet_saccade", dict(SMALL)
+    config.augment.height = config.augment.width = 63
+    assert from_config(config, 3).view == 63
+    config.augment.width = 95
+    with pytest.raises(ConfigError, match=r"are 63 and 95, and cornernet_saccade looks at squares of 63 pixels"):
+        from_config(config, 3)
 
 
 def test_presets() -> None:
