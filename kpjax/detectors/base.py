@@ -78,8 +78,8 @@ class Detector:
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
-    view: side of the square that its network sees at test time, which it cuts out itself, see `Protocol.look`; it has to
-        be that of training.  0: what the canvases are.
+    view: side of the square that its network sees at test time, which it cuts out itself, see `Protocol.look`, and in
+        training.  0: it sees the canvases.
     boxes_model: the model of boxes on the same network, whose checkpoints can start a training of this one too; "":
         none.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
