@@ -24,7 +24,10 @@ PYTEST_FILES = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # pose learns joints, which figures have; all other models learn shapes
 KIND := $(if $(filter shapes_pose,$(basename $(notdir $(CONFIG)))),figures,shapes)
-DATA := $(WORK)/$(KIND)-$(SEED)
+# saccade looks at small copies of large images first, and then closer
+LOOKS := $(filter shapes_saccade,$(basename $(notdir $(CONFIG))))
+SIZE := $(if $(LOOKS),256,128)
+DATA := $(WORK)/$(KIND)$(if $(LOOKS),-$(SIZE))-$(SEED)
 RUN := $(WORK)/$(basename $(notdir $(CONFIG)))-$(SEED)
 SPLITS := --config.data.train.images=$(DATA)/train \
   --config.data.train.annotations=$(DATA)/annotations/instances_train.json \
@@ -34,17 +37,25 @@ SPLITS := --config.data.train.images=$(DATA)/train \
 demo: $(BIN)/.demo-installed
 	@test -f $(CONFIG) || { echo "error: no $(CONFIG); MODEL can be one of:" \
 	  $$(ls configs | sed -n 's/^shapes_\(.*\)\.py$$/\1/p') >&2; exit 2; }
-	@$(BIN)/python -m kpjax shapes --kind $(KIND) --out $(DATA) --seed $(SEED)
+	@$(BIN)/python -m kpjax shapes --kind $(KIND) --out $(DATA) --size $(SIZE) --seed $(SEED)
 	@SECONDS=0; \
 	$(BIN)/python train.py --config $(CONFIG) --workdir $(RUN) --config.seed=$(SEED) $(SPLITS); \
 	trained=$$SECONDS; \
 	$(BIN)/python eval.py --config $(CONFIG) --workdir $(RUN) --config.seed=$(SEED) $(SPLITS) --per-class \
 	  --show-dir $(RUN)/pictures | tee $(RUN)/eval.txt; \
 	evaluated=$$((SECONDS - trained)); \
+	if [ -n "$(LOOKS)" ]; then \
+	  $(BIN)/python eval.py --config $(CONFIG) --workdir $(RUN) --config.seed=$(SEED) $(SPLITS) --preset first \
+	    --out $(RUN)/first.json >$(RUN)/first.txt; \
+	fi; \
 	$(BIN)/python detect.py --checkpoint $(RUN) --out $(RUN)/detected $(DATA)/val/00000?.jpg; \
 	echo; \
 	echo "held-out split of $(DATA), by pycocotools:"; \
 	grep -m 2 'Average Precision' $(RUN)/eval.txt; \
+	if [ -n "$(LOOKS)" ]; then \
+	  echo "of its first look alone (eval.py --preset first):"; \
+	  grep -m 2 'Average Precision' $(RUN)/first.txt; \
+	fi; \
 	echo "training $$trained s, evaluation $$evaluated s"; \
 	echo "checkpoints, logs, eval.txt, detections.json in $(RUN)"; \
 	echo "pictures of the whole split in  $(RUN)/pictures"; \

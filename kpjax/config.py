@@ -135,14 +135,15 @@ class AugmentConfig:
     # "crop": random centre and scale of the image's longer side, as CenterNet; "window": the same of the input's own
     # size, as CornerNet; "shift": centre and scale jittered; "patch": a window of any shape in which all boxes keep a
     # part of themselves, of an image that may be shrunk first, as SSD; "scale": large-scale jitter, a random size and
-    # place; "none": whole image
+    # place; "object": a window around an object, of an image resized so that the object gets a random size, as
+    # CornerNet-Saccade; "none": whole image
     kind: str = "crop"
     height: int = 512
     width: int = 512
     # Mixed scales of training: a step's width is one of these, drawn for each step, and its height in proportion; each
     # is a program that is compiled before the first step.  (): always `width`
     sizes: tuple = ()
-    scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    scales: tuple = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # object: of images without an object
     border: int = 128  # crop and window: the centre stays this many image pixels from the edge (halved until it fits)
     shift: float = 0.1  # shift: standard deviation of the centre's move, in units of `shift_unit`
     shift_unit: str = "longer"  # shift: of the image's "longer" side, or along each axis of its own "side"
@@ -213,7 +214,7 @@ class EvalConfig:
     resolution: str = "keep"  # "keep": each image's own size, padded; "fixed": warped to the training size
     max_side: int = 0  # keep only: larger images are shrunk to this side; 0: never
     batch: int = 8
-    preset: str = "na"  # the published test protocols: "na", "flip", "ms"
+    preset: str = "na"  # the published test protocols: "na", "flip", "ms"; "first": of two looks the first alone
     nms: str = ""  # soft-NMS: "": the model's own; "hard", "linear", "gaussian" or "none"
     every: int = 0  # evaluate each so many training steps; 0: only at the end
     top_k: int = 100  # most detections of a view, and peaks of each point; see `kpjax.Predictor`
@@ -273,14 +274,14 @@ class Config:
             ("data.empty_images", self.data.empty_images, ("keep", "drop")),
             ("data.exif", self.data.exif, ("size", "apply", "ignore")),
             ("data.bad_images", self.data.bad_images, ("stop", "skip")),
-            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "scale", "none")),
+            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "scale", "object", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
             ("model.freeze_bn", self.model.freeze_bn, ("none", "trunk", "all")),
             ("optim.name", self.optim.name, ("adam", "adamw", "sgd")),
             ("optim.schedule", self.optim.schedule, ("step", "cosine")),
             ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
-            ("eval.preset", self.eval.preset, ("na", "flip", "ms")),
+            ("eval.preset", self.eval.preset, ("na", "flip", "ms", "first")),
             ("eval.nms", self.eval.nms, ("", "hard", "linear", "gaussian", "none")),
         ):
             if value not in allowed:

@@ -242,6 +242,7 @@ def test_published_schedule(name: str, batch: int, rate: float) -> None:
     ("name", "batch", "rate", "steps", "drop"),
     [
         ("cornernet_hg104", 49, 2.5e-4, 500_000, 450_000),
+        ("cornernet_squeeze", 55, 2.5e-4, 500_000, 450_000),
         ("cornernet_hg104_mmdet", 48, 5e-4, round(210 * COCO_IMAGES / 48), round(180 * COCO_IMAGES / 48)),
         ("triplet_hg52", 48, 2.5e-4, 480_000, 450_000),
         ("triplet_hg104", 48, 2.5e-4, 480_000, 450_000),

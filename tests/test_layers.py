@@ -88,7 +88,7 @@ def test_no_modules_import_each_other() -> None:
 
 def test_detectors_share_through_modules_of_their_own() -> None:
     """What two detectors need is in nn, ops, base or a module named after what they share; none imports a sibling."""
-    names = ("centernet", "pose", "box3d", "cornernet", "triplet", "extreme", "ttf")
+    names = ("centernet", "pose", "box3d", "cornernet", "triplet", "extreme", "ttf", "saccade")
     methods = {f"kpjax.detectors.{name}" for name in names}
     known = modules()
     for method in methods:

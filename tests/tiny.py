@@ -41,16 +41,17 @@ def tiny_detector(**options: Any) -> Detector:
 
 
 class TwoLayers(nn.Module):
-    """Images -> heads at stride 4, through one convolution with BatchNorm."""
+    """Images -> heads at a stride of 4, or another, through one convolution with BatchNorm."""
 
     bn_groups: int = 1
     classes: int = CLASSES
     width: int = 4
     more: tuple[tuple[str, int], ...] = ()  # further heads and their channels
+    stride: int = 4
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> list[dict[str, jax.Array]]:
-        x = Conv(self.width, kernel=4, stride=4, padding=0, name="stem")(images)
+        x = Conv(self.width, kernel=self.stride, stride=self.stride, padding=0, name="stem")(images)
         x = nn.relu(BatchNorm(groups=self.bn_groups, name="bn")(x, train))
         x = x * (4 / self.width)  # heads of as many inputs would begin with huge outputs
         channels = {"heatmap": self.classes, "wh": 2, "offset": 2, **dict(self.more)}

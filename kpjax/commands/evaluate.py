@@ -58,8 +58,8 @@ def define(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "preset",
         None,
-        ["na", "flip", "ms"],
-        "the papers' test protocol (default: config.eval.preset)",
+        ["na", "flip", "ms", "first"],
+        "the papers' test protocol; first: of two looks the first alone (default: config.eval.preset)",
         **ours,
     )
     absl_flags.DEFINE_enum(

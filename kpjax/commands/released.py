@@ -35,6 +35,24 @@ RELEASED = (
         _DRIVE + "1UHjVzSG27Ms0VfSFeGYJ2h2AYZ6d4Le_",
     ),
     Released(
+        "cornernet_hg104",
+        "princeton-vl/CornerNet-Lite, CornerNet: the same network with other names",
+        "test-dev flip 40.5, ms 42.1",
+        _DRIVE + "1e8At_iZWyXQgLlMwHkB83kN-AN85Uff1",
+    ),
+    Released(
+        "cornernet_squeeze",
+        "princeton-vl/CornerNet-Lite, CornerNet_Squeeze_500000.pkl",
+        "COCO na 34.4",
+        _DRIVE + "1qM8BBYCLUBcZx_UmLT0qMXNTh-Yshp4X",
+    ),
+    Released(
+        "cornernet_saccade",
+        "princeton-vl/CornerNet-Lite, CornerNet_Saccade_500000.pkl",
+        "test-dev na 43.2",
+        _DRIVE + "1MQDyPRI0HgDHxHToudHqQ-2m8TVBciaa",
+    ),
+    Released(
         "triplet_hg52",
         "Duankaiwen/CenterNet, CenterNet-52",
         "test-dev flip 41.6, ms 43.5",

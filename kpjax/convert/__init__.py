@@ -88,8 +88,8 @@ def load_backbone(
 ) -> BackboneLoad:
     """Start a network's trunk from an ImageNet classifier: a ResNet of torchvision or timm, a DLA of ucbdrive.
 
-    An hourglass starts from that of another detector: princeton-vl's CornerNet, Duankaiwen's triplets, xingyizhou's
-    CenterNet or ExtremeNet.
+    An hourglass starts from that of another detector: princeton-vl's CornerNet, by the names of CornerNet-Lite too,
+    Duankaiwen's triplets, xingyizhou's CenterNet or ExtremeNet.
 
     variables: the network's own {"params", "batch_stats"}, as `det.net.init` makes them.
     source: a file of PyTorch or safetensors, or its state dict; of a whole network the part that is such a trunk.

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kpjax.convert.resnet import TRUNK, XINGYIZHOU_HEADS, XINGYIZHOU_HEADS_3D, XINGYIZHOU_POSE_HEADS, deform_conv
-from kpjax.convert.rules import Rule, batch_norm, conv_kernel
+from kpjax.convert.rules import Rule, batch_norm, conv_kernel, depthwise_kernel
 
 _NECK = "backbone/neck"
-
-
-def depthwise_kernel(kernel: np.ndarray) -> np.ndarray:
-    """A depthwise transposed convolution's kernel from PyTorch's (C, 1, kh, kw) to (kh, kw, C), not mirrored."""
-    return kernel.transpose(2, 3, 0, 1).squeeze(3)
 
 
 def _trunk(prefix: str = "") -> tuple[Rule, ...]:

@@ -1,13 +1,13 @@
 """Name rules of hourglass checkpoints: princeton-vl's CornerNet, Duankaiwen's triplets, xingyizhou's, mmdetection's.
 
-All but mmdetection's share the names of the backbone; mmdetection has its own for the same layers.  The tables
-fit every number of stacks, and hourglasses of up to `_DEPTHS` levels.
+All but mmdetection's share the names of the backbone; mmdetection has its own for the same layers, and CornerNet-Lite
+puts it into a module `hg`.  The tables fit every number of stacks, and hourglasses of up to `_DEPTHS` levels.
 """
 
 from __future__ import annotations
 
-from kpjax.convert.resnet import POSE_HEADS
-from kpjax.convert.rules import Rule, batch_norm, conv_kernel
+from kpjax.convert.resnet import POSE_HEADS, deconv_kernel
+from kpjax.convert.rules import Rule, batch_norm, conv_kernel, depthwise_kernel
 
 _DEPTHS = 8
 BACKBONE = "backbone"
@@ -35,13 +35,31 @@ def _residual(source: str, target: str, skip: str) -> tuple[Rule, ...]:
     )
 
 
-def _hourglass(source: str, skip: str) -> tuple[Rule, ...]:
-    """A stack, whose number is the source's one group.  `low2` holds the next level, or the lowest level's blocks."""
+def _expand(source: str, target: str) -> tuple[Rule, ...]:
+    """What a fire module has in place of the second convolution; its other names are those of `_residual`."""
+    return (
+        Rule(rf"{source}\.conv_1x1\.weight", f"params/{target}/second/pointwise/kernel", conv_kernel),
+        Rule(rf"{source}\.conv_3x3\.weight", f"params/{target}/second/depthwise/kernel", depthwise_kernel),
+    )
+
+
+def _hourglass(source: str, skip: str, fire: bool = False) -> tuple[Rule, ...]:
+    """A stack, whose number is the source's one group.  `low2` holds the next level, or the lowest level's blocks.
+
+    fire: with those that CornerNet-Squeeze alone has: fire modules, and transposed convolutions to go up.
+    """
     rules: tuple[Rule, ...] = ()
     for depth in range(_DEPTHS):
         here, there = source + r"\.low2" * depth, rf"{BACKBONE}/hourglass\1" + "/inner" * depth
         for theirs, ours in (("up1", "skip"), ("low1", "down"), ("low2", "inner"), ("low3", "up")):
             rules += _residual(rf"{here}\.{theirs}\.(\d+)", rf"{there}/{ours}_\2", skip)
+            if fire:
+                rules += _expand(rf"{here}\.{theirs}\.(\d+)", rf"{there}/{ours}_\2")
+        if fire:
+            rules += (
+                Rule(rf"{here}\.up2\.weight", f"params/{there}/double/kernel", deconv_kernel),
+                Rule(rf"{here}\.up2\.bias", f"params/{there}/double/bias"),
+            )
     return rules
 
 
@@ -57,15 +75,22 @@ def _head(source: str, target: str, out: str) -> tuple[Rule, ...]:
     )
 
 
-_ORIGINAL_BACKBONE = (
-    *_conv_bn(r"pre\.0", f"{BACKBONE}/stem"),
-    *_residual(r"pre\.1", f"{BACKBONE}/stem_residual", "skip"),
-    *_hourglass(r"kps\.(\d+)", "skip"),
-    *_conv_bn(r"cnvs\.(\d+)", rf"{BACKBONE}/out\1"),
-    *_layer(r"inters_\.(\d+)\.0", r"inters_\.(\d+)\.1", rf"{BACKBONE}/seen\1"),
-    *_layer(r"cnvs_\.(\d+)\.0", r"cnvs_\.(\d+)\.1", rf"{BACKBONE}/said\1"),
-    *_residual(r"inters\.(\d+)", rf"{BACKBONE}/between\1", "skip"),
-)
+def _backbone(prefix: str, stacks: str, fire: bool = False) -> tuple[Rule, ...]:
+    """princeton-vl's backbone.  prefix: of its keys.  stacks: the hourglasses' name.  fire: see `_hourglass`."""
+    return (
+        *_conv_bn(rf"{prefix}pre\.0", f"{BACKBONE}/stem"),
+        *_residual(rf"{prefix}pre\.1", f"{BACKBONE}/stem_residual", "skip"),
+        *(_residual(rf"{prefix}pre\.2", f"{BACKBONE}/stem_residual2", "skip") if fire else ()),
+        *_hourglass(rf"{prefix}{stacks}\.(\d+)", "skip", fire),
+        *_conv_bn(rf"{prefix}cnvs\.(\d+)", rf"{BACKBONE}/out\1"),
+        *_layer(rf"{prefix}inters_\.(\d+)\.0", rf"{prefix}inters_\.(\d+)\.1", rf"{BACKBONE}/seen\1"),
+        *_layer(rf"{prefix}cnvs_\.(\d+)\.0", rf"{prefix}cnvs_\.(\d+)\.1", rf"{BACKBONE}/said\1"),
+        *_residual(rf"{prefix}inters\.(\d+)", rf"{BACKBONE}/between\1", "skip"),
+    )
+
+
+_ORIGINAL_BACKBONE = _backbone("", "kps")
+LITE_BACKBONE = _backbone(r"hg\.", "hgs", fire=True)  # of CornerNet-Lite's CornerNet, Squeeze and Saccade alike
 
 
 def original_pool(source: str, target: str, cascade: bool = False) -> tuple[Rule, ...]:
@@ -85,20 +110,32 @@ def original_pool(source: str, target: str, cascade: bool = False) -> tuple[Rule
     )
 
 
-def _original_corners(cascade: bool) -> tuple[Rule, ...]:
+def corners(cascade: bool = False, pool: str = "cnvs", offset: str = "regrs") -> tuple[Rule, ...]:
+    """Corner pooling and heads.  pool, offset: what the original calls the pooling modules and the offsets' heads."""
     rules: tuple[Rule, ...] = ()
     for corner in ("tl", "br"):
-        rules += original_pool(rf"{corner}_cnvs\.(\d+)", rf"{corner}_pool\1", cascade)
-        for theirs, ours in (("heats", "heat"), ("tags", "tag"), ("regrs", "off")):
+        rules += original_pool(rf"{corner}_{pool}\.(\d+)", rf"{corner}_pool\1", cascade)
+        for theirs, ours in (("heats", "heat"), ("tags", "tag"), (offset, "off")):
             rules += _head(f"{corner}_{theirs}", rf"{corner}_heads\1/{corner}_{ours}", "1")
     return rules
 
 
-CORNERNET = (*_ORIGINAL_BACKBONE, *_original_corners(cascade=False))
+# princeton-vl's names, and those that CornerNet-Lite has for the same network and for CornerNet-Squeeze.
+CORNERNET = (
+    *_ORIGINAL_BACKBONE,
+    *LITE_BACKBONE,
+    *corners(pool="(?:cnvs|modules)", offset="(?:regrs|offs)"),
+)
+
+CORNERNET_SACCADE = (
+    *LITE_BACKBONE,
+    *corners(pool="modules", offset="offs"),
+    *_head(r"att_modules\.(\d+)", r"attention\2_head\1/attention\2", "1"),
+)
 
 TRIPLET = (
     *_ORIGINAL_BACKBONE,
-    *_original_corners(cascade=True),
+    *corners(cascade=True),
     *original_pool(r"ct_cnvs\.(\d+)", r"center_pool\1"),
     *_head("ct_heats", r"center_heads\1/center_heat", "1"),
     *_head("ct_regrs", r"center_heads\1/center_off", "1"),
@@ -129,8 +166,12 @@ XINGYIZHOU_HOURGLASS = (
 # The backbone of any of these detectors, for another one to start from.
 BACKBONE_OF_DETECTORS = (
     *_ORIGINAL_BACKBONE,
-    Rule(r"(?:tl|br|t|l|b|r|ct)_(?:heats|tags|regrs|cnvs)\..*", drop="of the detector that was trained before"),
-    Rule(r"(?:hm|wh|reg|hps|hm_hp|hp_offset)\..*", drop="of the detector that was trained before"),
+    *LITE_BACKBONE,
+    Rule(
+        r"(?:tl|br|t|l|b|r|ct)_(?:heats|tags|regrs|cnvs|modules|offs)\..*",
+        drop="of the detector that was trained before",
+    ),
+    Rule(r"(?:hm|wh|reg|hps|hm_hp|hp_offset|att_modules)\..*", drop="of the detector that was trained before"),
 )
 
 

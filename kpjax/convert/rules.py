@@ -60,6 +60,11 @@ def conv_kernel(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 1, 0)
 
 
+def depthwise_kernel(kernel: np.ndarray) -> np.ndarray:
+    """A depthwise convolution's kernel, transposed or not: PyTorch's (C, 1, kh, kw) to (kh, kw, C), not mirrored."""
+    return kernel.transpose(2, 3, 0, 1).squeeze(3)
+
+
 def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
     """The rules of a BatchNorm layer.
 

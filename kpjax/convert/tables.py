@@ -20,6 +20,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "xingyizhou_dla_3d": dla.XINGYIZHOU_DLA_3D,
     "mmdet_resnet": resnet.MMDET_RESNET,
     "cornernet": hourglass.CORNERNET,
+    "cornernet_saccade": hourglass.CORNERNET_SACCADE,
     "cornernet_mmdet": hourglass.MMDET_CORNERNET,
     "triplet": hourglass.TRIPLET,
     "extremenet": hourglass.EXTREMENET,

@@ -105,7 +105,7 @@ def augment(
     border = jnp.asarray(preprocess.border_rgb(), jnp.float32)
     image = resample(canvas, crop.extent, crop.ys, crop.xs, border)
     objects = crop.geometry.move(objects, points)
-    placed = Placed((config.height, config.width), changed=crop.geometry.changed)
+    placed = Placed((config.height, config.width), crop.window, crop.geometry.changed)
     return _finished(key, image, objects, placed, config, preprocess, inclusive)
 
 

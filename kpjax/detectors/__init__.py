@@ -8,8 +8,20 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-from kpjax.config import Config, ModelConfig
-from kpjax.detectors import box3d, center_config, centernet, cornernet, extreme, pose, triplet, ttf, ttf_config
+from kpjax.config import AugmentConfig, Config, ModelConfig
+from kpjax.detectors import (
+    box3d,
+    center_config,
+    centernet,
+    cornernet,
+    extreme,
+    pose,
+    saccade,
+    saccade_config,
+    triplet,
+    ttf,
+    ttf_config,
+)
 from kpjax.detectors.base import Detector, check_size
 from kpjax.errors import ConfigError
 from kpjax.objects import Detections, PointSet
@@ -48,6 +60,7 @@ MODELS |= {
     for name, released in {
         "cornernet_hg104": cornernet.HG104,
         "cornernet_hg104_mmdet": cornernet.HG104_MMDET,
+        "cornernet_squeeze": cornernet.SQUEEZE,
     }.items()
 }
 MODELS |= {
@@ -63,6 +76,8 @@ MODELS |= {
     }.items()
 }
 MODELS["extremenet_hg104"] = functools.partial(extreme.build, "extremenet_hg104", extreme.HG104)
+
+MODELS["cornernet_saccade"] = functools.partial(saccade.build, "cornernet_saccade", saccade_config.RELEASED)
 
 __all__ = ["MODELS", "Detections", "Detector", "build", "from_config", "list_models"]
 
@@ -170,16 +185,19 @@ def from_config(config: Config, classes: int, points: PointSet | None = None) ->
     detector = build(model.name, classes, **options)
     if detector.solid:
         _check_3d(config, detector)
-    for name in ("mosaic", "copy_paste"):
-        if getattr(config.augment, name) and (detector.solid or detector.outlines):
-            what = "sizes in metres" if detector.solid else "the extreme points of objects that are cut"
-            raise ConfigError(f"config.augment.{name} is set, but {detector.name} could not learn {what}; set it to 0")
+    _check_combining(config.augment, detector)
     check_resolution(detector, config.eval.resolution)
     size = (config.augment.height, config.augment.width)
     check_size(detector, size, "config.augment.height", "config.augment.width")
     for width in config.augment.sizes:
         key = f"config.augment.sizes has {width}: the"
         check_size(detector, (round(size[0] * width / size[1]), width), f"{key} height", f"{key} width")
+    if detector.view and (size != (detector.view, detector.view) or config.augment.sizes):
+        raise ConfigError(
+            f"config.augment.height and width are {size[0]} and {size[1]}, sizes {config.augment.sizes}, and "
+            f"{detector.name} looks at squares of {detector.view} pixels; set height and width to it, sizes to (), "
+            "or config.model.options['view'] to their size"
+        )
     return detector
 
 
@@ -192,10 +210,24 @@ def check_resolution(detector: Detector, resolution: str) -> None:
         )
 
 
+def _check_combining(augment: AugmentConfig, detector: Detector) -> None:
+    """Raise ConfigError where images are combined for a model that could not learn from that."""
+    for name in ("mosaic", "copy_paste"):
+        if not getattr(augment, name):
+            continue
+        if detector.solid or detector.outlines:
+            what = "sizes in metres" if detector.solid else "the extreme points of objects that are cut"
+            raise ConfigError(f"config.augment.{name} is set, but {detector.name} could not learn {what}; set it to 0")
+        if augment.kind == "object":
+            raise ConfigError(
+                f"config.augment.{name} is set, and augment.kind=object shows one image around an object; set it to 0"
+            )
+
+
 def _check_3d(config: Config, detector: Detector) -> None:
     """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
     augment = config.augment
-    if augment.kind in ("crop", "window", "patch", "scale") or (
+    if augment.kind in ("crop", "window", "patch", "scale", "object") or (
         augment.kind == "shift" and augment.shift_probability == 1
     ):
         raise ConfigError(

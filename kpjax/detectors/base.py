@@ -30,6 +30,9 @@ class Protocol:
     mirror: "" the image alone; "maps" with its canvas's mirror image, the head maps merged by `merge_flip`;
         "boxes" with the image mirrored within its canvas, both decoded, the boxes of the second turned back.
     scales: test scales, ascending; each is a view of the image on a canvas of its own.
+    look: where the network sees something else than the placed image: (apply, canvases (B, H, W, 3) uint8 RGB,
+        windows (B, 4)) -> arrays (B, ...) by name, for `rows`, with apply(normalised images) -> head maps of the last
+        stack.  It may run the network several times, on inputs of its own size; pure, and each image for itself.
     rows: decodes in place of `Detector.decode`, with its arguments, where the merge needs more than
         Detections: any dataclass of arrays (B, ...) with `boxes` among them and, optionally, `points` (x, y).
     merge: (one image's rows for each scale, in image pixels, without the batch axis; top_k) ->
@@ -38,6 +41,7 @@ class Protocol:
 
     mirror: str = ""
     scales: tuple[float, ...] = (1.0,)
+    look: Callable[..., dict[str, Array]] | None = None
     rows: Callable[..., Any] | None = None
     merge: Callable[..., Detections] | None = None
 
@@ -60,7 +64,7 @@ class Detector:
     decode: (head maps of the last stack, Placed or None, top_k=100) -> Detections in input pixels, (B, N, ...).
         Only the corner detectors read where the image is placed; without it, it fills the input.
     merge_flip: head maps of [plain images; mirrored images] (2B) -> maps for `decode` (B), as published.
-    protocols: the published test protocols by preset ("na", "flip", "ms").
+    protocols: the published test protocols by preset ("na", "flip", "ms"), and "first" of one that looks twice.
     oracle: (batched targets, (H, W)) -> head maps like the network's that hold the targets, for the analysis
         of errors; None: there is none.
     points: the points of an object that it learns and finds; None: boxes alone.
@@ -74,6 +78,8 @@ class Detector:
     heatmaps: which of its targets are heatmaps, (h, w, K) each, for pictures.
     stride: input pixels an output cell, the map's sides rounded up.
     multiple, less: the input's sides have to be multiples of `multiple` pixels, minus `less`; see `check_size`.
+    view: side of the square that its network sees at test time, which it cuts out itself, see `Protocol.look`, and in
+        training.  0: it sees the canvases.
     boxes_model: the model of boxes on the same network, whose checkpoints can start a training of this one too; "":
         none.
     import_rules: which table of kpjax.convert reads the model's released checkpoints.
@@ -100,6 +106,7 @@ class Detector:
     stride: int = 4
     multiple: int = 1
     less: int = 0
+    view: int = 0
     boxes_model: str = ""
     import_rules: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from kpjax.nn.heads import Head, Heads, heatmap_head
 from kpjax.ops import nms
 from kpjax.ops.nms import SoftNms
 
-STRIDE = 4
+STRIDE = 4  # of all but CornerNet-Squeeze
 
 
 SIDES = {"tl": ("top", "left"), "br": ("bottom", "right")}  # the directions of each corner's pooling
@@ -29,6 +30,7 @@ KEYPOINTS = ("tl", "br", "center")  # those of a detector are the ones that its 
 class Rules:
     """Where the released implementations differ, as values.  The defaults are CornerNet's.
 
+    stride: input pixels a cell of the maps, 4 or 8 (CornerNet-Squeeze's), their sides rounded up.
     radius, overlap: the Gaussian's radius (golden: gaussian_fixed, gaussian_original).
     clip: boxes are cut to the input's pixels, those without area then are dropped and later ones move up
         (golden: targets_cornernet); otherwise they are used as given, cells beyond the map pulled back onto it.
@@ -42,11 +44,14 @@ class Rules:
     inside: a pair is tested after its corners were pulled to the right of and below the image's corner, and
         has to have an area; boxes are not cut otherwise (golden: fn_mmdet_predict).  If false, boxes are cut to
         the image afterwards.
+    no_border: top-left corners in the map's first row or column and bottom-right ones in its last are none, which
+        CornerNet-Saccade needs for its crops (golden: decode_cornernet_lite).
     nms, stale_rows: soft-NMS of the paired boxes, and whether the stale rows that the originals' leaves are kept.
     flip: what the flip test merges with the mirror image's: "pairs", before soft-NMS, or "boxes", after it, by
         another soft-NMS (mmdetection; golden: pipe_mmdet_cornernet_hg104, runs `*/flip`).
     """
 
+    stride: int = STRIDE
     radius: str = "fixed"
     overlap: float = 0.3
     clip: bool = True
@@ -56,6 +61,7 @@ class Rules:
     offset_eps: float = 1e-4
     average: str = "stacks"
     inside: bool = False
+    no_border: bool = False
     nms: SoftNms = nms.ORIGINAL
     stale_rows: bool = True
     flip: str = "pairs"
@@ -89,8 +95,8 @@ PAD_RGB = dataclasses.replace(IMAGENET_RGB, pad=127, pad_plus_one=False, border=
 class CornerNetConfig:
     """One released model, or a variation of it.
 
-    features, blocks, stem, stacks: of the hourglass.  branch: channels of a pooled map.  head_channels: of each
-    head's 3x3 convolution.  radius, overlap: override the rules' ("": keep).
+    features, blocks, stem, stacks, fire: of the hourglass.  branch: channels of a pooled map.  head_channels,
+    head_kernel: channels and side of each head's first convolution.  radius, overlap: override the rules' ("": keep).
     corners: best corners of a side that are paired.  pairs: candidates kept of them.  distance: largest difference
     of a pair's embeddings.  kernel: neighbourhood of the peak test, 3 or 1 (none).  nms: method of the soft-NMS
     ("": the rules' own, Gaussian), or "none".  merge_exponent: of the averaging of boxes where several scales are
@@ -104,8 +110,10 @@ class CornerNetConfig:
     blocks: tuple[int, ...] = (2, 2, 2, 2, 2, 4)
     stem: int = 128
     stacks: int = 2
+    fire: bool = False
     branch: int = 128
     head_channels: int = 256
+    head_kernel: int = 3
     rules: Rules = ORIGINAL
     preprocess: Preprocess = PAD_BGR
     import_rules: str = "cornernet"
@@ -127,16 +135,20 @@ class CornerNetConfig:
     remat: bool = False
 
 
-def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) -> CornerNetConfig:
-    """`released` with the options put in, checked, and its rules completed."""
+def with_options(
+    name: str, released: CornerNetConfig, options: dict[str, Any], fixed: Set[str] = frozenset()
+) -> CornerNetConfig:
+    """`released` with the options put in, checked, and its rules completed.  fixed: see `replace_options`."""
     config = replace_options(
         name,
         released,
         options,
+        fixed=fixed,
         dtype=("float32", "bfloat16"),
         precision=tuple(PRECISIONS),
         radius=("", "legacy", "fixed"),
         kernel=(1, 3),
+        head_kernel=(1, 3),
         nms=("", "none", *nms.METHODS),
     )
     if len(config.features) != len(config.blocks) or len(config.features) < 2:
@@ -149,6 +161,8 @@ def with_options(name: str, released: CornerNetConfig, options: dict[str, Any]) 
             raise ConfigError(f"model {name}: {key} is {getattr(config, key)}; it must be at least 1")
     if min(config.features + config.blocks) < 1:
         raise ConfigError(f"model {name}: features and blocks must be at least 1 at every level")
+    if config.fire and any(width % 2 for width in config.features):
+        raise ConfigError(f"model {name}: features is {config.features}; fire modules need even numbers of channels")
     if config.embedding_images < 0:
         raise ConfigError(f"model {name}: embedding_images is {config.embedding_images}; it must be at least 0")
     if config.merge_exponent < 0:
@@ -169,7 +183,8 @@ def backbone(config: CornerNetConfig) -> StackedHourglass:
     """The configuration's hourglass, as the submodule "backbone"."""
     c = config
     settings = (c.bn_groups, c.remat, jnp.dtype(c.dtype), PRECISIONS[c.precision])
-    return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, *settings, name="backbone")
+    variant: dict[str, Any] = {"fire": c.fire, "stride": c.rules.stride}
+    return StackedHourglass(c.features, c.blocks, c.stem, c.stacks, *settings, **variant, name="backbone")
 
 
 def layer_options(config: CornerNetConfig) -> dict[str, Any]:
@@ -180,7 +195,8 @@ def layer_options(config: CornerNetConfig) -> dict[str, Any]:
 
 def keypoint_heads(config: CornerNetConfig, heads: dict[str, Head], name: str) -> Heads:
     """The heads of one kind of keypoint in one stack, as the submodule `name`."""
-    return Heads(heads, config.head_channels, jnp.dtype(config.dtype), PRECISIONS[config.precision], name=name)
+    settings = (jnp.dtype(config.dtype), PRECISIONS[config.precision], config.head_kernel)
+    return Heads(heads, config.head_channels, *settings, name=name)
 
 
 def corner_heads(config: CornerNetConfig, num_classes: int, side: str, stack: int) -> Heads:

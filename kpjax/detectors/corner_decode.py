@@ -23,11 +23,16 @@ def views_of(maps: dict[str, Array]) -> dict[str, Array]:
     return {name: x if x.ndim == 5 else x[:, None] for name, x in maps.items()}
 
 
-def points_of(views: dict[str, Array], name: str, count: int, kernel: int) -> Points:
-    """The best keypoints of a kind in each of the B * V views, in cells.  views: see `views_of`."""
+def points_of(views: dict[str, Array], name: str, count: int, kernel: int, no_border: bool = False) -> Points:
+    """The best keypoints of a kind in each of the B * V views, in cells.
+
+    views: see `views_of`.  no_border: see `Rules`; for "tl" and "br".
+    """
     flat = {head: x.reshape(-1, *x.shape[2:]).astype(jnp.float32) for head, x in views.items()}
     heads = (flat[f"{name}_heat"], flat[f"{name}_off"], flat.get(f"{name}_tag"))
-    return corners.best_points(*heads, count, kernel, logits=True)
+    height, width = heads[0].shape[1:3]
+    border = {"tl": (0, 0), "br": (height - 1, width - 1)}[name] if no_border else None
+    return corners.best_points(*heads, count, kernel, logits=True, without=border)
 
 
 def candidates(maps: dict[str, Array], placed: Placed | None, *, config: CornerNetConfig) -> tuple[Candidates, Frame]:
@@ -36,9 +41,9 @@ def candidates(maps: dict[str, Array], placed: Placed | None, *, config: CornerN
     Boxes may reach beyond the image, unless the rules pull them inside; see `inside_image`.
     """
     views = views_of(maps)
-    frame = frame_of(views["tl_heat"].shape, placed)
-    points = [frame.to_image(points_of(views, side, config.corners, config.kernel)) for side in SIDES]
-    inside = config.rules.inside
+    frame = frame_of(views["tl_heat"].shape, placed, config.rules.stride)
+    inside, no_border = config.rules.inside, config.rules.no_border
+    points = [frame.to_image(points_of(views, side, config.corners, config.kernel, no_border)) for side in SIDES]
     if inside:
         points = [dataclasses.replace(p, xs=jnp.maximum(p.xs, 0.0), ys=jnp.maximum(p.ys, 0.0)) for p in points]
     found = corners.pair_corners(points[0], points[1], config.distance, config.pairs, strict=inside)

@@ -15,9 +15,9 @@ from kpjax.ops.oracle import logits, nearest_values
 from kpjax.ops.peaks import gather_cells
 
 
-def map_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The output map's (h, w) for an input of (H, W): a quarter, rounded up."""
-    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
+def map_size(size: tuple[int, int], stride: int = STRIDE) -> tuple[int, int]:
+    """The output map's (h, w) for an input of (H, W): a quarter, or by another stride, rounded up."""
+    return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def boxes_on_map(objects: Objects, size: tuple[int, int], rules: Rules) -> tuple[Array, Array, Array, Array]:
@@ -35,16 +35,16 @@ def boxes_on_map(objects: Objects, size: tuple[int, int], rules: Rules) -> tuple
     if rules.clip:
         order = jnp.argsort(~valid, stable=True)
         boxes, labels, valid = boxes[order], labels[order], valid[order]
-    return boxes, to_cells(boxes, size), labels, valid
+    return boxes, to_cells(boxes, size, rules.stride), labels, valid
 
 
-def to_cells(pixels: Array, size: tuple[int, int]) -> Array:
+def to_cells(pixels: Array, size: tuple[int, int], stride: int = STRIDE) -> Array:
     """Input pixels (..., x y pairs) float32 as cells of the map."""
-    height, width = map_size(size)
-    rest = [width / size[1] - 1 / STRIDE, height / size[0] - 1 / STRIDE] * (pixels.shape[-1] // 2)
-    # A quarter is exact and the rest small, so that there is one rounding; a product with w / W would have two.  A
-    # point on the border of two cells then gets the cell that the originals get in float64.
-    return pixels / STRIDE + pixels * jnp.asarray(rest, jnp.float32)
+    height, width = map_size(size, stride)
+    rest = [width / size[1] - 1 / stride, height / size[0] - 1 / stride] * (pixels.shape[-1] // 2)
+    # The division by 4 or 8 is exact and the rest small, so that there is one rounding; a product with w / W would have
+    # two.  A point on the border of two cells then gets the cell that the originals get in float64.
+    return pixels / stride + pixels * jnp.asarray(rest, jnp.float32)
 
 
 def gaussian_sizes(cells: Array, valid: Array, rules: Rules) -> Array:
@@ -64,7 +64,7 @@ def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) 
     """
     _, cells, labels, valid = boxes_on_map(objects, placed.size, rules)
     radius = gaussian_sizes(cells, valid, rules)
-    shape = map_size(placed.size)
+    shape = map_size(placed.size, rules.stride)
     targets: Targets = {"mask": valid}
     for name, points in (("tl", cells[:, :2]), ("br", cells[:, 2:])):
         targets |= keypoint_targets(
@@ -73,12 +73,12 @@ def encode(objects: Objects, placed: Placed, *, rules: Rules, num_classes: int) 
     return targets
 
 
-def oracle(targets: Targets, size: tuple[int, int]) -> dict[str, Array]:
+def oracle(targets: Targets, size: tuple[int, int], stride: int = STRIDE) -> dict[str, Array]:
     """Head maps (B, h, w, .) that hold batched targets: heatmaps, and in each cell the values of the nearest keypoint.
 
     size: (H, W) of the input.  An object's embedding is its number, so that those of two differ by at least 1.
     """
-    shape = map_size(size)
+    shape = map_size(size, stride)
     maps = {}
     for name in (n for n in KEYPOINTS if f"{n}_heat" in targets):
         index, mask = targets[f"{name}_index"], targets[f"{name}_mask"]
@@ -104,8 +104,9 @@ def loss(
 ) -> tuple[Array, dict[str, Array]]:
     """CornerNet eq. 6: heatmaps + 0.1 pull + 0.1 push + offsets, over keypoints and stacks as the rules say.
 
-    counts: what `normaliser` returned for the whole batch.  Returns the loss and its unweighted
-    parts ("heatmap", "pull", "push", "offset"), float32 scalars.
+    counts: what `normaliser` returned for the whole batch.  targets: where they have "tl_valid" and "br_valid"
+    (B, h, w, K), these weigh the heatmaps' cells.  Returns the loss and its unweighted parts ("heatmap", "pull",
+    "push", "offset"), float32 scalars.
     """
     rules = config.rules
     parts = {name: jnp.float32(0) for name in ("heatmap", "pull", "push", "offset")}
@@ -114,7 +115,8 @@ def loss(
         for name in names:
             heat, wanted, peaks = maps[f"{name}_heat"], targets[f"{name}_heat"], counts[f"{name}_peaks"]
             if rules.clamp:
-                parts["heatmap"] += losses.focal_loss(heat, wanted, peaks)
+                weight = targets.get(f"{name}_valid")
+                parts["heatmap"] += losses.focal_loss(heat, wanted, peaks, weight=weight)
             else:
                 parts["heatmap"] += losses.gaussian_focal_loss(jax.nn.sigmoid(heat), wanted, jnp.maximum(peaks, 1))
             offsets = counts[f"{name}_offsets"]

@@ -1,4 +1,4 @@
-"""CornerNet (arXiv 1808.01244), and mmdetection's version of it.
+"""CornerNet (arXiv 1808.01244), mmdetection's version of it, and CornerNet-Squeeze (arXiv 1904.08900, section 4).
 
 An object is the pair of its top-left and bottom-right corners.  Each kind of corner has three heads, read from a
 map of its own that corner pooling made: a heatmap for each class, an embedding that is near that of the same
@@ -22,8 +22,8 @@ from kpjax.detectors.corner_config import (
     MMDET,
     PAD_RGB,
     SIDES,
-    STRIDE,
     CornerNetConfig,
+    Rules,
     backbone,
     corner_heads,
     layer_options,
@@ -37,6 +37,17 @@ from kpjax.ops.corners import Candidates
 from kpjax.ops.merge import best_rows, merge_mirrored
 
 HG104 = CornerNetConfig()
+# The same method on a network of a sixth of the cost.  Its authors test one scale without flip.
+SQUEEZE = CornerNetConfig(
+    features=(256, 256, 384, 384, 512),
+    blocks=(2, 2, 2, 2, 4),
+    fire=True,
+    head_kernel=1,
+    rules=Rules(stride=8),
+    corners=20,
+    pairs=100,
+    merge_exponent=0.0,
+)
 HG104_MMDET = CornerNetConfig(rules=MMDET, preprocess=PAD_RGB, import_rules="cornernet_mmdet")
 
 
@@ -69,7 +80,7 @@ def decode(
     """Boxes of the best pairs of corners after soft-NMS (CornerNet, section 3.1 and 4.2), in input pixels.
 
     maps: the last stack's heads, (B, h, w, .), or what `merge_flip` made of them.  placed: None: inputs
-    of 4 h - 1 and 4 w - 1 pixels that the image fills.
+    of 4 h - 1 and 4 w - 1 pixels (Squeeze: 8) that the image fills.
     Returns what `select` does, best first.
     """
     return select(suppress(pairs_of(maps, placed, config), config, top_k), placed, top_k, config.rules)
@@ -94,7 +105,7 @@ def merge_scales(views: tuple[Candidates, ...], top_k: int, *, config: CornerNet
     return best_rows(found, found.scores > -1, top_k)
 
 
-# CornerNet's published single-scale AP is that of "flip".
+# CornerNet's published single-scale AP is that of "flip", Squeeze's that of "na".
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 
@@ -131,10 +142,10 @@ def build(name: str, released: CornerNetConfig, num_classes: int, options: dict[
         decode=functools.partial(decode, config=config),
         merge_flip=merge_flip,
         protocols=protocols(config),
-        oracle=oracle,
+        oracle=functools.partial(oracle, stride=config.rules.stride),
         heatmaps=("tl_heat", "br_heat"),
-        stride=STRIDE,
-        multiple=STRIDE * 2 ** (len(config.features) - 1),
+        stride=config.rules.stride,
+        multiple=config.rules.stride * 2 ** (len(config.features) - 1),
         less=1,
         import_rules=config.import_rules,
         options=options,

@@ -45,13 +45,18 @@ def save_onnx(
     names: of the classes.  The batch is open.  The inputs are those of `inputs_of`, the outputs those of `outputs_of`.
     The model's metadata say how an image has to be prepared, see `metadata`.  It computes in float32, whatever the
     detector does.  Returns the largest difference of a box from that of JAX, in pixels, see `check_onnx`.
-    Raises ConfigError, one line, and leaves no file: for a preset that is not one program, a primitive that has no
+    Raises ConfigError, one line, and leaves no file: for a preset that is not one program, one that looks by itself (it
+    computes in float64 what it looks at, which the graphs here have not), a primitive that has no
     form in ONNX, a missing package, and where onnxruntime does not find what JAX finds.
     """
     require_onnx()
     from kpjax.export.onnx_check import check_onnx
 
     check_preset(detector, preset)
+    if detector.protocols[preset].look:
+        raise ConfigError(
+            f"ONNX: {detector.name} looks by itself, which kpjax writes as StableHLO alone; leave --onnx out"
+        )
     detector = in_float32(detector)
     try:
         write_onnx(detector, tree, leaves, size, preset, top_k, names, path)

@@ -6,6 +6,7 @@ Kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image in the 
     window        CornerNet's: a window of pixels, of the input's own size times a scale, resized to the input
     patch         SSD's: a window of any shape whose boxes all keep a part of themselves, resized to the input
     scale         large-scale jitter: the image at a random size and place of the input
+    object        CornerNet-Saccade's: the image resized so that an object gets a random size, then a window around it
     none          the whole image: the square of its longer side
 
 Where images are stretched to the input (`kpjax.images.preprocess.Preprocess.fills`), crop, shift, scale and none show
@@ -28,6 +29,8 @@ from kpjax.objects import Geometry, Objects
 Array = jax.Array
 _PATCH_OVERLAPS = (-1.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # -1: the whole image; 0: any window with a centre
 _PATCHES = 50
+# Pixels, of an input of 255, that the longer side of a large, a medium and a small object gets: from, and below.
+_OBJECT_SIZES = ((96, 32, 16), (255, 97, 33))
 Size = tuple[int, int]  # (height, width)
 
 
@@ -37,12 +40,14 @@ class Crop:
 
     geometry: canvas pixels -> input pixels.  ys (H,), xs (W,): float32 canvas pixel indices at which each row and
     column of the input is read.  extent: (2,) int32 h w, as much of the image as the crop shows.
+    window: (4,) float32 top, left, bottom, right of the image in the input; None where nothing depends on it.
     """
 
     geometry: Geometry
     ys: Array
     xs: Array
     extent: Array
+    window: Array | None = None
 
 
 def draw_crop(
@@ -51,7 +56,7 @@ def draw_crop(
     """The crop of `config.kind` for an image of `size` (2,) int32 h, w (pixels of its canvas).
 
     fills: which side of the whole image fills the input's width, see `kpjax.images.preprocess.Preprocess`.
-    objects: (M, ...) of the image, which the kind "patch" needs.
+    objects: (M, ...) of the image, which the kinds "patch" and "object" need.
     """
     keys = jax.random.split(key, 4)
     output = (config.height, config.width)
@@ -70,6 +75,9 @@ def draw_crop(
     if config.kind == "scale":
         whole = jnp.asarray([0, 0, config.width, config.height], jnp.float32)
         return scaled_crop(keys[0], size, config.scale_range, flip, whole, output, fills)
+    if config.kind == "object":
+        assert objects is not None
+        return draw_object_window(keys[0], extent, objects, config.scales, flip, output)
     center, side = extent / 2, whole_side(extent, fills)
     if config.kind == "crop":
         scales = jnp.asarray(config.scales, jnp.float32)
@@ -224,6 +232,80 @@ def draw_patch(key: Array, extent: Array, boxes: Array, valid: Array, expand: fl
     start = jnp.int32(0), jnp.bool_(False), jnp.zeros(2), whole
     _, _, low, sides = jax.lax.while_loop(lambda state: ~state[1], attempt, start)
     return low - offset, sides
+
+
+def draw_object_window(
+    key: Array, extent: Array, objects: Objects, scales: tuple[float, ...], flip: Array, output: Size
+) -> Crop:
+    """CornerNet-Saccade's crop: a window of the input's size, of an image resized for one of its objects.
+
+    The object is drawn, and a new size for its longer side among those of its kind, large, medium or small.  The window
+    contains it, or half of the time has its centre within 15 pixels of the object's.  Without an object the image is
+    resized by one of `scales`.  An image smaller than the input lies in its middle.  Sizes are those of inputs of 255
+    pixels, and proportional in others.  An input of odd sides shows one row and column less, as in the original.
+
+    extent: (2,) float32 w h.  objects: (M, ...), pixels of the image.  flip: () bool.  output: (H, W) of the input.
+    """
+    keys = jax.random.split(key, 6)
+    boxes = jnp.clip(objects.boxes, 0.0, jnp.tile(extent - 1, 2))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    there = objects.valid & (sides > 0).all(-1)
+    some = there.any()
+    which = jnp.argmax(jnp.where(there, jax.random.uniform(keys[0], there.shape), -1.0))
+    longer = jnp.where(some, sides[which].max(), 1.0)
+
+    unit = output[1] / 255
+    kind = jnp.where(longer > 96 * unit, 0, jnp.where(longer > 32 * unit, 1, 2))
+    least, beyond = (jnp.asarray([round(x * unit) for x in of_kinds])[kind] for of_kinds in _OBJECT_SIZES)
+    wanted = jax.random.randint(keys[1], (), least, beyond).astype(jnp.float32)
+    other = jnp.asarray(scales, jnp.float32)[jax.random.randint(keys[2], (), 0, len(scales))]
+    scale = jnp.where(some, wanted / longer, other)
+    resized = jnp.maximum(jnp.floor(extent * scale + 1e-3), 1.0)  # a product that is whole but for its rounding
+    box = boxes[which] * scale
+
+    size = jnp.asarray([output[1], output[0]], jnp.float32)
+    half = jnp.floor(size / 2)
+    reach = max(round(15 * unit), 1)
+    before, behind = (jax.random.randint(k, (2,), 0, reach).astype(jnp.float32) for k in jax.random.split(keys[3]))
+    middle = jnp.floor((box[:2] + box[2:]) / 2)
+    around = jnp.maximum(middle - before, 0.0), jnp.minimum(middle + behind, resized - 1)
+    with_it = jnp.where(some, box[2:] - size, 0.0), jnp.where(some, box[:2], resized - size)
+    with_it = jnp.maximum(with_it[0], 0.0), jnp.minimum(with_it[1], resized - size)
+    near = some & (jax.random.uniform(keys[4]) > 0.5)
+    low, high = (jnp.floor(jnp.where(near, a, b)) for a, b in zip(around, with_it, strict=True))
+    high = jnp.maximum(low, high)
+    drawn = jnp.minimum(low + jnp.floor(jax.random.uniform(keys[5], (2,)) * (high - low + 1)), high)
+    start = jnp.where(near, drawn - half, drawn)
+    start = jnp.where(resized <= size, jnp.floor(resized / 2) - half, start)
+    return _cut_out(start, scale, resized, extent, flip, output)
+
+
+def _cut_out(start: Array, scale: Array, resized: Array, extent: Array, flip: Array, output: Size) -> Crop:
+    """A window of the input's size whose first pixel is `start` (2,) x y of an image resized to `resized` (2,) w h."""
+    size = jnp.asarray([output[1], output[0]], jnp.float32)
+    first = jnp.maximum(-start, 0.0)
+    last = jnp.minimum(2 * jnp.floor(size / 2), resized - start)  # the first cell that shows nothing
+
+    def positions(axis: int) -> Array:
+        cells = jnp.arange(output[1 - axis], dtype=jnp.float32)
+        seen = (cells >= first[axis]) & (cells < last[axis])
+        # OpenCV's bilinear resize, as in `stretched_crop`.
+        inside = (cells + start[axis] + 0.5) * (extent[axis] / resized[axis]) - 0.5
+        return jnp.where(seen, jnp.clip(inside, 0.0, extent[axis] - 1), -1e4)
+
+    ys, xs = positions(1), positions(0)
+    # Boxes end on the image's last pixel, which lies before the resized image's last one where that is larger.
+    end = jnp.minimum(last, (extent - 1) * scale - start + 1)
+    left, right = jnp.where(flip, size[0] - end[0], first[0]), jnp.where(flip, size[0] - first[0], end[0])
+    sign = jnp.where(flip, jnp.asarray([-1.0, 1.0]), 1.0)
+    target = jnp.where(flip, jnp.stack([size[0] - 1 + start[0], -start[1]]), -start)
+    return Crop(
+        geometry=Geometry(jnp.zeros(2), sign * scale, target, flip, jnp.bool_(True)),
+        ys=ys,
+        xs=jnp.where(flip, xs[::-1], xs),
+        extent=extent[::-1].astype(jnp.int32),
+        window=jnp.stack([first[1], left, end[1], right]),
+    )
 
 
 def shrink_border(border: int, size: Array) -> Array:

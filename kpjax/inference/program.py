@@ -80,34 +80,42 @@ def make_infer(
 def make_parts(detector: Detector, mesh: Mesh, *, preset: str = "na", top_k: int = 100) -> tuple[HeadsOf, Decode]:
     """The two halves of `make_infer`, neither of them jitted yet: the network's, and what comes after it.
 
-    As `functions_of`, the second one under `jax.shard_map` on the mesh.
+    As `functions_of`, the second one under `jax.shard_map` on the mesh; both where the protocol looks by itself.
     """
     heads_of, decode = functions_of(detector, preset=preset, top_k=top_k)
     rows = PartitionSpec(tuple(mesh.axis_names))
-
     # check_vma=False: decoders may start a loop from constants, which the check would refuse
-    return heads_of, jax.shard_map(decode, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    divided = functools.partial(jax.shard_map, mesh=mesh, out_specs=rows, check_vma=False)
+    if protocol_of(detector, preset).look:  # what it looks at, it chooses by decoding
+        heads_of = divided(heads_of, in_specs=(PartitionSpec(), rows, rows))
+    return heads_of, divided(decode, in_specs=rows)
 
 
 def functions_of(detector: Detector, *, preset: str = "na", top_k: int = 100) -> tuple[HeadsOf, Decode]:
     """A test protocol as two pure functions without a mesh, which `make_infer` compiles and `export` writes to files.
 
     The first is (variables, canvases, windows) -> head maps of the last stack, float32 (B, h, w, .); with a mirrored
-    view (2 B, h, w, .), image and mirror image in turn.  The second is (those, `Placed` of the images) -> rows.
+    view (2 B, h, w, .), image and mirror image in turn; or what the protocol's `look` finds.  The second is (those,
+    `Placed` of the images) -> rows.
     Raises ConfigError for a preset that the detector lacks.
     """
     protocol = protocol_of(detector, preset)
     to_rows = protocol.rows or detector.decode
 
+    def apply(variables: Any, images: Array) -> dict[str, Array]:
+        outputs: Any = detector.net.apply(variables, images, train=False)
+        return outputs[-1]
+
     def heads_of(variables: Any, canvases: Array, windows: Array) -> dict[str, Array]:
+        if protocol.look:
+            return protocol.look(functools.partial(apply, variables), canvases, windows)
         images = normalise(detector.preprocess, canvases, windows)
         if protocol.mirror:  # image and mirror image side by side, so that both stay on one device
             mirrored = images[:, :, ::-1]
             if protocol.mirror == "boxes":
                 mirrored = normalise(detector.preprocess, mirror_within(canvases, windows), windows)
             images = jnp.stack([images, mirrored], axis=1).reshape(-1, *images.shape[1:])
-        outputs: Any = detector.net.apply(variables, images, train=False)
-        return outputs[-1]
+        return apply(variables, images)
 
     def decode(heads: dict[str, Array], placed: Placed) -> Any:
         if not protocol.mirror:

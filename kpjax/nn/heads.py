@@ -43,14 +43,16 @@ def heatmap_head(channels: int) -> Head:
 class Heads(nn.Module):
     """For each head a 3x3 convolution, ReLU and a 1x1 convolution.  (B, h, w, C) -> {name: (B, h, w, .) float32}.
 
-    features: channels between the two.  The 3x3 convolutions read the same map, so they run as wider convolutions, of
-    `TOGETHER` heads each, in `dtype` and `precision`; the 1x1 ones decide accuracy and are float32 whatever these are.
+    features: channels between the two.  kernel: side of the first convolutions, 3 or 1.  These read the same map, so
+    they run as wider ones, of `TOGETHER` heads each, in `dtype` and `precision`; the last ones decide accuracy and are
+    float32 whatever these are.
     """
 
     heads: dict[str, Head]
     features: int
     dtype: Any = jnp.float32
     precision: Precision = None
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, x: Array) -> dict[str, Array]:
@@ -62,10 +64,11 @@ class Heads(nn.Module):
 
     def _some(self, x: Array, names: list[str]) -> dict[str, Array]:
         """The maps of some heads, whose first convolutions run as one."""
-        first = {name: ConvParams(self.features, name=f"{name}_conv")(x.shape[-1]) for name in names}
+        size, pad = (self.kernel, self.kernel), (self.kernel // 2, self.kernel // 2)
+        first = {name: ConvParams(self.features, size, name=f"{name}_conv")(x.shape[-1]) for name in names}
         kernel = jnp.concatenate([kernel for kernel, _ in first.values()], axis=-1).astype(self.dtype)
         bias = jnp.concatenate([bias for _, bias in first.values() if bias is not None]).astype(self.dtype)
-        hidden = nn.relu(conv2d(x, kernel, 1, ((1, 1), (1, 1)), self.precision) + bias)
+        hidden = nn.relu(conv2d(x, kernel, 1, (pad, pad), self.precision) + bias)
         outputs = {}
         for i, name in enumerate(names):
             head = self.heads[name]

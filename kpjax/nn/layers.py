@@ -212,17 +212,21 @@ def _conv_transpose_phases(x: Array, kernel: Array, precision: Precision = None)
 
 
 class ConvTranspose(nn.Module):
-    """Learned up-sampling by 2 (kernel 4, stride 2, padding 1, no bias).  (B, H, W, C) -> (B, 2H, 2W, features)."""
+    """Learned up-sampling by 2 (kernel 4, stride 2, padding 1).  (B, H, W, C) -> (B, 2H, 2W, features)."""
 
     features: int
     dtype: Dtype = jnp.float32
     precision: Precision = None
     kernel_init: Initializer = he_normal
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), jnp.float32)
-        return conv_transpose_4x4(x.astype(self.dtype), kernel.astype(self.dtype), self.precision)
+        y = conv_transpose_4x4(x.astype(self.dtype), kernel.astype(self.dtype), self.precision)
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+        return y
 
 
 def bilinear_kernel_init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:

@@ -19,6 +19,7 @@ Array = jax.Array
 class Points:
     """The best keypoints of a batch: scores, xs, ys (B, N) float32, in cells, offsets added; labels (B, N) int32.
 
+    A score of -1: no keypoint.
     tags: (B, N) embeddings; None where the keypoint has none.
     """
 
@@ -44,16 +45,27 @@ class Candidates:
 
 
 def best_points(
-    heat: Array, offset: Array, tag: Array | None, k: int, kernel: int = 3, *, logits: bool = False
+    heat: Array,
+    offset: Array,
+    tag: Array | None,
+    k: int,
+    kernel: int = 3,
+    *,
+    logits: bool = False,
+    without: tuple[int, int] | None = None,
 ) -> Points:
     """The k best cells of a score map, with the other heads' values there.
 
-    heat, kernel, logits: see `peaks.best_peaks`.  offset: (B, h, w, 2).  tag: (B, h, w, 1) or None.
+    heat, kernel, logits: see `peaks.best_peaks`.  offset: (B, h, w, 2).  tag: (B, h, w, 1) or None.  without: a row
+    and a column (y, x) whose cells are none once the k best are found: their score becomes -1 (golden:
+    decode_cornernet_lite, `no_border`).
     """
     if kernel not in (1, 3):
         raise ValueError(f"kernel is {kernel}; choose 1 or 3")
     best, labels, ys, xs = peaks.best_peaks(heat, k, kernel=kernel, logits=logits)
     index = ys * heat.shape[2] + xs
+    if without is not None:
+        best = jnp.where((ys == without[0]) | (xs == without[1]), -1.0, best)
     moved = peaks.gather_cells(offset.astype(jnp.float32), index)
     tags = None if tag is None else peaks.gather_cells(tag.astype(jnp.float32), index)[..., 0]
     return Points(best, xs + moved[..., 0], ys + moved[..., 1], labels, tags)
@@ -64,8 +76,9 @@ def pair_corners(
 ) -> Candidates:
     """All pairs of a top-left and a bottom-right corner that can be one object, the best `count` of them.
 
-    A pair is rejected where the classes differ, where the embeddings differ by more than `distance`, or where
-    the second corner is left of or above the first (`strict`: or level with it).  Its score is the mean of the two.
+    A pair is rejected where the classes differ, where the embeddings differ by more than `distance`, where the second
+    corner is left of or above the first (`strict`: or level with it), or where one of them is none.  Its score is the
+    mean of the two.
     Returns (B, min(count, K * K), ...), best first, boxes in the points' own unit.
     """
 
@@ -81,6 +94,7 @@ def pair_corners(
     score, other_score = grid(top_left.scores, bottom_right.scores)
     turned = (x2 <= x1) | (y2 <= y1) if strict else (x2 < x1) | (y2 < y1)
     rejected = (label != other_label) | (jnp.abs(tag - other_tag) > distance) | turned
+    rejected |= jnp.minimum(score, other_score) < 0
     scores = jnp.where(rejected, -1.0, (score + other_score) / 2).reshape(score.shape[0], -1)
     scores, indices = largest(scores, min(count, scores.shape[1]))
     row, column = indices // score.shape[2], indices % score.shape[2]

@@ -14,13 +14,16 @@ from kpjax.ops.peaks import gather_cells
 Array = jax.Array
 
 
-def focal_loss(logits: Array, target: Array, positives: Array, clamp: float = 1e-4) -> Array:
+def focal_loss(
+    logits: Array, target: Array, positives: Array, clamp: float = 1e-4, weight: Array | None = None
+) -> Array:
     """Penalty-reduced focal loss with alpha = 2, beta = 4 (CornerNet eq. 1; Objects as Points eq. 1).
 
     logits, target: (B, h, w, K) float32; a target of exactly 1 marks an object.
     positives: how many there are in the whole batch; the sum is left undivided where there are none.
     The score is sigmoid(logits) clamped to [clamp, 1 - clamp], without gradient outside
     (golden: fn_ctnet_losses, focal_clamped).
+    weight: (B, h, w, K) float32 of each cell's loss (golden: loss_cornernet_lite_saccade); None: 1.
     """
     score = jnp.clip(jax.nn.sigmoid(logits.astype(jnp.float32)), clamp, 1 - clamp)
     positive = target == 1
@@ -29,6 +32,7 @@ def focal_loss(logits: Array, target: Array, positives: Array, clamp: float = 1e
         jnp.log(score) * (1 - score) ** 2,
         jnp.log(1 - score) * score**2 * (1 - target) ** 4,
     )
+    loss = loss if weight is None else loss * weight
     return -loss.sum() / jnp.maximum(positives, 1)
 
 

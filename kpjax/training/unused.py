@@ -27,7 +27,7 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "scale_warmup": ("optim.scale_lr", config.optim.scale_lr != "none"),
     }
     of_augment = {
-        "scales": kind in ("crop", "window"),
+        "scales": kind in ("crop", "window", "object"),
         "border": kind in ("crop", "window"),
         **dict.fromkeys(("shift", "shift_unit", "shift_probability", "scale"), kind == "shift"),
         "expand": kind == "patch",

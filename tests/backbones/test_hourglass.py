@@ -33,6 +33,7 @@ def shapes(module: Any, *size: int) -> Any:
         ("triplet_hg104", 210_062_960, 511, 2),
         ("centernet_hg104", 191_284_008, 512, 2),
         ("extremenet_hg104", 198_531_504, 511, 2),
+        ("cornernet_saccade", 116_969_339, 255, 3),
     ],
 )
 def test_released_networks(name: str, parameters: int, side: int, stacks: int) -> None:
@@ -48,8 +49,12 @@ def test_released_networks(name: str, parameters: int, side: int, stacks: int) -
         channels = {f"{kind}_heat": 80 for kind in (*extremes, "center")} | {f"{kind}_off": 2 for kind in extremes}
     if name.startswith("triplet"):
         channels |= {"center_heat": 80, "center_off": 2}
+    cells = -(-side // 4)
+    wanted = {k: (1, cells, cells, c) for k, c in channels.items()}
+    if name == "cornernet_saccade":
+        wanted |= {f"attention{j}": (1, k, k, 1) for j, k in enumerate((16, 32, 64))}
     for maps in outputs:
-        assert {k: v.shape for k, v in maps.items()} == {k: (1, 128, 128, c) for k, c in channels.items()}
+        assert {k: v.shape for k, v in maps.items()} == wanted
 
 
 @pytest.mark.parametrize("size", [(15, 31), (16, 32), (64, 48), (37, 50), (5, 9)])
@@ -62,7 +67,8 @@ def test_any_side_is_a_quarter_rounded_up(size: tuple[int, int]) -> None:
 
 def test_levels_of_an_hourglass() -> None:
     """Two, then one block a path; the strided one and the widening one have a shortcut of their own."""
-    variables, _ = shapes(Hourglass((4, 6, 8), (2, 1, 3)), 1, 8, 8, 4)
+    variables, maps = shapes(Hourglass((4, 6, 8), (2, 1, 3)), 1, 8, 8, 4)
+    assert [x.shape for x in maps] == [(1, 4, 4, 6), (1, 8, 8, 4)]  # the deepest first
     top = variables["params"]
     assert set(top) == {"skip_0", "skip_1", "down_0", "down_1", "inner", "up_0", "up_1"}
     assert set(top["inner"]) == {"skip_0", "down_0", "inner_0", "inner_1", "inner_2", "up_0"}
@@ -86,7 +92,7 @@ def test_rematerialisation_changes_nothing() -> None:
 
     def slopes(module: Any) -> Any:
         def loss(params: Any) -> Any:
-            y, changed = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            (y,), changed = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
             return (y**2).mean(), changed
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
@@ -108,7 +114,7 @@ def test_groups_are_normalised_apart() -> None:
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(module: Any, x: Any) -> Any:
-        return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])[0][-1]
 
     y = run(split, x)
     np.testing.assert_allclose(y, np.concatenate([run(whole, part) for part in (x[:2], x[2:])]), atol=1e-4)

@@ -43,6 +43,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "centernet_dla34_3d": _DLA,
     "cornernet_hg104": _CORNERS,
     "cornernet_hg104_mmdet": _CORNERS,
+    "cornernet_squeeze": _CORNERS,
+    "cornernet_saccade": {**_CORNERS, "features": (4, 6, 8, 10), "blocks": (2, 1, 2, 1), "view": 31},
     "triplet_hg52": _CORNERS,
     "triplet_hg104": _CORNERS,
     "ttfnet_r18": _TTF,
@@ -70,14 +72,22 @@ def arrays(model: str, classes: int = 80, seed: int = 0, **options: Any) -> dict
 
 
 def keys(model: str, classes: int = 80, **options: Any) -> Keys:
-    """(name, shape) of each array.  options: as `kpjax.build` takes them."""
+    """(name, shape) of each array.  options: as `kpjax.build` takes them.
+
+    "cornernet_hg104_lite" is what CornerNet-Lite makes of `cornernet_hg104`.
+    """
     if model.startswith("ttfnet"):
         return ttfnet(model.removeprefix("ttfnet_"), classes, **options)
     if "dla34" in model:
         return dla(model, classes, **options)
     if depth := re.fullmatch(r"centernet_r(\d+)(_dcn)?(_mmdet)?(?:_pose|_3d)?", model):
         return resnet(int(depth[1]), bool(depth[2]), bool(depth[3]), original_heads(model, classes), **options)
-    return hourglass_net(model, classes, **({"stacks": 1} if model.endswith("hg52") else {}), **options)
+    squeeze = {"features": (256, 256, 384, 384, 512), "blocks": (2, 2, 2, 2, 4)}
+    saccade = {"features": (256, 384, 384, 512), "blocks": (1, 1, 1, 1), "stacks": 3}
+    by_name = {"cornernet_squeeze": squeeze, "cornernet_saccade": saccade, "triplet_hg52": {"stacks": 1}}
+    sizes: Any = by_name.get(model, {})
+    options = {key: value for key, value in options.items() if key not in ("view", "crops", "crops_at_once")}
+    return hourglass_net(model, classes, **(sizes | options))
 
 
 def norm(name: str, channels: int) -> Keys:
@@ -296,9 +306,13 @@ def hourglass_net(
     branch: int = 128,
     head_channels: int = 256,
 ) -> Keys:
-    """princeton-vl's CornerNet and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass` and ExtremeNet."""
-    mmdet, width = model.endswith("mmdet"), features[0]
-    yield from hourglass_backbone(mmdet, features, blocks, stem, stacks)
+    """princeton-vl's CornerNet, its CornerNet-Lite and mmdetection's, Duankaiwen's triplets, xingyizhou's `hourglass`
+    and ExtremeNet."""
+    mmdet, squeeze, width = model.endswith("mmdet"), model.endswith("squeeze"), features[0]
+    saccade = model.endswith("saccade")
+    lite = squeeze or saccade or model.endswith("lite")
+    backbone = hourglass_backbone(mmdet, squeeze, features, blocks, stem, stacks)
+    yield from ((f"hg.{key.replace('kps.', 'hgs.')}" if lite else key, shape) for key, shape in backbone)
     for i in range(stacks):
         if model.startswith("extremenet"):
             for name, out in {"heats": classes, "regrs": 2}.items():
@@ -315,22 +329,31 @@ def hourglass_net(
                 for name, out in (("heat", classes), ("emb", 1), ("off", 2)):
                     yield from stack_head(f"bbox_head.{side}_{name}.{i}", out, width, head_channels, "1.conv")
             else:
-                yield from pool(f"{side}_cnvs.{i}", width, branch, cascade=model.startswith("triplet"))
-                for name, out in (("heats", classes), ("tags", 1), ("regrs", 2)):
-                    yield from stack_head(f"{side}_{name}.{i}", out, width, head_channels, "1")
+                pools = f"{side}_{'modules' if lite else 'cnvs'}.{i}"
+                yield from pool(pools, width, branch, cascade=model.startswith("triplet"))
+                for name, out in (("heats", classes), ("tags", 1), ("offs" if lite else "regrs", 2)):
+                    yield from stack_head(f"{side}_{name}.{i}", out, width, head_channels, "1", 1 if squeeze else 3)
+        for level in range(len(features) - 1 if saccade else 0):  # the deepest level's attention map first
+            yield from stack_head(
+                f"att_modules.{i}.{level}", 1, features[len(features) - 2 - level], head_channels, "1"
+            )
         if model.startswith("triplet"):
             yield from pool(f"ct_cnvs.{i}", width, branch, cascade=False)
             yield from stack_head(f"ct_heats.{i}", classes, width, head_channels, "1")
             yield from stack_head(f"ct_regrs.{i}", 2, width, head_channels, "1")
 
 
-def hourglass_backbone(mmdet: bool, features: tuple[int, ...], blocks: tuple[int, ...], stem: int, stacks: int) -> Keys:
+def hourglass_backbone(
+    mmdet: bool, squeeze: bool, features: tuple[int, ...], blocks: tuple[int, ...], stem: int, stacks: int
+) -> Keys:
     width, skip = features[0], "downsample" if mmdet else "skip"
     yield from conv_bn("backbone.stem.0" if mmdet else "pre.0", stem, 3, 7)
     yield from residual("backbone.stem.1.0" if mmdet else "pre.1", width, stem, skip, stride=2)
+    if squeeze:
+        yield from residual("pre.2", width, width, skip, stride=2)
     for i in range(stacks):
         name = f"backbone.hourglass_modules.{i}" if mmdet else f"kps.{i}"
-        yield from hourglass(name, features, blocks, skip)
+        yield from hourglass(name, features, blocks, skip, squeeze)
         yield from conv_bn(f"backbone.out_convs.{i}" if mmdet else f"cnvs.{i}", width, width)
     for i in range(stacks - 1):
         yield from residual(f"backbone.inters.{i}" if mmdet else f"inters.{i}", width, width, skip)
@@ -353,18 +376,30 @@ def residual(name: str, out: int, inner: int, skip: str, stride: int = 1) -> Key
         yield from layer(f"{name}.{skip}.0", f"{name}.{skip}.1", out, inner, 1)
 
 
-def hourglass(name: str, widths: tuple[int, ...], blocks: tuple[int, ...], skip: str) -> Keys:
+def fire(name: str, out: int, inner: int, skip: str, stride: int = 1) -> Keys:
+    """CornerNet-Squeeze's block, which has no shortcut of its own."""
+    yield from layer(f"{name}.conv1", f"{name}.bn1", out // 2, inner, 1)
+    yield from conv(f"{name}.conv_1x1", out // 2, out // 2, 1)
+    yield from conv(f"{name}.conv_3x3", out // 2, 1, 3)
+    yield from norm(f"{name}.bn2", out)
+
+
+def hourglass(name: str, widths: tuple[int, ...], blocks: tuple[int, ...], skip: str, squeeze: bool = False) -> Keys:
+    block = fire if squeeze else residual
     here, below = widths[:2]
     for i in range(blocks[0]):
-        yield from residual(f"{name}.up1.{i}", here, here, skip)
-        yield from residual(f"{name}.low1.{i}", below, below if i else here, skip, stride=1 if i else 2)
+        yield from block(f"{name}.up1.{i}", here, here, skip)
+        yield from block(f"{name}.low1.{i}", below, below if i else here, skip, stride=1 if i else 2)
         last = i == blocks[0] - 1
-        yield from residual(f"{name}.low3.{i}", here if last else below, below, skip)
+        yield from block(f"{name}.low3.{i}", here if last else below, below, skip)
+    if squeeze:
+        yield f"{name}.up2.weight", (here, here, 4, 4)
+        yield f"{name}.up2.bias", (here,)
     if len(widths) > 2:
-        yield from hourglass(f"{name}.low2", widths[1:], blocks[1:], skip)
+        yield from hourglass(f"{name}.low2", widths[1:], blocks[1:], skip, squeeze)
     else:
         for i in range(blocks[1]):
-            yield from residual(f"{name}.low2.{i}", below, below, skip)
+            yield from block(f"{name}.low2.{i}", below, below, skip)
 
 
 def pool(name: str, width: int, branch: int, cascade: bool) -> Keys:
@@ -386,6 +421,6 @@ def mmdet_pool(name: str, width: int, branch: int) -> Keys:
     yield from conv_bn(f"{name}.conv2", width, width)
 
 
-def stack_head(name: str, out: int, width: int, hidden: int, last: str) -> Keys:
-    yield from with_bias(f"{name}.0.conv", hidden, width, 3)
+def stack_head(name: str, out: int, width: int, hidden: int, last: str, size: int = 3) -> Keys:
+    yield from with_bias(f"{name}.0.conv", hidden, width, size)
     yield from with_bias(f"{name}.{last}", out, hidden, 1)

@@ -9,9 +9,9 @@ import pytest
 
 import kpjax
 from kpjax.convert import RULES, ImportMismatch, import_torch, load_backbone
-from kpjax.convert.dla import IMAGENET_DLA, depthwise_kernel
+from kpjax.convert.dla import IMAGENET_DLA
 from kpjax.convert.resnet import TRUNK
-from kpjax.convert.rules import flatten, leaf_shapes
+from kpjax.convert.rules import depthwise_kernel, flatten, leaf_shapes
 
 from . import released
 

@@ -1,4 +1,4 @@
-"""Names of the four hourglass checkpoints, from the originals' definitions and not from our tables."""
+"""Names of the hourglass checkpoints, from the originals' definitions and not from our tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import kpjax
-from kpjax.convert import ImportMismatch, import_torch
-from kpjax.convert.rules import flatten, leaf_shapes
+from kpjax.convert import ImportMismatch, import_torch, load_backbone, resembles
+from kpjax.convert.rules import flatten, leaf_shapes, unflatten
 
 from . import released
 
@@ -24,6 +24,8 @@ MODELS = (
     "centernet_hg104",
     "centernet_hg104_pose",
     "extremenet_hg104",
+    "cornernet_squeeze",
+    "cornernet_saccade",
 )
 
 
@@ -58,6 +60,54 @@ def test_some_places() -> None:
     ):
         np.testing.assert_array_equal(leaves[ours], arrays[theirs].transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(leaves["batch_stats/backbone/said0/bn/var"], arrays["cnvs_.0.1.running_var"])
+
+
+def test_places_of_fire_modules() -> None:
+    arrays = checkpoint("cornernet_squeeze")
+    leaves = flatten(import_torch(detector("cornernet_squeeze"), arrays))
+    inner = "params/backbone/hourglass1/inner"
+    given = arrays["hg.hgs.1.low2.low2.1.conv_3x3.weight"]
+    np.testing.assert_array_equal(leaves[f"{inner}/inner_1/second/depthwise/kernel"], given[:, 0].transpose(1, 2, 0))
+    given = arrays["hg.hgs.1.low2.up2.weight"]  # a transposed convolution's has the input's channels first
+    np.testing.assert_array_equal(leaves[f"{inner}/double/kernel"], given.transpose(2, 3, 0, 1))
+    given = arrays["hg.hgs.1.low2.low1.0.conv_1x1.weight"]
+    np.testing.assert_array_equal(leaves[f"{inner}/down_0/second/pointwise/kernel"], given.transpose(2, 3, 1, 0))
+    given = arrays["hg.pre.2.conv2.weight"]
+    np.testing.assert_array_equal(
+        leaves["params/backbone/stem_residual2/second/conv/kernel"], given.transpose(2, 3, 1, 0)
+    )
+
+
+def test_a_backbone_of_fire_modules_starts_another() -> None:
+    arrays = checkpoint("cornernet_squeeze")
+    shapes = leaf_shapes(detector("cornernet_squeeze"))
+    zeros = unflatten({path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
+    load = load_backbone(detector("cornernet_squeeze"), zeros, arrays)
+    assert set(load.loaded) == {path for path in shapes if "/backbone/" in path}
+    given = arrays["hg.hgs.0.up2.bias"]
+    np.testing.assert_array_equal(load.variables["params"]["backbone"]["hourglass0"]["double"]["bias"], given)
+    assert any(line.startswith("tl_offs.0.0.conv.weight: of the detector") for line in load.ignored)
+
+
+def test_two_programs_name_one_network() -> None:
+    """CornerNet-Lite has CornerNet too, with other names."""
+    given = list(checkpoint("cornernet_hg104").values())
+    renamed = dict(released.keys("cornernet_hg104_lite", CLASSES, **released.SMALL["cornernet_hg104"]))
+    ours = flatten(import_torch(detector("cornernet_hg104"), checkpoint("cornernet_hg104")))
+    theirs = flatten(import_torch(detector("cornernet_hg104"), dict(zip(renamed, given, strict=True))))
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[path])
+
+
+def test_one_table_tells_two_networks_apart() -> None:
+    names = ("cornernet_hg104", "cornernet_squeeze")
+    models = {
+        name: functools.partial(lambda name, classes: kpjax.build(name, classes, **released.SMALL[name]), name)
+        for name in names
+    }
+    for name in names:
+        assert resembles(checkpoint(name), models)[0] == name
 
 
 @pytest.mark.parametrize("model", MODELS)

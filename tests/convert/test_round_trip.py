@@ -57,12 +57,13 @@ def checkpoint_file(path: pathlib.Path, model: str, classes: int, seed: int = 3,
             value *= np.float32(0.2)  # else the sums of an hourglass's hundred residual blocks grow without bound
         elif key.startswith("bbox_head.wh.") and value.shape == (4,):  # TTFNet's sides, in 16 pixels
             value += np.float32(0.5)
-        elif re.search(r"_cnvs\.\d\.p_conv1|_pool\.\d\.aftpool_conv.conv", key):
+        elif re.search(r"_(cnvs|modules)\.\d\.p_conv1|_pool\.\d\.aftpool_conv.conv", key):
             value *= np.float32(0.1)
-        elif re.search(r"_(tags|emb|regrs|off)\.|^(bbox_head\.)?(wh|reg|offset)", key) and value.shape[0] <= 2:
+        elif re.search(r"_(tags|emb|regrs|offs?)\.|^(bbox_head\.)?(wh|reg|offset)", key) and value.shape[0] <= 2:
             value *= np.float32(1e-4)
             value += np.float32(8 if "wh" in key and value.shape == (2,) else 0)
     princeton = model in ("cornernet_hg104", "triplet_hg52", "triplet_hg104", "extremenet_hg104")
+    princeton = princeton or model in ("cornernet_squeeze", "cornernet_saccade")
     if princeton:  # a bare dictionary, of a module that was wrapped for several GPUs
         tb.save(path, {f"module.{key}": value for key, value in state.items()}, zipped=False)
         return
@@ -103,7 +104,7 @@ def test_the_lists_name_every_model() -> None:
 
 @pytest.fixture(scope="module")
 def small_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[pathlib.Path, pathlib.Path]]:
-    """Three images whose scales need two canvases, or one of an hourglass (True): folder and annotations."""
+    """Three images whose scales need two canvases, or one of a corner method (True): folder and annotations."""
     sets, rng = {}, np.random.default_rng(0)
     for hourglass, side in ((False, 31), (True, 84)):
         folder = tmp_path_factory.mktemp("small")
@@ -136,13 +137,14 @@ TINY_HOURGLASS = {"features": (4, 6), "blocks": (1, 1), "stem": 5, "branch": 3, 
         ("centernet_r18_pose", "ms", released.SMALL["centernet_r18_pose"]),
         ("ttfnet_r18", "flip", released.SMALL["ttfnet_r18"]),
         pytest.param("triplet_hg52", "ms", TINY_HOURGLASS, marks=pytest.mark.slow),
+        pytest.param("cornernet_squeeze", "ms", TINY_HOURGLASS, marks=pytest.mark.slow),
         pytest.param("extremenet_hg104", "ms", released.SMALL["extremenet_hg104"], marks=pytest.mark.slow),
     ],
 )
 def test_small(
     model: str, preset: str, options: dict[str, Any], small_sets: Any, tmp_path: pathlib.Path, capsys: Any
 ) -> None:
-    images, annotations = small_sets["hg" in model]
+    images, annotations = small_sets[kpjax.build(model).less > 0]
     checkpoint_file(tmp_path / "released.pth", model, 3, **options)
     arguments = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in options.items()]
     command = ["convert", str(tmp_path / "released.pth"), "--model", model, "--out", str(tmp_path / "imported")]
@@ -226,7 +228,7 @@ def test_3d_boxes(
 def test_released_size(model: str, coco: dict[tuple[str, int], pathlib.Path], tmp_path: pathlib.Path) -> None:
     """As a user does it, in processes of their own.  Hourglasses see one image: a canvas compiles for minutes."""
     pose = model.endswith("_pose")
-    annotations = coco["person_keypoints" if pose else "instances", 1 if "hg" in model else 4]
+    annotations = coco["person_keypoints" if pose else "instances", 1 if re.search("hg|squeeze|saccade", model) else 4]
     classes = ("person",) if pose else COCO_NAMES
 
     def program(*command: str) -> str:

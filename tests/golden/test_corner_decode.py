@@ -18,10 +18,12 @@ from kpjax.inference.engine import rows_in_image
 from kpjax.objects import Placed
 from kpjax.ops import peaks
 
-from .cases import each_case, fill, nhwc
+from .cases import each_case, fill, kind_of, nhwc
 from .test_decode import assert_same_rows, rows_of
 
 HEADS = {"tl": "tl", "br": "br", "ct": "center"}
+CORNER_HEADS = ("tl_heat", "br_heat", "tl_tag", "br_tag", "tl_off", "br_off")
+METHODS = {"nms": "hard", "linear_soft_nms": "linear", "exp_soft_nms": "gaussian"}
 
 
 def power(tag: str, shape: Any, squarings: int, low: float, span: float) -> np.ndarray:
@@ -33,14 +35,14 @@ def power(tag: str, shape: Any, squarings: int, low: float, span: float) -> np.n
 
 
 def heads_of(case: Any, variant: dict[str, Any], tag: str, stored: str, shape: list[int]) -> dict[str, np.ndarray]:
-    """Head maps (NHWC) by our names, from the case's rule.  shape: B, C, H, W."""
+    """Head maps (NHWC) by our names, from the case's rule, the dense one where it names none.  shape: B, C, H, W."""
     batch, classes, height, width = shape
-    dense = variant["kind"] == "dense"
+    dense = variant.get("kind", "dense") == "dense"
     maps = {}
-    for name in case.info["heads"]:
+    for name in case.info.get("heads", CORNER_HEADS):
         corner, kind = name.split("_")
         if kind == "heat":
-            rule = (variant["squarings"], -4, 6) if dense else (9, -7, 3)
+            rule = (variant.get("squarings", 4), -4, 6) if dense else (9, -7, 3)
             value = power(f"{tag}/{name}", (batch, classes, height, width), *rule)
             if dense and variant["active"] is not None:
                 value[:, [c for c in range(classes) if c not in variant["active"]]] -= np.float32(5)
@@ -55,7 +57,7 @@ def heads_of(case: Any, variant: dict[str, Any], tag: str, stored: str, shape: l
     return maps
 
 
-@each_case("decode_cornernet", "decode_centernet_triplet")
+@each_case("decode_cornernet", "decode_cornernet_lite", "decode_centernet_triplet")
 def test_pairs(case: Any) -> None:
     """Rows x1, y1, x2, y2 in cells, score, class, and the triplets' centres x, y, class, score."""
     model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
@@ -71,7 +73,8 @@ def test_pairs(case: Any) -> None:
             kernel=arguments["kernel"],
         )
         maps = heads_of(case, variant, variant["tag"], name, variant["shape"])
-        config = det.net.config
+        rules = dataclasses.replace(det.net.config.rules, no_border=arguments.get("no_border", False))
+        config = dataclasses.replace(det.net.config, rules=rules)
         size = (height, width)  # so that a pixel is a cell
         found = jax.jit(lambda m, c=config, s=size: corner_decode.candidates(m, Placed(s), config=c)[0])(maps)
         expected = case[f"{name}/detections"]
@@ -104,9 +107,14 @@ def ties_at_the_boundary(maps: dict[str, np.ndarray], k: int) -> int:
     return ties
 
 
+def merged(det: Any, maps: dict[str, Any]) -> dict[str, Any]:
+    """The maps of an image and its mirror image as `decode` takes them; those of an image alone as they are."""
+    return det.merge_flip(maps) if len(maps["tl_heat"]) == 2 else maps
+
+
 def one_scale(det: Any, maps: dict[str, np.ndarray], view: View, count: int) -> np.ndarray:
-    """Rows of one image from the maps of it and its mirror image, in its pixels."""
-    decode = jax.jit(lambda m, w: det.decode(det.merge_flip(m), Placed(view.canvas, w), count))
+    """Rows of one image from the maps of it and perhaps its mirror image, in its pixels."""
+    decode = jax.jit(lambda m, w: det.decode(merged(det, m), Placed(view.canvas, w), count))
     found = rows_of(decode(maps, jnp.asarray([view.window])))[0]
     found[:, :4] = view.xy_to_image(found[:, :4])
     return found
@@ -118,34 +126,68 @@ def several_scales(det: Any, maps: list[Any], views: list[View], scales: list[fl
     assert protocol.mirror == "maps"
     rows = []
     for of_scale, view in zip(maps, views, strict=True):
-        decode = jax.jit(lambda m, w, v=view: protocol.rows(det.merge_flip(m), Placed(v.canvas, w), count))
+        decode = jax.jit(lambda m, w, v=view: protocol.rows(merged(det, m), Placed(v.canvas, w), count))
         rows.append(rows_in_image(jax.device_get(decode(of_scale, jnp.asarray([view.window]))), 0, view))
     centers_of = {"plain": scales.index(1)} if "triplet" in det.name else {}
     merge = jax.jit(functools.partial(protocol.merge, top_k=count, **centers_of))
     return rows_of(jax.tree.map(lambda x: x[None], merge(tuple(rows))))[0]
 
 
-@each_case("postprocess_cornernet", "postprocess_centernet_triplet")
+def unmatched(found: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of both sets of rows x1, y1, x2, y2, score, class once each has its partner within 0.01 pixel."""
+    free, missing = list(range(len(found))), []
+    for row in expected:
+        fits = [
+            i
+            for i in free
+            if found[i, 5] == row[5]
+            and np.abs(found[i, :4] - row[:4]).max() <= 1e-2
+            and abs(found[i, 4] - row[4]) <= 1e-4
+        ]
+        if fits:
+            free.remove(fits[0])
+        else:
+            missing.append(row)
+    return found[free], np.array(missing)
+
+
+POSTPROCESS = {
+    "postprocess_cornernet": "cornernet_hg104",
+    "postprocess_cornernet_squeeze": "cornernet_squeeze",
+    "postprocess_centernet_triplet": "triplet_hg52",
+}
+
+
+def options_of(settings: dict[str, Any], model: str) -> dict[str, Any]:
+    """A configuration of the originals as options of the model.  CornerNet-Lite alone passes num_dets on."""
+    return {
+        "corners": settings["top_k"],
+        "distance": float(settings["ae_threshold"]),
+        "kernel": settings["nms_kernel"],
+        "nms": METHODS[settings["nms_algorithm"]],
+        "merge_exponent": float(settings["weight_exp"]) if settings["merge_bbox"] else 0.0,
+        **({"pairs": settings["num_dets"]} if model == "cornernet_squeeze" else {}),
+    }
+
+
+@each_case(*POSTPROCESS)
 def test_flip_and_soft_nms(case: Any) -> None:
     """An image and its mirror image at one or more scales: rows x1, y1, x2, y2, score, class (from 1), as sets."""
-    model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
+    model = POSTPROCESS[kind_of(case.path.name) or ""]
     seen = 0
     for name, variant in case.info["variants"].items():
         settings = variant["config"]
-        methods = {"nms": "hard", "linear_soft_nms": "linear", "exp_soft_nms": "gaussian"}
-        det = kpjax.build(
-            model,
-            num_classes=variant["classes"],
-            corners=settings["top_k"],
-            distance=float(settings["ae_threshold"]),
-            kernel=settings["nms_kernel"],
-            nms=methods[settings["nms_algorithm"]],
-            merge_exponent=float(settings["weight_exp"]) if settings["merge_bbox"] else 0.0,
-        )
+        det = kpjax.build(model, num_classes=variant["classes"], **options_of(settings, model))
         height, width = variant["image_shape"][:2]
         views = [keep_view(det.preprocess, (height, width), scale) for scale in variant["scales"]]
         maps = [
-            heads_of(case, variant, spec["tag"], f"{name}/scale{i}", [2, variant["classes"], spec["H"], spec["W"]])
+            heads_of(
+                case,
+                variant,
+                spec["tag"],
+                f"{name}/scale{i}",
+                [spec.get("B", 2), variant["classes"], spec["H"], spec["W"]],
+            )
             for i, spec in enumerate(variant["heads"])
         ]
         if variant["scales"] == [1] and not settings["merge_bbox"]:
@@ -154,24 +196,10 @@ def test_flip_and_soft_nms(case: Any) -> None:
             found = several_scales(det, maps, views, variant["scales"], settings["max_per_image"])
         found = found[found[:, 4] > 0]
         found[:, 5] += 1
-        expected = case[f"{name}/detections"]
-        free = list(range(len(found)))
-        missing = []
-        for row in expected:
-            fits = [
-                i
-                for i in free
-                if found[i, 5] == row[5]
-                and np.abs(found[i, :4] - row[:4]).max() <= 1e-2
-                and abs(found[i, 4] - row[4]) <= 1e-4
-            ]
-            if fits:
-                free.remove(fits[0])
-            else:
-                missing.append(row)
+        more, missing = unmatched(found, case[f"{name}/detections"])
         # Of corners that are level at the top-K boundary PyTorch takes any: each such tie may exchange a pair.
         ties = sum(ties_at_the_boundary(of_scale, settings["top_k"]) for of_scale in maps)
-        assert max(len(free), len(missing)) <= ties, f"{name}: {found[free]} instead of {missing}, {ties} ties"
+        assert max(len(more), len(missing)) <= ties, f"{name}: {more} instead of {missing}, {ties} ties"
         seen += 1
     assert seen
 

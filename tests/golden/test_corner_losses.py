@@ -11,15 +11,30 @@ import numpy as np
 import kpjax
 from kpjax.ops import losses
 
-from .cases import companion, each_case, fill, nhwc
+from .cases import companion, each_case, fill, kind_of, nhwc
 from .test_mmdet_losses import leaf
 from .test_mmdet_targets import image_boxes, mmdet_targets
 
 KEYPOINTS = {"tl": "tl", "br": "br", "ct": "center"}
 
 
+MODELS = {
+    "loss_cornernet": "cornernet_hg104",
+    "loss_cornernet_lite_squeeze": "cornernet_squeeze",
+    "loss_centernet_triplet": "triplet_hg52",
+}
+
+
+def has_maps(case: Any) -> bool:
+    """Whether the original's loss reads embeddings and offsets from maps, as CornerNet-Lite's does."""
+    return any("_off_" in name for name in case.arrays)
+
+
 def predictions(case: Any, example: str) -> dict[str, np.ndarray]:
-    """The reference's inputs by name ("s0_heat_tl"); embeddings and offsets come one row an object."""
+    """The reference's inputs by name ("s0_heat_tl"); embeddings and offsets ("regr") come one row an object, those of
+    CornerNet-Lite ("off") as maps.
+    """
+    lite = has_maps(case)
     shape = [case.info["dims"][key] for key in ("B", "C", "H", "W")]
     slots = case.info["dims"]["max_objects"]
     found = {}
@@ -28,38 +43,40 @@ def predictions(case: Any, example: str) -> dict[str, np.ndarray]:
         stack, kind, corner = key.split("_")
         size, low, high = {
             "heat": (shape, -11, 5),
-            "tag": ([shape[0], slots, 1], -1.5, 1.5),
+            "tag": ([shape[0], 1, *shape[2:]] if lite else [shape[0], slots, 1], -1.5, 1.5),
             "regr": ([shape[0], slots, 2], -2, 2.5),
+            "off": ([shape[0], 2, *shape[2:]], -2, 2.5),
         }[kind]
         found[key] = fill(f"{case.info['case']}/{example}/{stack}/{kind}_{corner}", size, low, high)
     return found
 
 
 def outputs_of(found: dict[str, Any], stacks: int) -> list[dict[str, Any]]:
-    """Our head maps.  Rows of objects become a map of one row of cells, in which object m lies in cell m."""
-    kinds = {"heat": "heat", "tag": "tag", "regr": "off"}
+    """Our head maps (NHWC).  Rows of objects become a map of one row of cells, in which object m lies in cell m."""
+    kinds = {"heat": "heat", "tag": "tag", "regr": "off", "off": "off"}
     outputs: list[dict[str, Any]] = [{} for _ in range(stacks)]
     for key, value in found.items():
         stack, kind, corner = key.split("_")
-        maps = jnp.moveaxis(value, 1, -1) if kind == "heat" else value[:, None]
+        maps = jnp.moveaxis(value, 1, -1) if value.ndim == 4 else value[:, None]
         outputs[int(stack[1:])][f"{KEYPOINTS[corner]}_{kinds[kind]}"] = maps
     return outputs
 
 
-@each_case("loss_cornernet", "loss_centernet_triplet")
+@each_case(*MODELS)
 def test_losses(case: Any) -> None:
     """Values to 2e-5, gradients to 1e-5 of each one's largest value."""
     dims = case.info["dims"]
-    model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
-    det = kpjax.build(model, num_classes=dims["C"])
+    det = kpjax.build(MODELS[kind_of(case.path.name) or ""], num_classes=dims["C"])
     for example in case.info["examples"]:
         mask = jnp.asarray(case[f"{example}/target/mask"] > 0)
         targets: dict[str, Any] = {"mask": mask}
         for corner in case.info["corners"]:
             name = KEYPOINTS[corner]
+            rows = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
+            cells = case[f"{example}/target/ind_{corner}"] if has_maps(case) else None
             targets |= {
                 f"{name}_heat": jnp.asarray(nhwc(case[f"{example}/target/heat_{corner}"])),
-                f"{name}_index": jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape),
+                f"{name}_index": rows if cells is None else jnp.asarray(cells, jnp.int32),
                 f"{name}_mask": mask,
                 f"{name}_off": jnp.asarray(case[f"{example}/target/regr_{corner}"]),
             }

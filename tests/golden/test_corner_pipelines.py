@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 
 import kpjax
+from kpjax.images.preprocess import Preprocess
 from kpjax.images.views import keep_view, place
 from kpjax.inference.inputs import read_image
 from kpjax.inference.program import normalise
 
 from .cases import GOLDEN, KINDS, TESTED, case_names, kind_of, load_case
+from .test_corner_decode import options_of
 from .test_pipelines import assert_matched, picture
 
 ORIGINALS = {"pipeline_cornernet": "cornernet_hg104", "pipeline_centernet_triplet52": "triplet_hg52"}
 MMDET = ("pipe_mmdet_cornernet_hg104", "pipe_synth_mmdet_cornernet_hg104")
-METHODS = {"nms": "hard", "linear_soft_nms": "linear", "exp_soft_nms": "gaussian"}
 STABLE = (1e-3, 0.1)  # score, box in pixels: of rows that the case calls stable
 BEFORE_NMS, AFTER_NMS = (5e-5, 2e-3), (1e-3, 2e-3)
 MMDET_SCORE = 0.05  # test_cfg.score_thr
@@ -54,6 +55,32 @@ def each(*kinds: str, full: bool, runs: bool = False) -> Any:
     none = [pytest.param("", "", marks=pytest.mark.skip(reason=reason), id="none")]
     mark = pytest.mark.parametrize(("name", "item"), list(found()) or none)
     return lambda test: functools.reduce(lambda t, m: m(t), [mark, *marks], test)
+
+
+def check_inputs(case: Any, item: str, preprocess: Preprocess) -> None:
+    """The network's input in every run of an image, at every scale, mirrored where the run's settings say so."""
+    image = read_image(picture(case.info["images"][item]), item)[0]
+    compared = 0
+    for run in (r for r in case.info["runs"] if r.startswith(f"{item}/")):
+        settings = {**case.info["config"], **case.info["runs"][run]["options"]}
+        scales = settings["test_scales"]
+        for i, scale in enumerate(scales):
+            prefix = run if len(scales) == 1 else f"{run}/scale{i}"
+            if f"{prefix}/input_sub" not in case.arrays:
+                continue
+            view = keep_view(preprocess, (image.shape[0], image.shape[1]), scale)
+            canvas = place(np.ascontiguousarray(image), view, preprocess)[None]
+            images = np.asarray(normalise(preprocess, canvas, np.array([view.window], np.int32)))
+            if settings.get("test_flipped", True):
+                images = np.concatenate([images, images[:, :, ::-1]])
+            images = images.transpose(0, 3, 1, 2)
+            sample = images.reshape(-1)[:: max(1, images.size // 256)][:256]
+            statistics = [images.mean(dtype=np.float64), images.std(dtype=np.float64), np.abs(images).max()]
+            rounding = 2e-6 if scale == 1 else 2e-2  # OpenCV's resize to whole grey levels
+            np.testing.assert_allclose(sample, case[f"{prefix}/input_sub"], atol=rounding)
+            np.testing.assert_allclose(statistics, case[f"{prefix}/input_stats"], atol=rounding)
+            compared += 1
+    assert compared
 
 
 def model_of(name: str) -> str:
@@ -94,11 +121,7 @@ def original(name: str) -> tuple[Any, Any, str]:
     det = kpjax.build(
         model_of(name),
         num_classes=classes_of(case.params),
-        corners=settings["top_k"],
-        distance=float(settings["ae_threshold"]),
-        kernel=settings["nms_kernel"],
-        nms=METHODS[settings["nms_algorithm"]],
-        merge_exponent=float(settings["weight_exp"]) if settings["merge_bbox"] else 0.0,
+        **options_of(settings, model_of(name)),
     )
     scales = tuple(map(float, settings["test_scales"]))
     preset = "flip" if scales == (1.0,) else "ms"

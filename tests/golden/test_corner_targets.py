@@ -14,27 +14,51 @@ from kpjax.images.resample import resample
 from kpjax.objects import Placed
 from tests.records import objects_of
 
-from .cases import each_case, fill
+from .cases import each_case, fill, kind_of
 from .test_mmdet_targets import image_boxes, mmdet_targets
 
 KEYPOINTS = {"tl": "tl", "br": "br", "ct": "center"}  # the originals' names -> ours
 
 
-def whole_image(shape: list[int], size: tuple[int, int]) -> Crop:
-    """The samplers' crop without augmentation: the square around the image's middle, for an input of `size`."""
-    height, width = shape[:2]
-    sides = jnp.full(2, max(height, width), jnp.float32)
-    center = jnp.asarray([width // 2, height // 2], jnp.float32)
-    return window_crop(center, sides, jnp.asarray(False), jnp.asarray([height, width], jnp.int32), size)
+MODELS = {
+    "targets_cornernet": "cornernet_hg104",
+    "targets_cornernet_squeeze": "cornernet_squeeze",
+    "targets_centernet_triplet": "triplet_hg52",
+}
+
+
+def windows(case: Any) -> list[tuple[list[int], list[int]]]:
+    """Centre and sides, x y, of each image's crop, without scaling and mirror: the window of the case's draws [low,
+    high, value] of x and y, or, where nothing was drawn, the square around the image's middle.
+    """
+    draws: list[list[int]] = case.info.get("draws") or []
+    drawn, found = iter(draws), []
+    for image in case.info["images"]:
+        height, width = image["shape"][:2]
+        if draws:
+            found.append(([next(drawn)[2], next(drawn)[2]], case.info["config"]["input_size"][::-1]))
+        else:
+            found.append(([width // 2, height // 2], [max(height, width)] * 2))
+    return found
+
+
+def crops(case: Any) -> list[Crop]:
+    """The crop of each image; see `windows`."""
+    size, found = tuple(case.info["config"]["input_size"]), []
+    for image, (center, sides) in zip(case.info["images"], windows(case), strict=True):
+        extent = jnp.asarray(image["shape"][:2], jnp.int32)
+        window = jnp.asarray(center, jnp.float32), jnp.asarray(sides, jnp.float32)
+        found.append(window_crop(*window, jnp.asarray(False), extent, size))
+    return found
 
 
 def detector_of(case: Any) -> Any:
-    model = "triplet_hg52" if "triplet" in case.path.name else "cornernet_hg104"
     config = case.info["config"]
+    model = MODELS[kind_of(case.path.name) or ""]
     return kpjax.build(model, num_classes=config["categories"], overlap=float(config["gaussian_iou"]))
 
 
-@each_case("targets_cornernet", "targets_centernet_triplet")
+@each_case(*MODELS)
 def test_targets(case: Any) -> None:
     """Cells, masks and the heatmaps' support exactly, heatmaps to 1e-6, offsets to 1e-5."""
     det = detector_of(case)
@@ -42,13 +66,13 @@ def test_targets(case: Any) -> None:
     slots = case["mask"].shape[1]
     encode = jax.jit(lambda objects: det.encode(objects, Placed(size)))
     seen = 0
-    for i, image in enumerate(case.info["images"]):
+    for i, (crop, (_, sides)) in enumerate(zip(crops(case), windows(case), strict=True)):
         rows = case[f"input/boxes_{i}__f64"][:slots]
         boxes, labels = np.zeros((slots, 4), np.float32), np.zeros(slots, np.int32)
-        geometry = whole_image(image["shape"], size).geometry
+        geometry = crop.geometry
         # In float64, as the sampler's own: this test is of `encode`, not of what float32 loses before it.
-        start, side = np.asarray(geometry.source, np.float64), float(max(image["shape"][:2]))
-        boxes[: len(rows)] = (rows[:, :4] - np.tile(start, 2)) * np.tile(np.array(size[::-1]) / side, 2)
+        start, ratio = np.asarray(geometry.source, np.float64), np.array(size[::-1]) / np.array(sides)
+        boxes[: len(rows)] = (rows[:, :4] - np.tile(start, 2)) * np.tile(ratio, 2)
         labels[: len(rows)] = rows[:, 4] - 1
         if len(rows):
             on_device = geometry.move(objects_of(jnp.asarray(rows[:, :4], jnp.float32), rows[:, 4].astype(np.int32)))
@@ -72,11 +96,10 @@ def test_targets(case: Any) -> None:
     assert seen
 
 
-@each_case("targets_cornernet", "targets_centernet_triplet")
+@each_case(*MODELS)
 def test_inputs(case: Any) -> None:
     """The sampler's crop and resize on the device: within OpenCV's rounding to whole grey levels."""
     det = detector_of(case)
-    size = tuple(case.info["config"]["input_size"])
 
     @jax.jit
     def sample(image: Any, crop: Crop) -> Any:
@@ -84,9 +107,9 @@ def test_inputs(case: Any) -> None:
         return det.preprocess.normalise(resample(image, crop.extent, crop.ys, crop.xs, border))
 
     found = []
-    for spec in case.info["images"]:
+    for spec, crop in zip(case.info["images"], crops(case), strict=True):
         bgr = fill(spec["tag"], spec["shape"], 0, 256).astype(np.uint8)
-        found.append(np.moveaxis(np.asarray(sample(bgr[..., ::-1].copy(), whole_image(spec["shape"], size))), -1, 0))
+        found.append(np.moveaxis(np.asarray(sample(bgr[..., ::-1].copy(), crop)), -1, 0))
     images = np.stack(found)
     np.testing.assert_allclose(images[:, :, ::37, ::41], case["image_sub"], atol=2e-2)
     statistics = np.array([images.mean(dtype=np.float64), images.std(dtype=np.float64), np.abs(images).max()])

@@ -19,7 +19,7 @@ import kpjax
 from kpjax.detectors import extreme
 from kpjax.detectors.extreme_targets import KEYPOINTS, Gaussians, targets_at
 from kpjax.extreme_points import EXTREME_POINTS
-from kpjax.images.geometry import Crop, shrink_border, square_crop, window_crop
+from kpjax.images.geometry import shrink_border, square_crop
 from kpjax.images.resample import resample
 from kpjax.images.views import keep_view, place
 from kpjax.inference.engine import rows_in_image
@@ -30,8 +30,9 @@ from kpjax.ops.extremes import aggregate_edges
 from tests.records import objects_of
 
 from .cases import each_case, fill, load_case, nhwc
-from .test_corner_decode import power
-from .test_corner_pipelines import METHODS, each
+from .test_corner_decode import METHODS, power
+from .test_corner_pipelines import check_inputs, each
+from .test_corner_targets import crops
 from .test_hourglass_forward import forward, original_names
 from .test_pipelines import picture
 
@@ -71,19 +72,6 @@ def test_network(case: Any) -> None:
 def detector_of(case: Any) -> Any:
     config = case.info["config"]
     return kpjax.build("extremenet_hg104", config["categories"], overlap=float(config["gaussian_iou"]))
-
-
-def crops(case: Any) -> list[Crop]:
-    """The crop of each image, from the case's draws [low, high, value] of x and y; without scaling and mirror."""
-    size = tuple(case.info["config"]["input_size"])
-    drawn = iter(case.info["draws"])
-    sides = jnp.asarray(size[::-1], jnp.float32)
-    found = []
-    for image in case.info["images"]:
-        center = jnp.asarray([next(drawn)[2], next(drawn)[2]], jnp.float32)
-        extent = jnp.asarray(image["shape"][:2], jnp.int32)
-        found.append(window_crop(center, sides, jnp.asarray(False), extent, size))
-    return found
 
 
 @each_case("targets_extremenet")
@@ -371,24 +359,7 @@ def test_flip_soft_nms_and_ghosts(case: Any) -> None:
 
 @each(PIPELINE, full=False)
 def test_pipeline_input(name: str, item: str) -> None:
-    case = load_case(name)
-    image = read_image(picture(case.info["images"][item]), item)[0]
-    preprocess = kpjax.build("extremenet_hg104").preprocess
-    for run in (r for r in case.info["runs"] if r.startswith(f"{item}/")):
-        scales = {**case.info["config"], **case.info["runs"][run]["options"]}["test_scales"]
-        for i, scale in enumerate(scales):
-            prefix = run if len(scales) == 1 else f"{run}/scale{i}"
-            if f"{prefix}/input_sub" not in case.arrays:
-                continue
-            view = keep_view(preprocess, (image.shape[0], image.shape[1]), scale)
-            canvas = place(np.ascontiguousarray(image), view, preprocess)[None]
-            images = np.asarray(normalise(preprocess, canvas, np.array([view.window], np.int32)))
-            images = np.concatenate([images, images[:, :, ::-1]]).transpose(0, 3, 1, 2)
-            sample = images.reshape(-1)[:: max(1, images.size // 256)][:256]
-            statistics = [images.mean(dtype=np.float64), images.std(dtype=np.float64), np.abs(images).max()]
-            rounding = 2e-6 if scale == 1 else 2e-2  # OpenCV's resize to whole grey levels
-            np.testing.assert_allclose(sample, case[f"{prefix}/input_sub"], atol=rounding)
-            np.testing.assert_allclose(statistics, case[f"{prefix}/input_stats"], atol=rounding)
+    check_inputs(load_case(name), item, kpjax.build("extremenet_hg104").preprocess)
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ import pytest
 import kpjax
 from kpjax.nn.pooling import corner_pool
 
-from .cases import each_case, nhwc
+from .cases import each_case, kind_of, nhwc
 from .test_forward import CTDET_HEADS, TOLERANCE, check_between, close
 
 pytestmark = pytest.mark.golden_full
@@ -50,7 +50,8 @@ def original_names(det: Any, ours: dict[str, Any]) -> dict[str, Any]:
     """princeton-vl's and xingyizhou's module names -> our outputs."""
     config = det.net.config
     last = config.blocks[0] - 1
-    named = {"pre.0": ours["backbone/stem"], "pre": ours["backbone/stem_residual"]}
+    stem = "stem_residual2" if "backbone/stem_residual2" in ours else "stem_residual"
+    named = {"pre.0": ours["backbone/stem"], "pre": ours[f"backbone/{stem}"]}
     for i in range(config.stacks):
         stack = f"backbone/hourglass{i}"
         named |= {f"kps.{i}": ours[stack], f"cnvs.{i}": ours[f"backbone/out{i}"]}
@@ -70,6 +71,15 @@ def original_names(det: Any, ours: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
+def lite_names(det: Any, ours: dict[str, Any]) -> dict[str, Any]:
+    """CornerNet-Lite's names for the same modules."""
+    named = {}
+    for name, value in original_names(det, ours).items():
+        pool = re.fullmatch(r"(tl|br)_cnvs(\.\d)", name)
+        named[f"{pool[1]}_modules{pool[2]}" if pool else f"hg.{re.sub('^kps', 'hgs', name)}"] = value
+    return named
+
+
 def mmdet_names(det: Any, ours: dict[str, Any]) -> dict[str, Any]:
     named = {"backbone.stem": ours["backbone/stem_residual"]}
     for i in range(det.net.config.stacks):
@@ -84,17 +94,25 @@ def mmdet_names(det: Any, ours: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-@each_case("cornernet_hourglass104", "centernet_triplet_hourglass52", "centernet_triplet_hourglass104")
+CORNER_MODELS = {
+    "cornernet_hourglass104": "cornernet_hg104",
+    "cornernet_lite_hourglass104": "cornernet_hg104",
+    "cornernet_squeeze": "cornernet_squeeze",
+    "centernet_triplet_hourglass52": "triplet_hg52",
+    "centernet_triplet_hourglass104": "triplet_hg104",
+}
+
+
+@each_case(*CORNER_MODELS)
 def test_corner_family(case: Any) -> None:
-    kind = case.path.name
-    model = "cornernet_hg104" if kind.startswith("cornernet") else f"triplet_hg{104 if 'hourglass104' in kind else 52}"
+    model = CORNER_MODELS[kind_of(case.path.name) or ""]
     det, outputs, between = forward(case, model)
     for name in (n for n in case.arrays if n.startswith("out/")):
         expected = case[name]
         found = np.moveaxis(np.asarray(outputs[-1][CORNER_HEADS[name.removeprefix("out/")]]), -1, 1)
         worst = np.abs(found - expected).max() / np.abs(expected).max()
         assert worst <= 2e-5, f"{name}: {worst:.1e}"
-    named = original_names(det, between)
+    named = (lite_names if "hg.pre" in case.info["intermediates"]["modules"] else original_names)(det, between)
     for module, spec in case.info["intermediates"]["modules"].items():
         found = np.moveaxis(np.asarray(named[module]), -1, 1)
         assert list(found.shape) == spec["shape"], module

@@ -82,6 +82,20 @@ def test_best_points(kernel: int) -> None:
         best_points(heat, offset, tag, 5, 5)
 
 
+def test_points_on_a_border_are_none() -> None:
+    """They are dropped after the best are taken, and leave fewer; no pair has one of them."""
+    heat = np.zeros((1, 4, 5, 1), np.float32)
+    heat[0, [0, 2, 2, 3], [3, 0, 2, 4], 0] = [0.9, 0.8, 0.7, 0.6]
+    heads = (heat, np.full((1, 4, 5, 2), 0.5, np.float32), np.zeros((1, 4, 5, 1), np.float32))
+    inner = best_points(*heads, 4, 1, without=(0, 0))
+    np.testing.assert_allclose(inner.scores, [[-1, -1, 0.7, 0.6]])
+    outer = best_points(*heads, 4, 1, without=(3, 4))
+    np.testing.assert_allclose(outer.scores, [[0.9, 0.8, 0.7, -1]])
+    found = pair_corners(inner, outer, 0.5, 16)
+    rows = np.asarray(found.boxes)[np.asarray(found.scores) > -1]
+    np.testing.assert_allclose(rows, [[2.5, 2.5, 2.5, 2.5]])  # (2.5, 2.5) with itself; (4.5, 3.5) lies beyond it
+
+
 def test_a_box_needs_a_centre_in_its_middle() -> None:
     """Middle third up to 150 x 150, middle fifth above; borders do not count; the first centre that fits."""
     small, large = [0, 0, 150, 150], [0, 0, 200, 200]
