@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import functools
 import json
 import os
@@ -41,7 +42,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kpjax.objects import OBJECT, Objects, Placed
+from kpjax.extreme_points import BOTTOM, LEFT, RIGHT, TOP
+from kpjax.objects import OBJECT, VISIBLE, Objects, Placed
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -67,6 +69,14 @@ def random_objects(count: int, classes: int, size: tuple[int, int]) -> tuple[np.
     return np.concatenate([corner, other], 1).astype(np.float32), rng.integers(0, classes, count)
 
 
+def extreme_points(boxes: np.ndarray) -> np.ndarray:
+    """The middles of the sides of boxes (..., 4), as those of ellipses: (..., 4, 2), in the order of ExtremeNet's."""
+    x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    of = {TOP: (x, y1), LEFT: (x1, y), BOTTOM: (x, y2), RIGHT: (x2, y)}
+    return np.stack([np.stack(of[kind], -1) for kind in range(4)], -2).astype(np.float32)
+
+
 def planted_heads(
     detector: Detector, like: dict[str, Any], boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], seed: int
 ) -> dict[str, np.ndarray]:
@@ -78,9 +88,12 @@ def planted_heads(
     mirrored = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], 1)
     both = np.stack([boxes, mirrored]).astype(np.float32)
     objects = Objects(both, np.stack([labels] * 2), np.full((2, len(labels)), OBJECT, np.int32))
+    if detector.outlines:
+        points = extreme_points(both)
+        objects = dataclasses.replace(objects, points=points, seen=np.full(points.shape[:-1], VISIBLE, np.int32))
     truth = jax.device_get(jax.jit(lambda x: true_heads(detector, x, size))(objects))
     config: Any = detector.net.config  # type: ignore[attr-defined]
-    probabilities = getattr(config.rules, "probabilities", False)  # what mmdetection's heatmap holds
+    probabilities = getattr(getattr(config, "rules", None), "probabilities", False)  # what mmdetection's heatmap holds
     heads = {}
     for name, shape in {name: x.shape for name, x in like.items()}.items():
         views = truth[name] if shape[0] > 1 else truth[name][:1]
