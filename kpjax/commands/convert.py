@@ -159,7 +159,7 @@ def _left_out(weights: convert.Weights) -> str:
 
 def _hint(model: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """Which model the file is of instead, or what it holds where it is of none."""
-    builders = {name: functools.partial(_build, name, options) for name in MODELS}
+    builders = {name: _builder(name, tuple(options.items())) for name in MODELS}
     if convert.is_backbone(state_dict):
         return (
             "; the models here know a backbone alone in it, as of an ImageNet classifier: --config.init_from takes it"
@@ -180,6 +180,12 @@ def _hint(model: str, state_dict: Mapping[str, Any], options: Mapping[str, Any])
     none = "it looks like none of the models here, " if 2 * near.known < len(state_dict) else ""
     lacks = f" and misses {near.missing}" if near.missing else ""
     return f"; {none}the nearest is {near.model}, which has {near.known} of its {len(state_dict)} names{lacks}{holds}"
+
+
+@functools.cache
+def _builder(name: str, options: tuple[tuple[str, Any], ...]) -> Callable[[int], Detector]:
+    """The same function for the same model: what `kpjax.convert` learns of it takes seconds, and is kept."""
+    return functools.partial(_build, name, dict(options))
 
 
 def _build(name: str, options: Mapping[str, Any], classes: int) -> Detector:

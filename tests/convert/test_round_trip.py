@@ -95,7 +95,8 @@ def accepted(path: pathlib.Path, annotations: pathlib.Path) -> int:
 def eval_arguments(folder: pathlib.Path, model: str, images: pathlib.Path, annotations: pathlib.Path) -> list[str]:
     config = folder / "config.py"
     config.write_text(CONFIG.format(model=model, images=str(images), annotations=str(annotations)))
-    return ["eval.py", "--config", str(config), "--checkpoint", str(folder / "imported"), "--batch", "2"]
+    stretched = ["--config.eval.resolution=fixed"] if model.startswith("ttfnet") else []
+    return ["eval.py", "--config", str(config), "--checkpoint", str(folder / "imported"), "--batch", "2", *stretched]
 
 
 def test_the_lists_name_every_model() -> None:

@@ -88,7 +88,16 @@ def check(detector: kpjax.Detector, size: tuple[int, int], preset: str, folder: 
     return session
 
 
-@pytest.mark.parametrize("name", [name for name in kpjax.list_models() if name != "cornernet_saccade"])
+# One of each method and backbone in the default run; CornerNet-Saccade has no form in ONNX.
+QUICK = ("centernet_r18", "centernet_dla34_pose", "centernet_r18_3d", "ttfnet_r18", "cornernet_squeeze", "extremenet_hg104")
+MODELS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in kpjax.list_models()
+    if name != "cornernet_saccade"
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_every_model(name: str, tmp_path: pathlib.Path) -> None:
     detector = narrow(name)
     size = (64 - detector.less, 96 - detector.less)

@@ -145,6 +145,7 @@ def model(folder: pathlib.Path) -> pathlib.Path:
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(folder: pathlib.Path, model: pathlib.Path) -> None:
     rows = {}
     for count in (1, 2):

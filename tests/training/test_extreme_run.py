@@ -114,6 +114,7 @@ def train(folder: pathlib.Path, workdir: pathlib.Path, broken_at: int = 0) -> No
     assert run(config, str(workdir), train_source=source, batches=feed).finished
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_whole_one(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_checking_the_data_looks_at_the_points(folder: pathlib.Path, tmp_path: p
     assert "training would run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(folder: pathlib.Path) -> None:
     detector = kpjax.build("extremenet_hg104", len(shapes.CLASSES), **OPTIONS)
     save_inference(str(folder / "model"), detector, random_variables(detector.net, 63, 63), shapes.CLASSES)

@@ -241,7 +241,7 @@ def assert_refused(ended: Ended, workdir: pathlib.Path) -> None:
     assert not [line for line in ended.out if line.startswith("step ")]
 
 
-@pytest.mark.parametrize("started", ["together", "later"])
+@pytest.mark.parametrize("started", [pytest.param("together", marks=pytest.mark.slow), "later"])
 def test_two_runs_in_one_work_directory(folder: pathlib.Path, alone: pathlib.Path, started: str) -> None:
     """The first one's result is bitwise that of a lone run; the second ends at once, in one line."""
     command = arguments(folder, started)
@@ -256,6 +256,7 @@ def test_two_runs_in_one_work_directory(folder: pathlib.Path, alone: pathlib.Pat
     assert_as_alone(folder / started, alone)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_forced_out_stops_and_the_other_ends_as_a_lone_one(
     folder: pathlib.Path, alone: pathlib.Path
 ) -> None:

@@ -106,6 +106,7 @@ def train(folder: pathlib.Path, workdir: pathlib.Path, broken_at: int = 0) -> No
     assert run(config, str(workdir), train_source=source, batches=feed).finished
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_whole_one(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
