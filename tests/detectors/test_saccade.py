@@ -65,7 +65,7 @@ def test_training_sees_what_the_test_does() -> None:
     config.augment.height = config.augment.width = 63
     assert from_config(config, 3).view == 63
     config.augment.width = 95
-    with pytest.raises(ConfigError, match=r"are 63 and 95, sizes \(\), and cornernet_saccade looks at squares of 63 pixels"):
+    with pytest.raises(ConfigError, match=r"63 and 95, .* cornernet_saccade looks at squares of 63 pixels"):
         from_config(config, 3)
 
 

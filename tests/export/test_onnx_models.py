@@ -89,7 +89,14 @@ def check(detector: kpjax.Detector, size: tuple[int, int], preset: str, folder: 
 
 
 # One of each method and backbone in the default run; CornerNet-Saccade has no form in ONNX.
-QUICK = ("centernet_r18", "centernet_dla34_pose", "centernet_r18_3d", "ttfnet_r18", "cornernet_squeeze", "extremenet_hg104")
+QUICK = (
+    "centernet_r18",
+    "centernet_dla34_pose",
+    "centernet_r18_3d",
+    "ttfnet_r18",
+    "cornernet_squeeze",
+    "extremenet_hg104",
+)
 MODELS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in kpjax.list_models()
