@@ -1,11 +1,9 @@
-"""3D boxes, trained: on one device and on eight, interrupted, evaluated by two processes, and what is refused."""
+"""3D boxes: evaluated by two processes, detected with the cameras of images, and what is refused."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,23 +13,16 @@ from PIL import Image
 import kpjax
 import kpjax.training.run
 from detect import main as detect_main
-from kpjax.checkpoint.scores import read_metrics
 from kpjax.checkpoint.weights import save_inference
 from kpjax.config import Config
 from kpjax.data.kitti_files import read_objects
-from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
-from kpjax.detectors.base import Detector
 from kpjax.errors import ConfigError, DataError
 from kpjax.metrics import kitti
-from kpjax.objects import Solid
 from kpjax.training.run import run
 from tests.distributed.processes import run as run_processes
 from tests.kitti_folder import write_kitti
-from tests.programs import same_arrays, stored
-from tests.tiny import OPTIONS, TwoLayers, random_batch, random_variables, tiny_config
-
-from .test_step import largest_difference, trained
+from tests.tiny import OPTIONS, random_variables
 
 CLASSES = ("Pedestrian", "Car", "Cyclist")
 CONFIG = """
@@ -70,67 +61,6 @@ def config_of(folder: pathlib.Path) -> Config:
     names: dict[str, Any] = {}
     exec(compile((folder / "config.py").read_text(), "config.py", "exec"), names)
     return names["get_config"]()
-
-
-def two_layers(classes: int = len(CLASSES)) -> Detector:
-    """3D boxes around a network that compiles in a second."""
-    detector = kpjax.build("centernet_r18_3d", classes, **OPTIONS)
-    heads = (("depth", 1), ("rotation", 8), ("size3d", 3))
-    return dataclasses.replace(detector, net=TwoLayers(classes=classes, more=heads))
-
-
-def test_eight_devices_equal_one() -> None:
-    config = tiny_config()
-    config.augment.kind, config.augment.shift_probability = "shift", 0.5
-    config.optim.name, config.optim.lr = "sgd", 1e-3
-    rng, batches = np.random.default_rng(0), []
-    for step in range(2):
-        batch = random_batch(config.batch, step)
-        shape = batch["objects"].labels.shape
-        solid = Solid(
-            depth=rng.uniform(5, 40, shape).astype(np.float32),
-            size=rng.uniform(1, 4, (*shape, 3)).astype(np.float32),
-            orientation=rng.uniform(-np.pi, np.pi, shape).astype(np.float32),
-        )
-        batches.append(batch | {"objects": dataclasses.replace(batch["objects"], solid=solid)})
-    alone, metrics = trained(config, two_layers(), batches=batches)
-    divided, of_eight = trained(config, two_layers(), devices=8, fsdp=2, batches=batches)
-    assert largest_difference(alone[-1].params, alone[0].params) > 1e-3
-    assert largest_difference(alone[-1].params, divided[-1].params) < 2e-5
-    for one, eight in zip(metrics, of_eight, strict=True):
-        for part in ("loss", "depth", "rotation", "size3d"):
-            assert eight[part] == pytest.approx(one[part], rel=1e-5)
-
-
-def train(folder: pathlib.Path, workdir: pathlib.Path, broken_at: int = 0) -> None:
-    """Without TensorFlow.  broken_at: the step whose batch cannot be read."""
-    config = config_of(folder)
-    source = open_source(config.data, "train", solid=True)
-
-    def feed(start: int) -> Iterator[dict[str, Any]]:
-        batches = memory_batches(source, config.data, batch=config.batch, seed=config.seed, start_step=start)
-        for number, batch in enumerate(batches, start):
-            if broken_at and number == broken_at:
-                raise DataError("the disk is gone")
-            yield batch
-
-    assert run(config, str(workdir), train_source=source, batches=feed).finished
-
-
-def test_an_interrupted_run_ends_as_the_whole_one(
-    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And what it measures on the way is KITTI's."""
-    monkeypatch.setattr(kpjax.training.run, "from_config", lambda config, classes, points=None: two_layers(classes))
-    train(folder, tmp_path / "whole")
-    with pytest.raises(DataError, match="the disk is gone"):
-        train(folder, tmp_path / "parts", broken_at=3)
-    train(folder, tmp_path / "parts")
-    assert same_arrays(stored(tmp_path / "whole"), stored(tmp_path / "parts"))
-    for name in ("whole", "parts"):
-        lines = read_metrics(str(tmp_path / name))
-        (line,) = [line for line in lines if line["kind"] == "eval"]
-        assert {"AP", "Car/2d@0.70/moderate/R40", "Cyclist/3d@0.25/hard/R11"} <= set(line)
 
 
 @pytest.fixture(scope="module")
