@@ -51,12 +51,12 @@ def get_config():
 class Method:
     """One model, small, and what its tests need to know.
 
-    options: of the model; sides, stride: of the inputs and maps of `two_layers`, the network of one convolution.
-    heads: its heads for so many classes and points.  data: makes a folder's data set.  kind: of the crops.  settings: further lines of its
-    configuration.  needs: of `open_source`.  batch: puts into random objects what the method learns.  parts: of the
-    loss.  measured: figures of an evaluation.  found: fields of a detection beside box and score, with the largest
-    difference between one process and two.  biases, seed: added to heads of random weights, and how those are drawn, so
-    that they find something.
+    options: of the model.  sides, stride: of the inputs and maps of `two_layers`, the network of one convolution.
+    heads: its heads for so many classes and points.  data: makes a folder's data set.  kind: of the crops.
+    settings: further lines of its configuration.  needs: of `open_source`.  batch: puts into random objects what the
+    method learns.  parts: of the loss.  measured: figures of an evaluation.  found: fields of a detection beside box
+    and score, with the largest difference between one process and two.  biases, seed: added to heads of random
+    weights, and how those are drawn, so that they find something.
     """
 
     model: str
