@@ -54,9 +54,10 @@ class Method:
     options: of the model.  sides, stride: of the inputs and maps of `two_layers`, the network of one convolution.
     heads: its heads for so many classes and points.  data: makes a folder's data set.  kind: of the crops.
     settings: further lines of its configuration.  needs: of `open_source`.  batch: puts into random objects what the
-    method learns.  parts: of the loss.  measured: figures of an evaluation.  found: fields of a detection beside box
-    and score, with the largest difference between one process and two.  biases, seed: added to heads of random
-    weights, and how those are drawn, so that they find something.
+    method learns.  parts: of the loss; close: how near those of one device and of eight are, relatively.  measured:
+    figures of an evaluation.  found: fields of a detection beside box and score, with the largest difference between
+    one process and two.  biases, seed: added to heads of random weights, and how those are drawn, so that they find
+    something.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Method:
     found: dict[str, float] = dataclasses.field(default_factory=dict)
     biases: dict[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    close: float = 1e-5
 
     @property
     def less(self) -> int:

@@ -49,7 +49,7 @@ def test_eight_devices_equal_one(name: str) -> None:
     assert largest_difference(alone[-1].params, divided[-1].params) < 2e-5
     for one, eight in zip(metrics, of_eight, strict=True):
         for part in method.parts:
-            assert eight[part] == pytest.approx(one[part], rel=1e-4, abs=1e-6), part
+            assert eight[part] == pytest.approx(one[part], rel=method.close, abs=1e-6), part
 
 
 def train(method: Method, folder: pathlib.Path, workdir: pathlib.Path, broken_at: int = 0) -> None:
