@@ -9,7 +9,7 @@ SHELL := bash
 .PHONY: demo test test-full format soak golden-full clean
 
 PYTHON ?=
-MODEL ?= r18
+MODEL ?= ttf
 CONFIG ?= configs/shapes_$(MODEL).py
 SEED ?= 0
 WORK ?= workdir/demo

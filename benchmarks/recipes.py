@@ -3,7 +3,7 @@
     python benchmarks/recipes.py --shapes --out runs/of_shapes --steps 1800
     python benchmarks/recipes.py --data photos --out runs/of_photos --minutes 25 --seeds 2
     python benchmarks/recipes.py --train DATA/images train.json --val DATA/images val.json --out runs/of_mine \\
-        --minutes 25 --settings mine.py --only small ttf ttf_mosaic
+        --minutes 25 --settings mine.py --only small own own_mosaic
 
 The data are drawn shapes, a folder as `kpjax train --data` takes it, or two folders of images with their COCO files.
 --settings names a Python file with settings(steps): name -> arguments of train.py, the base's --config=... first and
@@ -40,7 +40,7 @@ from kpjax.commands.flags import config_of
 from kpjax.config import Config, SplitConfig, from_json
 from kpjax.data.opening import open_source
 from kpjax.errors import ConfigError, UserError
-from kpjax.training.choices import SMALL, Machine, Wishes, choose, facts_of
+from kpjax.training.choices import Machine, Wishes, choose, facts_of, own_options
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = ROOT / "benchmarks" / "recipe_settings.py"
@@ -194,7 +194,7 @@ def splits_of(args: argparse.Namespace) -> tuple[SplitConfig, SplitConfig]:
     if args.data:
         # Called again it takes what it chose before, or refuses other data.
         chosen = args.out / "folder"
-        of_model = ["--model", "centernet_r18", "--workdir", str(chosen), "--dry-run"]
+        of_model = ["--model", "ttfnet_r18", "--workdir", str(chosen), "--dry-run"]
         call(["train", *(f"--data={pathlib.Path(path).resolve()}" for path in args.data), *of_model])
         data = config_of(str(chosen / "config.py")).data
         if not data.val.annotations:
@@ -217,7 +217,7 @@ def data_arguments(train_split: SplitConfig, val_split: SplitConfig, size: int) 
     config = Config()
     config.data.train, config.data.val = train_split, val_split
     facts = facts_of(open_source(config.data, "train"), len(open_source(config.data, "val")))
-    chosen = choose(facts, Machine("cpu", 1, 0), Wishes(size=size), "centernet_r18", SMALL, "").config
+    chosen = choose(facts, Machine("cpu", 1, 0), Wishes(size=size), "ttfnet_r18", own_options(small=True), "").config
     print(
         f"{facts.images} images for training and {facts.val_images} for evaluation, at {chosen.augment.height} pixels"
     )

@@ -4,30 +4,23 @@
     python -m kpjax voc --root DATA/bccd --list ImageSets/Main/train.txt --out runs/bccd_train.json
     python -m kpjax voc --root DATA/bccd --list ImageSets/Main/val.txt --out runs/bccd_val.json
     python train.py --config configs/bccd_finetune.py --workdir runs/bccd_finetune \\
-        --config.init_from=workdir/demo/shapes_r18-0 \\
+        --config.init_from=workdir/demo/shapes_ttf-0 \\
         --config.data.train.images=DATA/bccd/JPEGImages --config.data.train.annotations=runs/bccd_train.json \\
         --config.data.val.images=DATA/bccd/JPEGImages --config.data.val.annotations=runs/bccd_val.json
 
 Without --config.init_from the same network starts from random weights; docs/recipes.md compares the two.  The
-model's options are those of configs/shapes_r18.py; only the class head, for three classes and not five,
-starts from random weights.
+model and the optimiser are those of configs/own.py and configs/shapes_ttf.py; only the class head, for three classes
+and not five, starts from random weights.
 """
 
 from kpjax.config import Config, recipe
 
 
 def get_config() -> Config:
-    config = Config(batch=8, steps=600)
-    config.model = recipe("shapes_r18").model  # the network of the demo, whose weights it starts from
-    config.data.canvas = 640
+    config = recipe("own")
+    config.steps = 600
     config.data.max_boxes = 64
-    config.augment.height = config.augment.width = 256
-    config.optim.lr = 1e-3
-    config.optim.lr_batch = 8
-    config.optim.drops = (0.8,)
     config.optim.warmup_steps = 30
     config.optim.ema = 0.98
-    config.eval.resolution = "fixed"
-    config.eval.every = 100
-    config.checkpoint.every = 200
+    config.eval.every = 200
     return config

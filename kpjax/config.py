@@ -176,15 +176,18 @@ class AugmentConfig:
 class OptimConfig:
     """Optimiser, learning rate and what limits a step."""
 
-    name: str = "adam"  # "adam", "adamw" or "sgd"
+    name: str = "adam"  # "adam", "adamw", "muon" or "sgd"
     lr: float = 1.25e-4
     momentum: float = 0.9  # sgd
-    # sgd and adam: added to the gradient (L2), as PyTorch's optimisers do; adamw: decoupled, and of kernels alone
+    # sgd and adam: added to the gradient (L2), as PyTorch's optimisers do; adamw and muon: decoupled, of kernels alone
     weight_decay: float = 0.0
-    schedule: str = "step"  # "step": times `gamma` at each of `drops`; "cosine": to `final_lr` at the last step
+    # "step": times `gamma` at each of `drops`; "cosine": to `final_lr` at the last step; "wsd" (warm-up, stable,
+    # decay): lr up to the fraction `hold` of the run, then in a straight line to `final_lr` at the last step
+    schedule: str = "step"
     drops: tuple = ()  # fractions of the run, e.g. (90 / 140, 120 / 140)
     gamma: float = 0.1
-    final_lr: float = 0.0  # cosine: the rate after the last step as a fraction of lr
+    final_lr: float = 0.0  # cosine and wsd: the rate after the last step as a fraction of lr
+    hold: float = 0.0  # wsd
     warmup_steps: int = 0
     warmup_start: float = 0.0  # the first step's rate as a fraction of lr
     clip: float = 0.0  # largest global gradient norm; 0: none
@@ -277,8 +280,8 @@ class Config:
             ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "scale", "object", "none")),
             ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
             ("model.freeze_bn", self.model.freeze_bn, ("none", "trunk", "all")),
-            ("optim.name", self.optim.name, ("adam", "adamw", "sgd")),
-            ("optim.schedule", self.optim.schedule, ("step", "cosine")),
+            ("optim.name", self.optim.name, ("adam", "adamw", "muon", "sgd")),
+            ("optim.schedule", self.optim.schedule, ("step", "cosine", "wsd")),
             ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
             ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
             ("eval.preset", self.eval.preset, ("na", "flip", "ms", "first")),
@@ -338,6 +341,7 @@ class Config:
             ("optim.bias_lr", self.optim.bias_lr, 0.0, 100.0),
             ("optim.trunk_lr", self.optim.trunk_lr, 0.0, 1.0),
             ("optim.final_lr", self.optim.final_lr, 0.0, 1.0),
+            ("optim.hold", self.optim.hold, 0.0, 1.0),
             ("optim.ema_tau", self.optim.ema_tau, 0.0, 1e9),
             ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
             ("optim.clip", self.optim.clip, 0.0, 1e9),

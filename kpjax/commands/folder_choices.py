@@ -27,10 +27,19 @@ from kpjax.datasets.folders import Folder, Joined, join, open_folder
 from kpjax.detectors import MODELS, build, data_needed, from_config
 from kpjax.errors import ConfigError, DataError
 from kpjax.objects import UNLABELLED
-from kpjax.training.choices import SMALL, Choices, Wishes, choose, choose_steps, facts_of, set_steps, steps_in_time
+from kpjax.training.choices import (
+    Choices,
+    Wishes,
+    choose,
+    choose_steps,
+    facts_of,
+    own_options,
+    set_steps,
+    steps_in_time,
+)
 from kpjax.training.step_speed import this_machine, try_step
 
-BOXES, POSE, SOLID = "centernet_r18", "centernet_r18_pose", "centernet_r18_3d"
+BOXES, POSE, SOLID = "ttfnet_r18", "centernet_r18_pose", "centernet_r18_3d"
 DATA = "data"  # folder of the work directory
 _FITS = 0.9  # least share of a file's names and sizes that make it one of a model
 _LINES = 6  # of notes and of oddities that are shown
@@ -59,13 +68,16 @@ def choose_for(paths: Sequence[str], wishes: Wishes, workdir: str, begun: float)
         if wishes.model or model != SOLID:
             raise
         print(f"note     boxes in the image alone: {error}")
-        model, why = BOXES, "boxes; not all objects are known in 3D"
+        model, why = BOXES, "boxes; not all objects are known in 3D; the smallest TTFNet"
         data, source, val = _open(model, joined, folders, workdir)
     facts, machine = facts_of(source, 0 if val is None else len(val)), this_machine()
-    if model == BOXES and not wishes.model and not wishes.init_from and machine.platform == "cpu":
-        options = dict(SMALL)
-        why += f"; of half its width, which learns more in a CPU's minutes: --model {BOXES} has the whole"
-    chosen = choose(facts, machine, wishes, model, options, why)
+    if model == BOXES and options is None:
+        small = machine.platform == "cpu" and not wishes.init_from
+        options = own_options(small)
+        why += (
+            f", of half its width, which learns more in a CPU's minutes: --model {BOXES} has the whole" if small else ""
+        )
+    chosen = choose(facts, machine, wishes, model, options or {}, why)
     config, reasons = chosen.config, chosen.reasons
     for key in ("train", "val", "source", "kitti_dir", "kitti_train", "kitti_val", "kitti_classes", "mirror_pairs"):
         setattr(config.data, key, getattr(data.data, key))
@@ -93,8 +105,8 @@ def choose_for(paths: Sequence[str], wishes: Wishes, workdir: str, begun: float)
     return chosen
 
 
-def _model(wishes: Wishes, folders: Sequence[Folder], joined: Joined) -> tuple[str, dict[str, Any], str]:
-    """The model, its options, and why it was chosen."""
+def _model(wishes: Wishes, folders: Sequence[Folder], joined: Joined) -> tuple[str, dict[str, Any] | None, str]:
+    """The model, its options (None: neither the user nor weights say which), and why it was chosen."""
     if wishes.model:
         calibrated = len(folders) == 1 and folders[0].reading.calibrated
         if data_needed(wishes.model)["solid"] and not calibrated:
@@ -108,7 +120,7 @@ def _model(wishes: Wishes, folders: Sequence[Folder], joined: Joined) -> tuple[s
         name, options = _model_of(wishes.init_from, model)
         if name:
             return name, options, f"that of {wishes.init_from}"
-    return model, {}, why
+    return model, None, why
 
 
 def _model_of(path: str, like: str) -> tuple[str, dict[str, Any]]:
@@ -141,7 +153,7 @@ def _by_labels(folders: Sequence[Folder], joined: Joined) -> tuple[str, str]:
         return POSE, f"all {with_points:,} objects have keypoints; --model {BOXES} learns boxes alone"
     if with_points:
         return BOXES, f"boxes; {with_points:,} of {len(learnable):,} objects have keypoints, --model {POSE} learns them"
-    return BOXES, "boxes; the smallest released network"
+    return BOXES, "boxes; the smallest TTFNet, without deformable convolution"
 
 
 def _labelled(points: Any) -> bool:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a data set, or its JSON or data.yaml; given several times they are joined",
     )
-    parser.add_argument("--model", default="", metavar="NAME", help="default: by the labels, centernet_r18 for boxes")
+    parser.add_argument("--model", default="", metavar="NAME", help="default: by the labels, ttfnet_r18 for boxes")
     parser.add_argument("--size", type=int, default=0, metavar="N", help="side of the network's input in pixels")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=0.0, metavar="M", help="train as long as fits into this time")

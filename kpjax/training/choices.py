@@ -1,7 +1,7 @@
 """Which settings suit a data set and a machine?  A configuration, and the reason of each choice in it.
 
-On a CPU boxes are learnt from random weights by a small network, which sees more images in the same minutes
-(docs/recipes.md); what else there is has the settings of `configs/bccd_r18.py`.
+Boxes are learnt as configs/own.py says, on a CPU by its small network, which sees more images in the same minutes
+(docs/recipes.md).  Other models have the settings of `configs/bccd_r18.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kpjax.config import Config
+from kpjax.config import Config, recipe
 from kpjax.data.source import Source, all_objects, object_counts
 from kpjax.detectors import build, data_needed
 from kpjax.errors import ConfigError
@@ -28,9 +28,7 @@ STEPS_AN_EPOCH = 25  # at least: a larger batch would leave a small data set too
 EPOCHS, LEAST_STEPS = 60, 1500
 RATE = 5e-4  # Adam's, for batches of 8 to 128 images
 DROP = 0.75  # of the run, after which the rate is a tenth
-# `centernet_r18` of half the width and without its last stage: a fifth of the operations.
-SMALL: dict[str, Any] = {"width": 32, "deconv": (64, 48), "head_channels": 32, "wh_weight": 0.2}
-SMALL_EPOCHS, SMALL_LEAST_STEPS, SMALL_RATE = 130, 3000, 1.5e-3
+OWN_EPOCHS, OWN_LEAST_STEPS = 100, 2000  # of configs/own.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +92,17 @@ def facts_of(source: Source, val_images: int) -> Facts:
     )
 
 
+def own_options(small: bool) -> dict[str, Any]:
+    """The model options of configs/own.py; not small: without those that make it smaller than the released network."""
+    options = dict(recipe("own").model.options)
+    return options if small else {"dcn": options["dcn"]}
+
+
+def is_own(model: str) -> bool:
+    """Whether configs/own.py is for this model: its network, of another width or depth."""
+    return model.partition("_")[0] == recipe("own").model.name.partition("_")[0]
+
+
 def choose(
     facts: Facts, machine: Machine, wishes: Wishes, model: str, options: dict[str, Any], why_model: str
 ) -> Choices:
@@ -102,7 +111,7 @@ def choose(
     The batch is the largest that suits the data; `kpjax.training.step_speed` lowers it to what the memory holds, and
     sets the steps by `minutes`.  Raises ConfigError for a size that the model cannot take.
     """
-    config, reasons = Config(), {"model.name": why_model}
+    config, reasons = recipe("own") if is_own(model) else Config(), {"model.name": why_model}
     config.model.name, config.model.options = model, dict(options)
     config.init_from = wishes.init_from
     reasons["init_from"] = (
@@ -189,21 +198,23 @@ def _choose_batch(config: Config, facts: Facts, machine: Machine, reasons: dict[
 
 def choose_steps(config: Config, facts: Facts, wishes: Wishes, reasons: dict[str, str]) -> None:
     """Set rate and steps for `config.batch`, and their reasons."""
-    small = config.model.options == SMALL
-    config.optim.lr = (SMALL_RATE if small else RATE) * min(1.0, config.batch / BATCHES[0])
-    config.optim.lr_batch = config.batch
-    if small:
-        config.optim.schedule = "cosine"
-        reasons["optim.lr"] = "Adam's for this network, after a warm-up; it falls to zero as a cosine"
+    own = is_own(config.model.name)
+    if own:
+        config.optim = recipe("own").optim
+        config.optim.lr *= min(1.0, config.batch / BATCHES[0])
+        reasons["optim.name"] = "learns in fewer steps than Adam from random weights, as docs/recipes.md shows"
+        reasons["optim.lr"] = f"after a warm-up; from {config.optim.hold:.0%} of the run on it falls to zero"
         reasons["optim.ema"] = "the weights' average over the last seventh of the run is evaluated"
     else:
+        config.optim.lr = RATE * min(1.0, config.batch / BATCHES[0])
         config.optim.drops = (DROP,)
         reasons["optim.lr"] = "Adam's for a few hundred images and for COCO, a tenth of it in the last quarter"
+    config.optim.lr_batch = config.batch
     if wishes.epochs:
         set_steps(config, max(1, round(wishes.epochs * facts.images / config.batch)))
         reasons["steps"] = f"--epochs {wishes.epochs:g} of {facts.images:,} images"
         return
-    passes, least = (SMALL_EPOCHS, SMALL_LEAST_STEPS) if small else (EPOCHS, LEAST_STEPS)
+    passes, least = (OWN_EPOCHS, OWN_LEAST_STEPS) if own else (EPOCHS, LEAST_STEPS)
     set_steps(config, max(least, round(passes * facts.images / config.batch)))
     epochs = config.steps * config.batch / facts.images
     reasons["steps"] = f"{epochs:,.0f} epochs: at least {passes}, and at least {least:,} steps; --minutes sets them"
@@ -216,7 +227,7 @@ def set_steps(config: Config, steps: int, evaluations: int = 5) -> None:
     config.eval.every = math.ceil(steps / evaluations) if evaluations > 1 else 0
     config.checkpoint.every = min(1000, max(20, math.ceil(steps / 15)))
     config.log_every = min(10, max(1, steps // 10))
-    if config.optim.schedule == "cosine":
+    if config.optim.schedule != "step":
         config.optim.warmup_steps = min(100, steps // 10)
         config.optim.ema = min(0.9998, max(0.0, round(1 - 7 / steps, 4)))
 

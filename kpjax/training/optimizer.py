@@ -9,9 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from kpjax.config import Config, OptimConfig
 from kpjax.training.trunk import in_trunk, is_frozen
+
+# The root mean square of Muon's updates at a rate of 1; that of Adam's is 0.2 to 0.4.
+_MUON_RMS = 0.2
+_DECOUPLED = ("adamw", "muon")
 
 
 def scaled(config: Config) -> OptimConfig:
@@ -37,10 +42,14 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """step number -> rate.
 
     "step": lr, times `gamma` from each of the fractions `drops` of the run on.  "cosine": half a
-    cosine from lr to final_lr * lr.  Both after a linear warm-up from warmup_start * lr.
+    cosine from lr to final_lr * lr.  "wsd", as arXiv 2405.18392: lr for the fraction `hold` of the run, then a straight
+    line to final_lr * lr.  All after a linear warm-up from warmup_start * lr.
     """
     if config.schedule == "cosine":
         base = optax.cosine_decay_schedule(config.lr, max(steps, 1), config.final_lr)
+    elif config.schedule == "wsd":
+        held = round(config.hold * steps)
+        base = optax.linear_schedule(config.lr, config.final_lr * config.lr, max(steps - held, 1), held)
     else:
         boundaries: dict[int, float] = {}
         for fraction in config.drops:  # in a short run several may fall on one step
@@ -61,7 +70,9 @@ def make_optimizer(config: OptimConfig, steps: int, freeze_stages: int = 0) -> o
     """Gradient -> update.
 
     Weight decay is added to the gradient, as PyTorch's Adam and SGD do; that of "adamw" is decoupled: the rate times
-    the decay times the parameter, beside Adam's update (Loshchilov & Hutter, arXiv 1711.05101).
+    the decay times the parameter, beside Adam's update (Loshchilov & Hutter, arXiv 1711.05101).  "muon": kernels, seen
+    as matrices of (inputs, outputs), move by the nearest orthogonal matrix to their gradient's average, scaled so that
+    Adam's rates suit it (arXiv 2502.16982, section 2.2), with decoupled decay; NAdam moves all else.
     freeze_stages: so many stages of the trunk do not decay; `kpjax.training.trunk` gives them no gradient.
     """
     rate = learning_rate(config, steps)
@@ -72,6 +83,16 @@ def make_optimizer(config: OptimConfig, steps: int, freeze_stages: int = 0) -> o
         chain.append(
             optax.adamw(
                 rate, weight_decay=config.weight_decay, mask=lambda params: decays(params, config, freeze_stages)
+            )
+        )
+    elif config.name == "muon":
+        chain.append(
+            optax.contrib.muon(
+                rate,
+                weight_decay=config.weight_decay,
+                weight_decay_mask=lambda params: decays(params, config, freeze_stages),
+                muon_weight_dimension_numbers=_as_matrices,
+                consistent_rms=_MUON_RMS,
             )
         )
     else:
@@ -89,11 +110,21 @@ def make_optimizer(config: OptimConfig, steps: int, freeze_stages: int = 0) -> o
     return optax.chain(*chain)
 
 
+def _as_matrices(params: Any) -> Any:
+    """A tree like `params`: the axes of each kernel that Muon takes for rows and for columns; None for what is none."""
+
+    def one(leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        rows = tuple(range(leaf.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(rows, leaf.ndim - 1) if rows else None
+
+    return jax.tree.map(one, params)
+
+
 def decays(params: Any, config: OptimConfig, freeze_stages: int = 0) -> Any:
-    """A tree like `params`: which leaves `config.weight_decay` is for.  "adamw": neither biases nor those of norms."""
+    """A tree like `params`: which leaves `config.weight_decay` is for.  "adamw" and "muon": kernels alone."""
 
     def one(leaf: Any, bias: bool, norm: bool, frozen: bool) -> bool:
-        if frozen or (config.name == "adamw" and leaf.ndim == 1):
+        if frozen or (config.name in _DECOUPLED and leaf.ndim == 1):
             return False
         return (config.bias_decay or not bias) and (config.norm_decay or not norm)
 

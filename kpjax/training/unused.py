@@ -13,13 +13,14 @@ def unused(config: Config, largest: int = 0) -> list[str]:
     values, usual = flat(config), flat(Config())
     kind, source = config.augment.kind, config.data.source
     decay = ("optim.weight_decay", config.optim.weight_decay > 0)
-    if config.optim.name == "adamw":
+    if config.optim.name in ("adamw", "muon"):
         decay = ("optim.name", False)  # only kernels decay
     of_optim = {
         "momentum": ("optim.name", config.optim.name == "sgd"),
         "drops": ("optim.schedule", config.optim.schedule == "step"),
         "gamma": ("optim.schedule", config.optim.schedule == "step"),
-        "final_lr": ("optim.schedule", config.optim.schedule == "cosine"),
+        "final_lr": ("optim.schedule", config.optim.schedule in ("cosine", "wsd")),
+        "hold": ("optim.schedule", config.optim.schedule == "wsd"),
         "bias_decay": decay,
         "norm_decay": decay,
         "ema_tau": ("optim.ema", config.optim.ema > 0),

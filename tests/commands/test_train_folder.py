@@ -20,7 +20,7 @@ from kpjax.checkpoint.scores import read_metrics
 from kpjax.checkpoint.weights import save_inference
 from kpjax.commands import folder_choices, train_folder
 from kpjax.commands.flags import config_of
-from kpjax.config import from_json
+from kpjax.config import from_json, recipe
 from kpjax.data.opening import open_source
 from kpjax.errors import ConfigError, UserError
 from kpjax.training.choices import Machine
@@ -32,12 +32,12 @@ from tests.tiny import TwoLayers
 
 @pytest.fixture(autouse=True)
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """CenterNet's heads on one convolution; all programs are kept, so that equal ones are compiled once."""
+    """CenterNet's and TTFNet's heads on one convolution; all programs are kept: equal ones are compiled once."""
     real = kpjax.detectors.from_config
 
     def build(config, classes, points=None):
         detector = real(config, classes, points)
-        more = (("depth", 1), ("rotation", 8), ("size3d", 3)) if detector.solid else ()
+        more = (("depth", 1), ("rotation", 8), ("size3d", 3)) if detector.solid else (("sides", 4),)
         if detector.points is not None:
             count = len(detector.points)
             more = (("keypoint_offset", 2 * count), ("joint_heatmap", count), ("joint_offset", 2))
@@ -92,7 +92,7 @@ def test_the_model_follows_the_labels(
     expected = (
         ("ultralytics_pose", "centernet_r18_pose", "all 12 objects have keypoints"),
         ("kitti", "centernet_r18_3d", "KITTI's labels and calibrations"),
-        ("kitti_without_calib", "centernet_r18", "boxes"),
+        ("kitti_without_calib", "ttfnet_r18", "boxes"),
     )
     for name, model, reason in expected:
         workdir = tmp_path / "runs" / name
@@ -114,7 +114,7 @@ def test_the_model_follows_the_labels(
         shutil.copy(tmp_path / "kitti" / "training" / "calib" / "000000.txt", calibrated / "calib" / label.name)
     flat = tmp_path / "flat"
     assert command(*options(calibrated.parent, flat, "--dry-run")) == 0
-    assert config_of(str(flat / "config.py")).model.name == "centernet_r18"
+    assert config_of(str(flat / "config.py")).model.name == "ttfnet_r18"
     assert "boxes; not all objects are known in 3D" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="learns 3D boxes, which need one folder of KITTI's"):
         command(*options(tmp_path / "ultralytics_pose", tmp_path / "no", "--model", "centernet_r18_3d"))
@@ -215,6 +215,12 @@ def test_the_model_of_a_released_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert command(*options(root, tmp_path / "run", "--from", str(path), "--dry-run")) == 0
     config = config_of(str(tmp_path / "run" / "config.py"))
     assert (config.model.name, config.init_from) == ("centernet_r18_mmdet", str(path))
+    # A released TTFNet stays as it is; without weights the network is small, and has no deformable convolution.
+    torch_bytes.save(path, released.arrays("ttfnet_r18", 80))
+    assert command(*options(root, tmp_path / "whole", "--from", str(path), "--dry-run")) == 0
+    assert config_of(str(tmp_path / "whole" / "config.py")).model.options == {}
+    assert command(*options(root, tmp_path / "own", "--dry-run")) == 0
+    assert config_of(str(tmp_path / "own" / "config.py")).model == recipe("own").model
     path.write_bytes(b"<!DOCTYPE html><html></html>")
     with pytest.raises(ConfigError, match=r"--from .*weights: .*a web page"):
         command(*options(root, tmp_path / "other", "--from", str(path)))
@@ -264,7 +270,7 @@ def _asked_for(*more: str) -> Callable[[Path], tuple[str, ...]]:
         (_asked_for("--model", "centernet_r17"), "did you mean 'centernet_r18'"),
         (_asked_for("--model", "centernet_r18_pose"), "no category has 'keypoints'"),
         (_asked_for("--size", "20"), "--size is 20; give a number from 32 on"),
-        (_asked_for("--size", "100"), r"--size 100: centernet_r18 takes sides that are multiples of 16 .* 112"),
+        (_asked_for("--size", "100"), r"--size 100: ttfnet_r18 takes sides that are multiples of 16 .* 112"),
         (_asked_for("--from", "nowhere.pth"), "--from nowhere.pth: no such file"),
         (_asked_for("--minutes", "-3"), "--minutes is -3"),
     ],

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kpjax.config import Config, differences, flat
+from kpjax.config import Config, differences, flat, recipe
 from kpjax.data.source import Annotations, make_source
 from kpjax.errors import ConfigError
-from kpjax.training.choices import SMALL, Choices, Facts, Machine, Wishes, choose, facts_of, set_steps, steps_in_time
+from kpjax.training.choices import (
+    Choices,
+    Facts,
+    Machine,
+    Wishes,
+    choose,
+    facts_of,
+    own_options,
+    set_steps,
+    steps_in_time,
+)
 from kpjax.training.config_file import config_text
 
 CPU, GPU = Machine("cpu", 1, 2**34), Machine("gpu", 1, 2**36)
@@ -35,15 +46,27 @@ def test_a_few_hundred_images_on_a_cpu_are_the_recipe_of_bccd() -> None:
     assert config.steps == round(60 * 205 / 8) and config.data.max_boxes == 32
 
 
-def test_a_small_network_gets_its_own_schedule() -> None:
-    config = choose(BCCD, CPU, Wishes(), "centernet_r18", dict(SMALL), "on a CPU").config.check()
-    assert config.model.options == SMALL and (config.optim.schedule, config.optim.lr) == ("cosine", 1.5e-3)
-    assert config.steps == round(130 * 205 / 8) and (config.optim.warmup_steps, config.optim.ema) == (100, 0.9979)
+def test_a_ttfnet_follows_the_recipe_for_own_data() -> None:
+    own = recipe("own")
+    config = choose(BCCD, CPU, Wishes(), "ttfnet_r18", own_options(small=True), "on a CPU").config.check()
+    changed = {line.split(":")[0].removeprefix("config.") for line in differences(own, config)}
+    assert changed == {
+        *("steps", "eval.every", "checkpoint.every"),
+        *("data.max_boxes", "optim.warmup_steps", "optim.ema"),
+    }
+    assert config.steps == round(100 * 205 / 8) and (config.optim.warmup_steps, config.optim.ema) == (100, 0.9973)
     set_steps(config, 20)
     assert (config.optim.warmup_steps, config.optim.ema) == (2, 0.65)
     assert set_steps(config, 3) is None and config.check().optim.ema == 0
     other = chosen(BCCD).config
-    assert (other.optim.schedule, other.optim.ema, other.optim.warmup_steps) == ("step", 0, 0)
+    assert (other.optim.name, other.optim.schedule, other.optim.ema) == ("adam", "step", 0)
+
+
+def test_on_a_gpu_a_ttfnet_has_its_whole_width_and_the_same_rate() -> None:
+    images = dataclasses.replace(BCCD, images=2000)
+    config = choose(images, GPU, Wishes(), "ttfnet_r18", own_options(small=False), "").config.check()
+    assert config.model.options == {"dcn": False} and config.batch == 64
+    assert (config.optim.name, config.optim.lr, config.optim.lr_batch) == ("muon", recipe("own").optim.lr, 64)
 
 
 def test_small_objects_get_a_larger_input() -> None:

@@ -140,7 +140,38 @@ def test_normalisations_without_decay() -> None:
     jax.tree.map(lambda x, e: np.testing.assert_allclose(x, -e, rtol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def muon_update(gradients: Any, params: Any, **settings: Any) -> Any:
+    optimizer = make_optimizer(OptimConfig(name="muon", lr=0.1, **settings), 10)
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 8), (1, 1, 16, 4), (5, 7)])
+def test_muon_moves_kernels_by_orthogonal_matrices(shape: tuple[int, ...]) -> None:
+    gradient = jax.random.normal(jax.random.key(0), shape) * 1e-3
+    update = muon_update({"kernel": gradient}, {"kernel": jnp.ones(shape)})["kernel"]
+    matrix, rows = np.asarray(update).reshape(-1, shape[-1]), np.asarray(gradient).reshape(-1, shape[-1])
+    # Newton and Schulz's five iterations bring all singular values near one, as is their aim, not to it.
+    values = np.linalg.svd(matrix, compute_uv=False) / (0.1 * 0.2 * np.sqrt(max(matrix.shape)))
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, v = np.linalg.svd(rows, full_matrices=False)
+    nearest = u @ v
+    cosine = -(matrix * nearest).sum() / np.linalg.norm(matrix) / np.linalg.norm(nearest)
+    assert cosine > 0.97
+
+
+def test_muon_leaves_the_rest_to_nadam_and_decays_kernels_alone() -> None:
+    gradients = jax.tree.map(lambda x: 0.5 * x, LAYERS)
+    plain, decayed = muon_update(gradients, LAYERS), muon_update(gradients, LAYERS, weight_decay=0.2)
+    nadam = optax.nadam(0.1).update(gradients, optax.nadam(0.1).init(LAYERS))[0]
+    for layer, leaf in (("conv", "bias"), ("norm", "scale"), ("norm", "bias")):
+        np.testing.assert_allclose(plain[layer][leaf], nadam[layer][leaf], rtol=1e-6)
+        np.testing.assert_array_equal(decayed[layer][leaf], plain[layer][leaf])
+    np.testing.assert_allclose(decayed["conv"]["kernel"] - plain["conv"]["kernel"], -0.1 * 0.2, rtol=1e-4)
+    still = muon_update(jax.tree.map(jnp.zeros_like, LAYERS), LAYERS)  # as layers are that are frozen
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0 * x), still)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "sgd"])
 def test_a_trunk_can_learn_more_slowly(name: str) -> None:
     params = {"backbone": {"trunk": LAYERS, "neck": LAYERS, "stem": LAYERS}, "heads": LAYERS}
     slopes = jax.tree.map(lambda x: 0.5 * x, params)
@@ -162,6 +193,15 @@ def test_a_trunk_can_learn_more_slowly(name: str) -> None:
 def test_a_cosine_can_end_above_zero() -> None:
     rate = learning_rate(OptimConfig(lr=0.1, schedule="cosine", final_lr=0.05, warmup_steps=10), 100)
     assert [float(rate(step)) for step in (0, 50, 100, 200)] == pytest.approx([0.0, 0.0525, 0.005, 0.005])
+
+
+def test_a_rate_is_held_and_then_falls_in_a_line() -> None:
+    settings = {"lr": 0.1, "schedule": "wsd", "warmup_steps": 10}
+    rate = learning_rate(OptimConfig(**settings, hold=0.5, final_lr=0.2), 100)
+    assert [float(rate(step)) for step in (0, 5, 10, 50, 75, 100)] == pytest.approx([0, 0.05, 0.1, 0.1, 0.06, 0.02])
+    falling = learning_rate(OptimConfig(**settings), 100)
+    assert [float(falling(step)) for step in (10, 50, 100)] == pytest.approx([0.09, 0.05, 0.0])
+    assert float(learning_rate(OptimConfig(**settings, hold=1.0), 100)(90)) == pytest.approx(0.1)
 
 
 def test_new_settings_leave_the_state_as_it_was() -> None:

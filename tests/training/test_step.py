@@ -127,15 +127,17 @@ def test_fsdp_divides_state_and_memory() -> None:
     assert alias[8] > 0.9 * (sizes[8] - of_batch)  # the old state's memory is the new one's
 
 
-@pytest.mark.parametrize("fsdp", [2, 8])
-def test_fsdp_equals_one_device(fsdp: int) -> None:
+@pytest.mark.parametrize(("fsdp", "name"), [(2, "sgd"), (8, "sgd"), (2, "muon")])
+def test_fsdp_equals_one_device(fsdp: int, name: str) -> None:
     config = tiny_config()
-    config.optim.name, config.optim.lr, config.optim.ema = "sgd", 1e-3, 0.9
+    config.optim.name, config.optim.lr, config.optim.ema = name, 1e-3, 0.9
     alone, metrics = trained(config, wide_detector())
     states, divided = trained(config, wide_detector(), devices=8, fsdp=fsdp)
-    assert largest_difference(alone[3].params, alone[0].params) > 1e-2
+    assert largest_difference(alone[3].params, alone[0].params) > 3e-3
     for part in ("params", "batch_stats", "opt_state", "ema"):
-        assert largest_difference(getattr(alone[3], part), getattr(states[3], part)) < 2e-5, part
+        # Muon divides a gradient by its size, rounding errors included.
+        most = 2e-4 if name == "muon" else 2e-5
+        assert largest_difference(getattr(alone[3], part), getattr(states[3], part)) < most, part
     for one, eight in zip(metrics, divided, strict=True):
         assert eight["loss"] == pytest.approx(one["loss"], rel=1e-5)
 

@@ -110,9 +110,12 @@ def moved(before: Any, after: Any) -> dict[str, bool]:
     }
 
 
-def test_frozen_stages_learn_nothing(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_frozen_stages_learn_nothing(name: str, tmp_path: pathlib.Path) -> None:
     """And a run of all these settings goes on from its checkpoint as if it had not stopped."""
-    start, take = training(settings(freeze_stages=1))
+    config = settings(freeze_stages=1)
+    config.optim.name = name
+    start, take = training(config)
     first, _ = take(start, 0)
     end, _ = take(first, 1)
     frozen = ("backbone/trunk/conv1/", "backbone/trunk/bn1/", "backbone/trunk/layer1_0/")

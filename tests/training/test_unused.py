@@ -24,6 +24,7 @@ def test_recipes_set_nothing_in_vain(path: pathlib.Path) -> None:
     [
         ("optim.momentum", 0.8, "optim.name", "sgd"),
         ("optim.gamma", 0.2, "optim.schedule", "step"),
+        ("optim.hold", 0.5, "optim.schedule", "wsd"),
         ("optim.drops", (0.5,), "optim.schedule", "step"),
         ("optim.warmup_start", 0.1, "optim.warmup_steps", 10),
         ("augment.shift", 0.3, "augment.kind", "shift"),
