@@ -40,18 +40,26 @@ def top_k(heat: Array, k: int) -> tuple[Array, Array, Array, Array]:
     k is cut to the number of scores there are.  Of equal scores the lower class, then the lower cell comes first,
     as in one flat top-k over (K, h, w).
 
-    The k best lie in the k rows (of one class each) with the best maxima, so that only those are compared in full:
-    `top_k` itself sees one number a row instead of w.
+    The k best lie in the k pieces of rows (of one class each) with the best maxima, so that only those are compared in
+    full: `lax.top_k` itself sees one number a piece, and then k pieces.
     """
-    batch, height, width, _ = heat.shape
-    rows = heat.max(2).transpose(0, 2, 1).reshape(batch, -1)  # class by class, as the flat order is
-    _, best_rows = largest(rows, min(k, rows.shape[1]))
-    best_rows = jnp.sort(best_rows, axis=1)  # so that of equal scores the first still comes first
-    label, y = best_rows // height, best_rows % height
-    few = heat[jnp.arange(batch)[:, None], y, :, label].reshape(batch, -1)
-    scores, best = largest(few, min(k, few.shape[1]))
-    row, x = best // width, best % width
-    return scores, jnp.take_along_axis(label, row, axis=1), jnp.take_along_axis(y, row, axis=1), x
+    batch, height, width, classes = heat.shape
+    piece = _best_piece(height * classes, width, k)
+    pieces = heat.reshape(batch, height * (width // piece), piece, classes)
+    maxima = pieces.max(2).transpose(0, 2, 1).reshape(batch, -1)  # class by class, as the flat order is
+    _, best = largest(maxima, min(k, maxima.shape[1]))
+    best = jnp.sort(best, axis=1)  # so that of equal scores the first still comes first
+    label, start = best // pieces.shape[1], best % pieces.shape[1] * piece
+    few = pieces[jnp.arange(batch)[:, None], start // piece, :, label].reshape(batch, -1)
+    scores, place = largest(few, min(k, few.shape[1]))
+    cell = jnp.take_along_axis(start, place // piece, axis=1) + place % piece
+    return scores, jnp.take_along_axis(label, place // piece, axis=1), cell // width, cell % width
+
+
+def _best_piece(rows: int, width: int, k: int) -> int:
+    """The length of equal pieces of a row with which `top_k` sorts the fewest numbers."""
+    lengths = [length for length in range(1, width + 1) if width % length == 0]
+    return min(lengths, key=lambda length: rows * (width // length) + min(k, rows * (width // length)) * length)
 
 
 def best_peaks(heat: Array, k: int, *, kernel: int = 3, logits: bool = False) -> tuple[Array, Array, Array, Array]:
