@@ -3,7 +3,7 @@
 A file in `configs/` returns a `Config`; `--config.optim.lr=1e-3` on the command
 line changes one field of it.  A key that does not exist is an error, in the file and on
 the command line, and `Config.check` tests values and the rules between fields once, before
-anything is allocated.
+anything is allocated (kpjax.config_checks).
 
 Units: sizes are pixels of the network's input unless a name says otherwise.
 """
@@ -18,6 +18,7 @@ import runpy
 from typing import Any, TypeVar, get_type_hints
 
 from kpjax import recipes
+from kpjax.config_checks import check_group, check_types, check_values
 from kpjax.errors import ConfigError
 
 _Group = TypeVar("_Group")
@@ -41,7 +42,7 @@ def _only_its_fields(group: type[_Group]) -> type[_Group]:
         if name not in hints:
             raise ConfigError(unknown_key(name, *_paths(group)))
         if dataclasses.is_dataclass(hints[name]):
-            _check_group(value, hints[name], f"{_paths(group)[0]}.{name}")
+            check_group(value, hints[name], f"{_paths(group)[0]}.{name}")
         object.__setattr__(self, name, value)
 
     def missing(self: Any, name: str) -> Any:
@@ -268,152 +269,8 @@ class Config:
 
     def check(self) -> "Config":
         """Return self, or raise ConfigError with one line that names the key."""
-        _check_types(self, "config")
-        for name, value, allowed in (
-            ("model.dtype", self.model.dtype, ("float32", "bfloat16")),
-            ("model.precision", self.model.precision, ("default", "high", "highest")),
-            ("data.source", self.data.source, ("coco", "tfds", "kitti")),
-            ("data.crowds", self.data.crowds, ("ignore", "train")),
-            ("data.empty_images", self.data.empty_images, ("keep", "drop")),
-            ("data.exif", self.data.exif, ("size", "apply", "ignore")),
-            ("data.bad_images", self.data.bad_images, ("stop", "skip")),
-            ("augment.kind", self.augment.kind, ("crop", "window", "shift", "patch", "scale", "object", "none")),
-            ("augment.shift_unit", self.augment.shift_unit, ("longer", "side")),
-            ("model.freeze_bn", self.model.freeze_bn, ("none", "trunk", "all")),
-            ("optim.name", self.optim.name, ("adam", "adamw", "muon", "sgd")),
-            ("optim.schedule", self.optim.schedule, ("step", "cosine", "wsd")),
-            ("optim.scale_lr", self.optim.scale_lr, ("none", "linear")),
-            ("eval.resolution", self.eval.resolution, ("keep", "fixed")),
-            ("eval.preset", self.eval.preset, ("na", "flip", "ms", "first")),
-            ("eval.nms", self.eval.nms, ("", "hard", "linear", "gaussian", "none")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"config.{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
-        for name, number, least in (
-            ("model.num_classes", self.model.num_classes, 0),
-            ("model.bn_groups", self.model.bn_groups, 1),
-            ("model.freeze_stages", self.model.freeze_stages, 0),
-            ("data.canvas", self.data.canvas, 32),
-            ("data.max_boxes", self.data.max_boxes, 1),
-            ("data.threads", self.data.threads, 0),
-            ("data.prefetch", self.data.prefetch, 1),
-            ("augment.height", self.augment.height, 32),
-            ("augment.width", self.augment.width, 32),
-            ("augment.border", self.augment.border, 0),
-            ("optim.accumulate", self.optim.accumulate, 1),
-            ("optim.warmup_steps", self.optim.warmup_steps, 0),
-            ("optim.lr_batch", self.optim.lr_batch, 0),
-            ("optim.scale_warmup", self.optim.scale_warmup, 0),
-            ("eval.batch", self.eval.batch, 1),
-            ("eval.max_side", self.eval.max_side, 0),
-            ("eval.every", self.eval.every, 0),
-            ("eval.top_k", self.eval.top_k, 1),
-            ("eval.images", self.eval.images, 0),
-            ("eval.max_canvases", self.eval.max_canvases, 0),
-            ("checkpoint.every", self.checkpoint.every, 1),
-            ("checkpoint.keep", self.checkpoint.keep, 1),
-            ("sharding.fsdp", self.sharding.fsdp, 1),
-            ("batch", self.batch, 1),
-            ("steps", self.steps, 0),
-            ("log_every", self.log_every, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number < least:
-                raise ConfigError(f"config.{name} is {number}; it must be at least {least}")
-        for name, real, low, high in (
-            ("augment.flip", self.augment.flip, 0.0, 1.0),
-            ("augment.color", self.augment.color, 0.0, 1.0),
-            ("augment.expand", self.augment.expand, 1.0, 100.0),
-            ("augment.lighting", self.augment.lighting, 0.0, 10.0),
-            ("augment.hue", self.augment.hue, 0.0, 0.5),
-            ("augment.saturation", self.augment.saturation, 0.0, 1.0),
-            ("augment.value", self.augment.value, 0.0, 1.0),
-            ("augment.grey", self.augment.grey, 0.0, 1.0),
-            ("augment.mosaic", self.augment.mosaic, 0.0, 1.0),
-            ("augment.copy_paste", self.augment.copy_paste, 0.0, 1.0),
-            ("augment.erase", self.augment.erase, 0.0, 1.0),
-            ("augment.shift", self.augment.shift, 0.0, 10.0),
-            ("augment.shift_probability", self.augment.shift_probability, 0.0, 1.0),
-            ("eval.score_threshold", self.eval.score_threshold, 0.0, 1.0),
-            ("optim.lr", self.optim.lr, 0.0, 1e3),
-            ("optim.momentum", self.optim.momentum, 0.0, 1.0),
-            ("optim.offset_lr", self.optim.offset_lr, 0.0, 1.0),
-            ("optim.bias_lr", self.optim.bias_lr, 0.0, 100.0),
-            ("optim.trunk_lr", self.optim.trunk_lr, 0.0, 1.0),
-            ("optim.final_lr", self.optim.final_lr, 0.0, 1.0),
-            ("optim.hold", self.optim.hold, 0.0, 1.0),
-            ("optim.ema_tau", self.optim.ema_tau, 0.0, 1e9),
-            ("optim.weight_decay", self.optim.weight_decay, 0.0, 1.0),
-            ("optim.clip", self.optim.clip, 0.0, 1e9),
-            ("optim.warmup_start", self.optim.warmup_start, 0.0, 1.0),
-            ("data.repeat_threshold", self.data.repeat_threshold, 0.0, 1.0),
-            ("epochs", self.epochs, 0.0, 1e9),
-        ):
-            if not low <= real <= high:
-                raise ConfigError(f"config.{name} is {real}; it must lie between {low:g} and {high:g}")
-        if self.optim.scale_lr != "none" and not self.optim.lr_batch:
-            raise ConfigError(
-                f"config.optim.scale_lr is {self.optim.scale_lr!r}, but config.optim.lr_batch is 0; "
-                f"give the images a step that config.optim.lr = {self.optim.lr:g} is meant for"
-            )
-        for key, default in (("freeze_bn", "none"), ("freeze_stages", 0)):
-            if (value := getattr(self.model, key)) != default and not self.init_from:
-                raise ConfigError(
-                    f"config.model.{key} is {value!r}, and random weights have to learn; set config.init_from too"
-                )
-        if self.seed >= 2**63:
-            raise ConfigError(f"config.seed is {self.seed}; it must be below 2**63")
-        if not 0.0 <= self.optim.ema < 1.0:
-            raise ConfigError(f"config.optim.ema is {self.optim.ema}; it must be at least 0 and below 1 (0: off)")
-        if not 0.0 <= self.augment.scale < 1.0:
-            raise ConfigError(f"config.augment.scale is {self.augment.scale}; it must be at least 0 and below 1")
-        if not 0.0 < self.augment.mosaic_until <= 1.0:
-            raise ConfigError(
-                f"config.augment.mosaic_until is {self.augment.mosaic_until}; it must be above 0 and at most 1"
-            )
-        if self.augment.photometric and (self.augment.hue or self.augment.saturation or self.augment.value):
-            raise ConfigError(
-                "config.augment.photometric is True, and changes hue, saturation and brightness too; "
-                "set config.augment.hue, saturation and value to 0"
-            )
-        if not 0.0 < self.optim.gamma <= 1.0:
-            raise ConfigError(f"config.optim.gamma is {self.optim.gamma}; it must be above 0 and at most 1")
-        if bool(self.steps) == bool(self.epochs):
-            raise ConfigError(f"config.steps is {self.steps} and config.epochs is {self.epochs:g}; set exactly one")
-        if any(not 0.0 < d < 1.0 for d in self.optim.drops) or list(self.optim.drops) != sorted(self.optim.drops):
-            raise ConfigError(f"config.optim.drops is {self.optim.drops}; give ascending fractions between 0 and 1")
-        if not all(0.0 < sigma <= 1.0 for sigma in self.data.sigmas):
-            raise ConfigError(f"config.data.sigmas is {self.data.sigmas}; give numbers above 0 and at most 1")
-        if not self.augment.scales or not all(0.0 < scale <= 100.0 for scale in self.augment.scales):
-            raise ConfigError(f"config.augment.scales is {self.augment.scales}; give scales above 0, at least one")
-        if not all(isinstance(side, int) and side >= 32 for side in self.augment.sizes):
-            raise ConfigError(f"config.augment.sizes is {self.augment.sizes}; give widths in whole pixels, at least 32")
-        for name, values in (
-            ("scale_range", self.augment.scale_range),
-            ("mosaic_scale_range", self.augment.mosaic_scale_range),
-        ):
-            if len(values) != 2 or not 0.01 <= values[0] <= values[1] <= 100.0:
-                raise ConfigError(
-                    f"config.augment.{name} is {values}; give the least and the greatest size, from 0.01 to 100"
-                )
-        if self.batch % self.optim.accumulate:
-            raise ConfigError(
-                f"config.batch is {self.batch}, which config.optim.accumulate = {self.optim.accumulate} does not divide"
-            )
-        micro = self.batch // self.optim.accumulate
-        for name, on, least in (
-            ("mosaic", self.augment.mosaic, 4),
-            ("copy_paste", self.augment.copy_paste, 5 if self.augment.mosaic else 2),
-        ):
-            if on and micro < least:
-                raise ConfigError(
-                    f"config.augment.{name} takes {least} images of a micro-batch, which has {micro}; raise "
-                    "config.batch or lower config.optim.accumulate"
-                )
-        if micro % self.model.bn_groups:
-            raise ConfigError(
-                f"config.model.bn_groups = {self.model.bn_groups} does not divide the {micro} images of a micro-batch"
-            )
+        check_types(self, "config")
+        check_values(self)
         return self
 
 
@@ -478,7 +335,7 @@ def from_json(text: str) -> Config:
     for old, new in RENAMED.items():
         _rename(values, old.split(".")[1:], new.split(".")[1:])
     config = _build(Config, values, "config")
-    _check_types(config, "config")
+    check_types(config, "config")
     return config
 
 
@@ -514,11 +371,6 @@ def _keys(kind: Any, path: str = "config") -> dict[str, Any]:
 def _paths(kind: type) -> list[str]:
     """Where groups of a kind stand among the settings: ["config.optim"]."""
     return [path for path, hint in ({"config": Config} | _keys(Config)).items() if hint is kind]
-
-
-def _check_group(value: Any, kind: Any, path: str) -> None:
-    if type(value) is not kind:
-        raise ConfigError(f"{path} is a {type(value).__name__}; it must be a kpjax.config.{kind.__name__}")
 
 
 def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -560,30 +412,3 @@ def _build(kind: type, values: dict[str, Any], path: str) -> Any:
             value = tuple(value)
         built[key] = value
     return kind(**built)
-
-
-_OF_NAMES = ("config.data.kitti_classes",)  # tuples of names; all others hold numbers
-
-
-def _check_types(node: Any, path: str) -> None:
-    for key, hint in get_type_hints(type(node)).items():
-        value, here = getattr(node, key), f"{path}.{key}"
-        if dataclasses.is_dataclass(hint):
-            _check_group(value, hint, here)
-            _check_types(value, here)
-        elif hint is float:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{here} is {value!r}; it must be a number")
-        elif hint is int:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ConfigError(f"{here} is {value!r}; it must be a whole number")
-        elif hint in (bool, str):
-            if not isinstance(value, hint):
-                raise ConfigError(f"{here} is {value!r}; it must be a {hint.__name__}")
-        elif hint is dict:
-            if not (isinstance(value, dict) and all(isinstance(k, str) for k in value)):
-                raise ConfigError(f"{here} is {value!r}; it must be a dictionary of options, {{}} for none")
-        elif hint is tuple:
-            kind, what = (str, "names") if here in _OF_NAMES else ((int, float), "numbers")
-            if not (isinstance(value, tuple) and all(isinstance(v, kind) and type(v) is not bool for v in value)):
-                raise ConfigError(f"{here} is {value!r}; it must be a tuple of {what}")

@@ -71,7 +71,8 @@ def _schedule(facts: Facts) -> Iterator[Advice]:
         )
     elif len(scores) > 2:
         before = scores[steps <= 0.75 * steps[-1]]
-        if len(before) and scores[-1] == scores.max() and scores[-1] - before.max() > RISING:
+        falling = config.optim.schedule != "step"  # then AP rises to the end, however long a run is
+        if len(before) and scores[-1] == scores.max() and scores[-1] - before.max() > RISING and not falling:
             key, value = ("steps", config.steps) if config.steps else ("epochs", config.epochs)
             yield Advice(
                 f"AP still rose by {scores[-1] - before.max():.3f} in the last quarter of the run.",
