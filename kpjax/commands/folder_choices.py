@@ -88,7 +88,7 @@ def choose_for(paths: Sequence[str], wishes: Wishes, workdir: str, begun: float)
     speed = try_step(config, source, machine, lambda c, s: from_config(c, len(s.classes), s.points), seconds=seconds)
     if config.batch != config.optim.lr_batch:
         reasons["batch"] = f"what {machine.memory / 2**30:.1f} GiB of free memory hold"
-        choose_steps(config, facts, wishes, reasons)
+        choose_steps(config, facts, machine, wishes, reasons)
     reasons["batch"] += f"; a step takes {speed.memory / 2**20:,.0f} MiB"
     # An evaluation takes a forward pass an image, about a third of a step's work, and its program is compiled once.
     evaluation = 2.0 + 0.4 * speed.seconds * facts.val_images / config.batch if val is not None else 0.0

@@ -122,7 +122,7 @@ def choose(
     solid = data_needed(model)["solid"]
     (_choose_3d if solid else _choose_size)(config, facts, machine, wishes, reasons)
     _choose_batch(config, facts, machine, reasons)
-    choose_steps(config, facts, wishes, reasons)
+    choose_steps(config, facts, machine, wishes, reasons)
     most = max(32, 2 ** math.ceil(math.log2(max(facts.most_objects, 1))))
     config.data.max_boxes = min(most, 1024)
     reasons["data.max_boxes"] = f"an image has at most {facts.most_objects:,} objects"
@@ -196,13 +196,16 @@ def _choose_batch(config: Config, facts: Facts, machine: Machine, reasons: dict[
     config.eval.batch = math.ceil((8 if machine.platform == "cpu" else 32) / machine.devices) * machine.devices
 
 
-def choose_steps(config: Config, facts: Facts, wishes: Wishes, reasons: dict[str, str]) -> None:
-    """Set rate and steps for `config.batch`, and their reasons."""
+def choose_steps(config: Config, facts: Facts, machine: Machine, wishes: Wishes, reasons: dict[str, str]) -> None:
+    """Set optimiser, rate and steps for `config.batch`, and their reasons."""
     own = is_own(config.model.name)
     if own:
         config.optim = recipe("own").optim
+        reasons["optim.name"] = "learns in fewer steps than Adam, as docs/recipes.md shows"
+        if machine.platform == "cpu" and "width" not in config.model.options:
+            config.optim.name, config.optim.lr = "adam", RATE
+            reasons["optim.name"] = "Muon would double the time of a CPU's step with a network of this width"
         config.optim.lr *= min(1.0, config.batch / BATCHES[0])
-        reasons["optim.name"] = "learns in fewer steps than Adam from random weights, as docs/recipes.md shows"
         reasons["optim.lr"] = f"after a warm-up; from {config.optim.hold:.0%} of the run on it falls to zero"
         reasons["optim.ema"] = "the weights' average over the last seventh of the run is evaluated"
     else:

@@ -16,6 +16,9 @@ from kpjax.training.trunk import in_trunk, is_frozen
 
 # The root mean square of Muon's updates at a rate of 1; that of Adam's is 0.2 to 0.4.
 _MUON_RMS = 0.2
+# Coefficients of the iterations of Newton and Schulz.  Five equal ones: optax then runs them in a loop, where it would
+# write out five for each kernel, which takes compilers for TPUs many minutes.
+_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 _DECOUPLED = ("adamw", "muon")
 
 
@@ -89,6 +92,7 @@ def make_optimizer(config: OptimConfig, steps: int, freeze_stages: int = 0) -> o
         chain.append(
             optax.contrib.muon(
                 rate,
+                ns_coeffs=_NEWTON_SCHULZ,
                 weight_decay=config.weight_decay,
                 weight_decay_mask=lambda params: decays(params, config, freeze_stages),
                 muon_weight_dimension_numbers=_as_matrices,

@@ -69,6 +69,13 @@ def test_on_a_gpu_a_ttfnet_has_its_whole_width_and_the_same_rate() -> None:
     assert (config.optim.name, config.optim.lr, config.optim.lr_batch) == ("muon", recipe("own").optim.lr, 64)
 
 
+def test_on_a_cpu_adam_moves_a_network_of_the_whole_width() -> None:
+    choices = choose(BCCD, CPU, Wishes(init_from="resnet18.pth"), "ttfnet_r18", own_options(small=False), "")
+    optim = choices.config.check().optim
+    assert (optim.name, optim.lr, optim.schedule) == ("adam", 5e-4, "wsd")
+    assert "double the time" in choices.reasons["optim.name"]
+
+
 def test_small_objects_get_a_larger_input() -> None:
     sizes = [chosen(Facts(500, 100, 4000, 0.75, part, 40)).config.augment.width for part in (0.1, 0.04, 0.026)]
     assert sizes == [256, 384, 512]
