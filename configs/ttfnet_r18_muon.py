@@ -10,9 +10,13 @@ and then falls to zero, as in own.py; the pretrained trunk learns at a quarter o
 in Objects as Points, and the weights' average is evaluated.  BatchNorm has the statistics of 8 groups of 16 images.
 All of it was measured on small data alone (docs/recipes.md): the rate for COCO is a guess.
 
+Another batch: --config.optim.scale_lr=linear lets rate and warm-up follow it; unverified.
+
 `kpjax plan --config ttfnet_r18_muon --topology v5e:2x4` and `--topology h100:8`: 2.7 and 2.1 GiB a device; by the
 roofline a step takes 58.2 and 6.6 ms at least, and the 22,178 steps 22 and 3 minutes.  Expect several times that, and
 on GPUs what reading the images takes.
+
+No figure was published, and none measured.
 """
 
 from kpjax.config import Config, recipe

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from kpjax.errors import ConfigError
 
-if TYPE_CHECKING:
-    from kpjax.config import Config
 
+def check_values(config: Any) -> None:
+    """Check a `kpjax.config.Config`.
 
-def check_values(config: Config) -> None:
-    """Raises ConfigError for a value that is out of its range or no choice, and for values that cannot go together."""
+    Raises ConfigError for a value that is out of its range or no choice, and for values that cannot go together.
+    """
     _check_choices(config)
     _check_whole_numbers(config)
     _check_numbers(config)
     _check_together(config)
 
 
-def _check_choices(config: Config) -> None:
+def _check_choices(config: Any) -> None:
     for name, value, allowed in (
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("model.precision", config.model.precision, ("default", "high", "highest")),
@@ -42,7 +42,7 @@ def _check_choices(config: Config) -> None:
             raise ConfigError(f"config.{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
 
 
-def _check_whole_numbers(config: Config) -> None:
+def _check_whole_numbers(config: Any) -> None:
     for name, number, least in (
         ("model.num_classes", config.model.num_classes, 0),
         ("model.bn_groups", config.model.bn_groups, 1),
@@ -76,7 +76,7 @@ def _check_whole_numbers(config: Config) -> None:
             raise ConfigError(f"config.{name} is {number}; it must be at least {least}")
 
 
-def _check_numbers(config: Config) -> None:
+def _check_numbers(config: Any) -> None:
     for name, real, low, high in (
         ("augment.flip", config.augment.flip, 0.0, 1.0),
         ("augment.color", config.augment.color, 0.0, 1.0),
@@ -110,7 +110,7 @@ def _check_numbers(config: Config) -> None:
             raise ConfigError(f"config.{name} is {real}; it must lie between {low:g} and {high:g}")
 
 
-def _check_together(config: Config) -> None:
+def _check_together(config: Any) -> None:
     if config.optim.scale_lr != "none" and not config.optim.lr_batch:
         raise ConfigError(
             f"config.optim.scale_lr is {config.optim.scale_lr!r}, but config.optim.lr_batch is 0; "

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom to the top.  A module belongs to the longest entry that its name begins with.
 LAYERS = (
     ("kpjax.errors",),
-    ("kpjax.recipes",),
+    ("kpjax.recipes", "kpjax.config_checks"),
     ("kpjax.config", "kpjax.objects"),
     ("kpjax.person", "kpjax.extreme_points"),
     ("kpjax.images", "kpjax.parallel", "kpjax.nn", "kpjax.ops"),
