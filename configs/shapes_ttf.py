@@ -7,8 +7,8 @@
         --config.data.val.images=runs/shapes_data/val \\
         --config.data.val.annotations=runs/shapes_data/annotations/instances_val.json
 
-The network and the optimiser of own.py, with the little augmentation of shapes_r18.py; 1,700 steps take the time of
-that recipe's 1,800.
+The network and the optimiser of own.py, with the little augmentation of shapes_r18.py; 1,700 steps take about
+the time of that recipe's 1,800.
 """
 
 from kpjax.config import Config, recipe

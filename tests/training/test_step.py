@@ -133,7 +133,7 @@ def test_fsdp_equals_one_device(fsdp: int, name: str) -> None:
     config.optim.name, config.optim.lr, config.optim.ema = name, 1e-3, 0.9
     alone, metrics = trained(config, wide_detector())
     states, divided = trained(config, wide_detector(), devices=8, fsdp=fsdp)
-    assert largest_difference(alone[3].params, alone[0].params) > 3e-3
+    assert largest_difference(alone[3].params, alone[0].params) > (3e-3 if name == "muon" else 1e-2)
     for part in ("params", "batch_stats", "opt_state", "ema"):
         # Muon divides a gradient by its size, rounding errors included.
         most = 2e-4 if name == "muon" else 2e-5
