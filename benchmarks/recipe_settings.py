@@ -16,7 +16,7 @@ def settings(steps: int) -> dict[str, list[str]]:
     follows = [f"--config.optim.warmup_steps={chosen.optim.warmup_steps}", f"--config.optim.ema={chosen.optim.ema}"]
     own = ["--config=configs/own.py", *follows]
     adam = ["--config.optim.name=adam", "--config.optim.lr=0.0015"]
-    deeper = ["--config.model.options.stages=4", "--config.model.options.neck=(96, 64, 48)"]
+    shallow = ["--config.model.options.stages=3", "--config.model.options.neck=(64, 48)"]
     return {
         "published": ["--config=configs/bccd_r18.py"],
         "small": ["--config=benchmarks/recipe_small.py", *follows],
@@ -41,7 +41,7 @@ def settings(steps: int) -> dict[str, list[str]]:
         "own_ema_tau": [*own, f"--config.optim.ema_tau={max(1, steps // 20)}"],
         "own_final_lr": [*own, "--config.optim.final_lr=0.05"],
         "own_repeat": [*own, "--config.data.repeat_threshold=0.5"],
-        "own_deeper": [*own, *deeper, "--config.model.options.shortcuts=(1, 1, 1)"],
+        "own_shallow": [*own, *shallow, "--config.model.options.shortcuts=(1, 1)"],
     }
 
 

@@ -21,12 +21,13 @@ from kpjax.config import Config
 def get_config() -> Config:
     config = Config(batch=8, steps=2000)
     config.model.name = "ttfnet_r18"
-    # Half the released width and no last stage: a map of stride 32 is too coarse for small inputs.
+    # Half the released width, and no more features at stride 32 than at 16: Muon's products grow with their cube.
     config.model.options = {
         "width": 32,
-        "stages": 3,
-        "neck": (64, 48),
-        "shortcuts": (1, 1),
+        "stages": 4,
+        "max_width": 128,
+        "neck": (96, 64, 48),
+        "shortcuts": (1, 1, 1),
         "dcn": False,
         "heatmap_channels": 32,
         "heatmap_convs": 1,

@@ -80,6 +80,7 @@ class ResNet(nn.Module):
 
     depth: 18, 34, 50 or 101.  width: features of the first stage (64 in the paper).
     stages: fewer than 4 stop at stride 16 (3) or 8 (2), which suits small images.
+    max_width: no stage has more features than this, before the fourfold ones of a bottleneck; 0: no bound.
     remat: recompute each block's activations in the backward pass.
     every_stage: return the list of all stages' maps, from stride 4 on, instead of the last one.
     """
@@ -92,6 +93,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     precision: Precision = None
     every_stage: bool = False
+    max_width: int = 0
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Any:
@@ -107,7 +109,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(blocks[: self.stages]):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                features = self.width * 2**stage
+                features = min(self.width * 2**stage, self.max_width or self.width * 2**stage)
                 settings = (self.bn_groups, self.dtype, self.precision)
                 x = block(features, stride, *settings, name=f"layer{stage + 1}_{i}")(x, train)
             maps.append(x)

@@ -61,7 +61,8 @@ class TrunkWithShortcuts(nn.Module):
     """Trunk and neck: images (B, H, W, 3) -> (B, h, w, C), of stride 2^(stages + 1 - steps of the neck).
 
     kind: "resnet" or "darknet", of `depth` and `width`.  stages: of the trunk; 4 end at stride 32, of which H and W are
-    multiples.  features, shortcuts, dcn: see `ShortcutNeck`; fewer steps than stages.
+    multiples.  features, shortcuts, dcn: see `ShortcutNeck`; fewer steps than stages.  max_width: of a ResNet's stages, see
+    there.
     """
 
     kind: str = "resnet"
@@ -75,11 +76,13 @@ class TrunkWithShortcuts(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     precision: Precision = None
+    max_width: int = 0
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
         settings: dict[str, Any] = {"bn_groups": self.bn_groups, "dtype": self.dtype, "precision": self.precision}
-        trunk: Any = DarkNet if self.kind == "darknet" else functools.partial(ResNet, every_stage=True)
+        resnet = functools.partial(ResNet, every_stage=True, max_width=self.max_width)
+        trunk: Any = DarkNet if self.kind == "darknet" else resnet
         trunk = trunk(self.depth, self.width, self.stages, remat=self.remat, name="trunk", **settings)
         neck = ShortcutNeck(self.features, self.shortcuts, self.dcn, name="neck", **settings)
         return neck(trunk(images.astype(self.dtype), train), train)

@@ -25,6 +25,7 @@ class TTFConfig:
     """One released model, or a variation of it.
 
     backbone: "resnet" or "darknet", of `depth`; width: of its first stage (ResNet) or at full resolution (DarkNet).
+    max_width: the features that no stage of a ResNet exceeds; 0: no bound.
     stages: of the trunk; 3 end at stride 16, for small images.  neck: channels of each step up, `planes` in the
     original; shortcuts: 3x3 convolutions of each step's shortcut.  The map's stride is 2^(stages + 1 - steps).
     dcn: deformable convolution in the neck, as all released ones; without it an ordinary one.
@@ -42,6 +43,7 @@ class TTFConfig:
     backbone: str = "resnet"
     depth: int = 18
     width: int = 64
+    max_width: int = 0
     stages: int = 4
     neck: tuple[int, ...] = (256, 128, 64)
     shortcuts: tuple[int, ...] = (1, 2, 3)
@@ -117,6 +119,10 @@ def with_options(name: str, released: TTFConfig, options: dict[str, Any]) -> TTF
             raise ConfigError(f"model {name}: {key} is {getattr(config, key)}; it must be at least 1")
     if min(*config.neck, *config.shortcuts) < 1:
         raise ConfigError(f"model {name}: neck and shortcuts must be at least 1 in each step")
+    if config.max_width and (config.backbone != "resnet" or config.max_width < config.width):
+        raise ConfigError(
+            f"model {name}: max_width is {config.max_width}; it is for ResNets, and at least their width, {config.width}"
+        )
     for key in ("alpha", "beta"):
         if not 0 < getattr(config, key) <= 1:
             raise ConfigError(f"model {name}: {key} is {getattr(config, key)}; it must be above 0 and at most 1")

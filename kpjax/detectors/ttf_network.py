@@ -58,6 +58,7 @@ class TTFNet(nn.Module):
             c.remat,
             jnp.dtype(c.dtype),
             PRECISIONS[c.precision],
+            c.max_width,
             name="backbone",
         )
         return [TTFHeads(c, self.num_classes, name="heads")(backbone(images, train))]

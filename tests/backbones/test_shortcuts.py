@@ -44,6 +44,13 @@ def test_trunks_return_a_map_of_each_stage(stages: int) -> None:
         assert [m.shape for m in maps] == [(2, 16 >> i, 24 >> i, channels << i) for i in range(stages)]
 
 
+def test_max_width_bounds_the_stages() -> None:
+    _, maps = shapes(ResNet(18, 16, every_stage=True, max_width=32), 2, 64, 96, 3)
+    assert [m.shape[1:] for m in maps] == [(16, 24, 16), (8, 12, 32), (4, 6, 32), (2, 3, 32)]
+    variables, _ = shapes(kpjax.build("ttfnet_r18", 3, width=4, max_width=8).net, 1, 64, 64, 3)
+    assert variables["params"]["backbone"]["trunk"]["layer4_1"]["conv2"]["kernel"].shape == (3, 3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("options", "stride", "multiple"),
     [
