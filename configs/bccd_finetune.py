@@ -8,9 +8,9 @@
         --config.data.train.images=DATA/bccd/JPEGImages --config.data.train.annotations=runs/bccd_train.json \\
         --config.data.val.images=DATA/bccd/JPEGImages --config.data.val.annotations=runs/bccd_val.json
 
-Without --config.init_from the same network starts from random weights; docs/recipes.md compares the two.  The
-model and the optimiser are those of configs/own.py and configs/shapes_ttf.py; only the class head, for three classes
-and not five, starts from random weights.
+Without --config.init_from the same network starts from random weights; docs/recipes.md compares the two.  The model is
+that of configs/shapes_ttf.py, the rest that of configs/own.py; only the class head, for three classes and not five,
+starts from random weights.
 """
 
 from kpjax.config import Config, recipe
@@ -18,6 +18,7 @@ from kpjax.config import Config, recipe
 
 def get_config() -> Config:
     config = recipe("own")
+    config.model = recipe("shapes_ttf").model
     config.steps = 600
     config.data.max_boxes = 64
     config.optim.warmup_steps = 30

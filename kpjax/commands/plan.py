@@ -21,6 +21,7 @@ from kpjax.detectors import from_config
 from kpjax.detectors.base import check_size
 from kpjax.errors import ConfigError
 from kpjax.inference.program import protocol_of
+from kpjax.training.sizes import at_width, sizes_of
 
 EXAMPLES = (
     "kpjax plan --config cornernet_hg104 --topology v5e:16x16 --batch 256 --config.model.bn_groups=32",
@@ -98,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     def compiled(config: Config) -> Plan:
         return make_plan(topology, config, args.eval, canvas, args.classes)
 
+    if not args.eval:
+        config = at_width(config, sizes_of(config)[0])
     plan = compiled(config)
     print("\n".join(report(plan)), flush=True)
     if args.hlo:
@@ -139,6 +142,8 @@ def report(plan: Plan) -> list[str]:
             f"training step, {model.dtype}, remat {'on' if model.remat else 'off'}, bn_groups {model.bn_groups}, "
             f"accumulate {config.optim.accumulate}, fsdp {config.sharding.fsdp}"
         )
+        if config.augment.sizes:
+            what += f"; the largest of {len(sizes_of(config))} sizes"
     room = available - memory.total
     verdict = (
         f"fits, {gib(room)} GiB ({room / available:.0%}) to spare" if plan.fits else f"does not fit: {gib(-room)} over"

@@ -120,6 +120,14 @@ def test_the_report_and_the_json(file: str, here: None, tmp_path: pathlib.Path, 
     assert {one["group"] for one in stored["collectives"]["BatchNorm"]} == {2}
 
 
+def test_of_mixed_sizes_the_largest_is_compiled(file: str, here: None, tmp_path: pathlib.Path, capsys: Any) -> None:
+    out = tmp_path / "plan.json"
+    arguments = ["--topology", "v6e:2x4", "--config.augment.sizes=(32,96,64)", "--json", str(out)]
+    assert main(["plan", "--config", file, *arguments]) == 0
+    assert "96x96: training step" in (said := capsys.readouterr().out) and "; the largest of 3 sizes" in said
+    assert json.loads(out.read_text())["canvas"] == [96, 96]
+
+
 def test_the_report_of_gpus(file: str, here: None, tmp_path: pathlib.Path, capsys: Any) -> None:
     out = tmp_path / "plan.json"
     arguments = ["--topology", "h100:8", "--batch", "16", "--json", str(out)]
