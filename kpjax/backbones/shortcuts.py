@@ -61,8 +61,7 @@ class TrunkWithShortcuts(nn.Module):
     """Trunk and neck: images (B, H, W, 3) -> (B, h, w, C), of stride 2^(stages + 1 - steps of the neck).
 
     kind: "resnet" or "darknet", of `depth` and `width`.  stages: of the trunk; 4 end at stride 32, of which H and W are
-    multiples.  features, shortcuts, dcn: see `ShortcutNeck`; fewer steps than stages.  max_width: of a ResNet's stages, see
-    there.
+    multiples.  features, shortcuts, dcn: see `ShortcutNeck`; fewer steps than stages.  max_width: as `ResNet` has it.
     """
 
     kind: str = "resnet"

@@ -121,7 +121,7 @@ def with_options(name: str, released: TTFConfig, options: dict[str, Any]) -> TTF
         raise ConfigError(f"model {name}: neck and shortcuts must be at least 1 in each step")
     if config.max_width and (config.backbone != "resnet" or config.max_width < config.width):
         raise ConfigError(
-            f"model {name}: max_width is {config.max_width}; it is for ResNets, and at least their width, {config.width}"
+            f"model {name}: max_width is {config.max_width}; it is for ResNets, and at least their width {config.width}"
         )
     for key in ("alpha", "beta"):
         if not 0 < getattr(config, key) <= 1:

@@ -310,7 +310,7 @@ def test_evaluation_with_the_truth_in_place_of_the_heads_is_perfect() -> None:
         ({"region": "circle"}, "region is 'circle'; choose one of 'gaussian', 'box'"),
         ({"area": "ln"}, "area is 'ln'; choose one of"),
         ({"stages": 5}, "stages is 5; give 2, 3 or 4"),
-        ({"max_width": 63}, "max_width is 63; it is for ResNets, and at least their width, 64"),
+        ({"max_width": 63}, "max_width is 63; it is for ResNets, and at least their width 64"),
         ({"neck": (8, 8)}, r"neck is \(8, 8\) and shortcuts is \(1, 2, 3\) .* the same number of steps, 1 to 3"),
         ({"stages": 3}, "1 to 2$"),
         ({"neck": (8, 8, 0)}, "neck and shortcuts must be at least 1"),
