@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_plan.py --cuda-library runs/cuda --json runs/gpu_plan.json
     python benchmarks/gpu_plan.py --recipes coco_r18 coco_dla34_1x --topologies h100:1 --json runs/gpu_plan.json
-    python benchmarks/gpu_plan.py --json runs/gpu_plan.json --before runs/older.json --print
+    python benchmarks/gpu_plan.py --json benchmarks/gpu_plan.json --before benchmarks/gpu_plan_before.json --print
 
 Each plan is a process of its own (`python -m kpjax plan`; README.md says how to fetch the library), minutes long for
 hourglasses.  Figures are written after each; the same command goes on where it stopped, and compiles again what another
@@ -34,6 +34,7 @@ TOPOLOGIES = ("h100:1", "h100:8", "a100:8")
 MAIN = ("coco_r18", "coco_dla34_1x", "centernet_hg104", "cornernet_hg104", "triplet_hg104")
 # What the plan calls odd, shortened; transposes of some megabytes are in nearly all programs and say little.
 KINDS = {f"{one} of more than a million rows": f"large {one}" for one in ("scatter", "sort")}
+KINDS["convolution in a form that cuDNN does not serve well"] = "convolution form"
 SEEN_EVERYWHERE = ("large transpose",)
 
 
@@ -162,7 +163,9 @@ def cell(batch: int, row: dict[str, Any], old: dict[str, Any]) -> str:
         parts.append(f"{number('in_loops')} in loops")
     if not row["fits"]:
         parts.append("**too much**")
-    parts += [f"{count} {KINDS.get(kind, kind)}" for kind, count in row["odd"].items() if kind not in SEEN_EVERYWHERE]
+    for kind in sorted({*row["odd"], *old.get("odd", {})} - set(SEEN_EVERYWHERE)):
+        counts = [one["odd"].get(kind, 0) for one in (old, row) if "odd" in one]
+        parts.append(f"{' › '.join(f'{count:,}' for count in counts)} {KINDS.get(kind, kind)}")
     return f"{batch}: {', '.join(parts)}"
 
 
