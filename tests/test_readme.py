@@ -31,6 +31,7 @@ from kpjax.config import Config, flat
 from kpjax.data.memory import memory_batches
 from kpjax.data.opening import open_source
 from kpjax.detectors import from_config
+from kpjax.detectors.ttf_config import TTFConfig
 from kpjax.errors import ConfigError
 from tests.convert import released
 from tests.convert import torch_bytes as tb
@@ -173,6 +174,7 @@ def test_settings_exist(page: pathlib.Path) -> None:
     named = set(re.findall(r"--config\.([a-z_]\w*(?:\.\w+)*)", text))
     named |= set(re.findall(rf"`(?:config\.)?((?:{groups})\.[\w.]*\w)[`=]", text))
     known = {"key", "model.options", "data.train", "data.val"} | {key.removeprefix("config.") for key in flat(Config())}
+    known |= {f"model.options.{field.name}" for field in dataclasses.fields(TTFConfig)}
     assert {name for name in named if not name.endswith((".py", ".yaml"))} <= known
 
 

@@ -270,7 +270,7 @@ def _asked_for(*more: str) -> Callable[[Path], tuple[str, ...]]:
         (_asked_for("--model", "centernet_r17"), "did you mean 'centernet_r18'"),
         (_asked_for("--model", "centernet_r18_pose"), "no category has 'keypoints'"),
         (_asked_for("--size", "20"), "--size is 20; give a number from 32 on"),
-        (_asked_for("--size", "100"), r"--size 100: ttfnet_r18 takes sides that are multiples of 16 .* 112"),
+        (_asked_for("--size", "100"), r"--size 100: ttfnet_r18 takes sides that are multiples of 32 .* 128"),
         (_asked_for("--from", "nowhere.pth"), "--from nowhere.pth: no such file"),
         (_asked_for("--minutes", "-3"), "--minutes is -3"),
     ],
