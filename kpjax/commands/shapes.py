@@ -7,6 +7,7 @@ import os
 import time
 
 from kpjax.datasets import figures, shapes
+from kpjax.errors import ConfigError
 
 EXAMPLES = (
     "kpjax shapes --out runs/shapes",
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=int, default=1000, help="training images (default %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="held-out images (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of an image in pixels (default %(default)s)")
+    parser.add_argument(
+        "--sides",
+        nargs=2,
+        type=float,
+        metavar=("LEAST", "MOST"),
+        help="shapes: sides of a box, as fractions of the image's side (default: 0.125 0.5)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another data set (default %(default)s)")
 
 
@@ -35,7 +43,12 @@ def run(args: argparse.Namespace) -> int:
     """Write the data set and say what was written.  Raises ConfigError on settings that cannot work."""
     start = time.perf_counter()
     kind = _KINDS[args.kind]
-    written = kind.write(args.out, train=args.train, val=args.val, size=args.size, seed=args.seed)
+    sides = {}
+    if args.sides:
+        if kind is not shapes:
+            raise ConfigError("--sides is for --kind shapes; leave it out")
+        sides = {"sides": tuple(args.sides)}
+    written = kind.write(args.out, train=args.train, val=args.val, size=args.size, seed=args.seed, **sides)
     what = f"{args.train} train and {args.val} val images of {args.size} px, seed {args.seed}"
     how = f"written in {time.perf_counter() - start:.1f} s" if written else "already there"
     joints = f", joints {', '.join(figures.JOINTS)}" if args.kind == "figures" else ""

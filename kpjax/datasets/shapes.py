@@ -2,11 +2,12 @@
 
 Five classes that differ by outline alone; colour, texture, size and place do not
 depend on the class.  Image `index` of a split is a pure function of
-(seed, split, index, size), so that a longer set begins with the shorter one and any
+(seed, split, index, size, sides), so that a longer set begins with the shorter one and any
 seed gives a set of its own.
 
-An image holds one to six objects, or none (every tenth image).  Box sides lie between
-1/8 and 1/2 of the image's side, objects may overlap, and later ones cover earlier ones.
+An image holds one to six objects, or none (every tenth image).  Box sides lie between two
+fractions of the image's side, 1/8 and 1/2 if nothing else is asked for; objects may overlap,
+and later ones cover earlier ones.  Where large objects leave no room, an image holds fewer.
 A box is the tight extent of the whole outline, hidden parts included, and the outline
 is there as a polygon; at least `MIN_VISIBLE` of every object's area can be seen.
 """
@@ -22,12 +23,15 @@ from PIL import Image, ImageDraw
 
 from kpjax.datasets.drawn_set import EMPTY_EVERY, image_rng, write_set
 from kpjax.datasets.surfaces import SUB, paint, random_colour, surface, to_pixels
+from kpjax.errors import ConfigError
 
 CLASSES = ("ellipse", "rectangle", "triangle", "star", "cross")
+SIDES = (1 / 8, 1 / 2)  # of a box, as fractions of the image's side
 MAX_OBJECTS = 6
 MIN_VISIBLE = 0.5
 MAX_ROTATION = math.radians(15)
 _TRIES = 30
+_LEAST = 4  # pixels of a side; smaller outlines cannot be told apart
 _VERSION = 1  # of the drawing: raise it whenever an image of a given seed changes
 
 
@@ -46,8 +50,13 @@ class Scene:
     visible: np.ndarray
 
 
-def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
-    """Draw image `index` of a split, `size` pixels square.  Raises ConfigError on settings out of range."""
+def render(seed: int, split: str, index: int, size: int = 128, sides: tuple[float, float] = SIDES) -> Scene:
+    """Draw image `index` of a split, `size` pixels square.
+
+    sides: the least and the largest side of a box, as fractions of the image's side.
+    Raises ConfigError on settings out of range.
+    """
+    _check_sides(sides, size)
     rng = image_rng(seed, split, index, size)
     canvas = surface(rng, size, size, random_colour(rng), strength=45.0)
     owner = np.full((size, size), -1, np.int8)  # which object a pixel shows
@@ -60,7 +69,7 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
     for _ in range(count):
         label = int(rng.integers(len(CLASSES)))
         for _ in range(_TRIES):
-            mask, x0, y0, outline = _place(rng, label, size)
+            mask, x0, y0, outline = _place(rng, label, size, sides)
             coverage, left, top = to_pixels(mask, x0, y0)
             window = np.s_[top : top + coverage.shape[0], left : left + coverage.shape[1]]
             solid = coverage >= 0.5
@@ -89,16 +98,30 @@ def render(seed: int, split: str, index: int, size: int = 128) -> Scene:
     )
 
 
-def write(out_dir: str, train: int = 1000, val: int = 200, size: int = 128, seed: int = 0) -> bool:
-    """Write both splits; see `write_set` for the files, for what is returned, and for what is raised."""
+def write(
+    out_dir: str,
+    train: int = 1000,
+    val: int = 200,
+    size: int = 128,
+    seed: int = 0,
+    sides: tuple[float, float] = SIDES,
+) -> bool:
+    """Write both splits; see `write_set` for the files, for what is returned, and for what is raised, `render` for
+    the sides."""
+    _check_sides(sides, size)
     categories = [{"id": k + 1, "name": name, "supercategory": "shape"} for k, name in enumerate(CLASSES)]
-    generator = {"generator": "kpjax shapes", "version": _VERSION, "outlines": "polygons"}
-    return write_set(out_dir, "shapes", generator, _draw, categories, train=train, val=val, size=size, seed=seed)
+    generator: dict[str, Any] = {"generator": "kpjax shapes", "version": _VERSION, "outlines": "polygons"}
+    if sides != SIDES:  # a set of the usual sides stays complete
+        generator["sides"] = list(sides)
+
+    def draw(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        return _draw(render(seed, split, index, size, sides))
+
+    return write_set(out_dir, "shapes", generator, draw, categories, train=train, val=val, size=size, seed=seed)
 
 
-def _draw(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _draw(scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """An image and its annotations in COCO's terms."""
-    scene = render(seed, split, index, size)
     rows = zip(scene.boxes.tolist(), scene.labels.tolist(), scene.areas.tolist(), scene.outlines, strict=True)
     return scene.image, [
         {
@@ -127,9 +150,20 @@ def _outline(label: int) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
 
 
-def _place(rng: np.random.Generator, label: int, size: int) -> tuple[np.ndarray, int, int, np.ndarray]:
+def _check_sides(sides: tuple[float, float], size: int) -> None:
+    least, most = sides
+    if not (0 < least <= most <= 1 and least * size >= _LEAST):
+        raise ConfigError(
+            f"sides are {least:g} to {most:g} of the image's side; give two fractions, the larger at "
+            f"most 1, the smaller at least {_LEAST} of {size} pixels ({_LEAST / size:.3g})"
+        )
+
+
+def _place(
+    rng: np.random.Generator, label: int, size: int, sides: tuple[float, float]
+) -> tuple[np.ndarray, int, int, np.ndarray]:
     """Draw an object's size, turn and place: its mask (h, w) bool, x0 and y0, in subpixels; its outline in pixels."""
-    least, most = math.ceil(size * SUB / 8), size * SUB // 2
+    least, most = math.ceil(size * SUB * sides[0]), int(size * SUB * sides[1])
     width = least * (most / least) ** rng.random()  # log-uniform: as many small objects as large ones
     height = width * math.exp(rng.uniform(-0.3, 0.3))
     w, h = (int(min(max(round(side), least), most)) for side in (width, height))

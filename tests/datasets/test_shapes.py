@@ -38,6 +38,19 @@ def test_counts_sides_and_visibility(scenes: list[shapes.Scene]) -> None:
     assert any((scene.visible < 1).any() for scene in scenes)  # some overlap
 
 
+def test_other_sides() -> None:
+    boxes = np.concatenate([shapes.render(5, "train", index, SIZE, (0.4, 1.0)).boxes for index in range(60)])
+    sides = (boxes[:, 2:] - boxes[:, :2]) / SIZE
+    assert sides.min() >= 0.4 and 0.9 < sides.max() <= 1
+    assert (boxes >= 0).all() and (boxes <= SIZE).all()
+
+
+@pytest.mark.parametrize("sides", [(0.5, 0.4), (0.2, 1.1), (0.01, 0.5), (float("nan"), 0.5)])
+def test_sides_that_cannot_be_drawn(sides: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="give two fractions"):
+        shapes.render(5, "train", 0, SIZE, sides)
+
+
 def test_boxes_are_the_extent_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paint each object alone, in white on black: its pixels end where its box ends."""
 
@@ -64,7 +77,7 @@ def test_boxes_are_the_extent_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch)
 def test_masks_touch_all_four_sides_of_their_box(label: int) -> None:
     rng = np.random.default_rng(label)
     for _ in range(50):
-        mask, x0, y0, _ = shapes._place(rng, label, SIZE)
+        mask, x0, y0, _ = shapes._place(rng, label, SIZE, shapes.SIDES)
         assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()
         coverage, left, top = shapes.to_pixels(mask, x0, y0)
         assert coverage.sum() * shapes.SUB**2 == pytest.approx(np.count_nonzero(mask))
@@ -167,3 +180,18 @@ def test_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> 
         assert main([*call, flag, value]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_sides_of_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["shapes", "--out", str(tmp_path / "s"), "--train", "2", "--val", "1", "--size", "64"]
+    large = ["--sides", "0.6", "0.9"]
+    assert main([*call, *large]) == 0
+    content = json.loads((tmp_path / "s" / "annotations" / "instances_train.json").read_text())
+    assert min(min(a["bbox"][2:]) for a in content["annotations"]) >= 0.6 * 64
+    assert "written" in capsys.readouterr().out
+    assert main([*call, *large]) == 0
+    assert "already there" in capsys.readouterr().out
+    assert main(call) == 0  # other sides are another set
+    assert "written" in capsys.readouterr().out
+    assert main([*call, "--kind", "figures", *large]) != 0
+    assert "--sides is for --kind shapes" in capsys.readouterr().err
