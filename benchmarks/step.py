@@ -3,6 +3,8 @@
     python benchmarks/step.py --config configs/bccd_r18.py --batch 8
     python benchmarks/step.py --config configs/coco_r18.py --config.model.dtype=bfloat16 --json step.json
 
+"preparation" is the part of a training step before the network, alone: augmentation and targets.
+
 Batches are random and in memory: neither the host pipeline nor TensorFlow takes part.  Compilation is
 timed separately.  Rounds of training, inference and the unit alternate, and the figures are the medians of
 the rounds.
@@ -40,7 +42,7 @@ from kpjax.inference.program import make_infer
 from kpjax.objects import Objects
 from kpjax.parallel.compiling import memory_of
 from kpjax.parallel.sharding import check_batch, make_mesh, put_batch
-from kpjax.training.step import TrainState, init_state, jit_step, make_step, state_of, state_shardings
+from kpjax.training.step import TrainState, init_state, jit_step, make_step, prepare, state_of, state_shardings
 
 
 def random_batch(config: Config, classes: int, objects: int = 8) -> dict[str, np.ndarray]:
@@ -123,6 +125,13 @@ def training(detector: Detector, config: Config, mesh: Any, variables: Any = Non
     return Program(run, config.batch, flops if config.optim.accumulate == 1 else None, seconds, memory, step)
 
 
+def preparation(detector: Detector, config: Config, mesh: Any) -> Program:
+    """The training step's augmentation and targets alone."""
+    batch = put_batch(random_batch(config, detector.num_classes), mesh)
+    program, flops, seconds, memory = compiled(jax.jit(lambda b: prepare(detector, config, b)), batch)
+    return Program(lambda: program(batch), config.batch, flops, seconds, memory, program)
+
+
 def inference_inputs(detector: Detector, config: Config, mesh: Any, variables: Any = None) -> tuple[Any, ...]:
     """What the test-time program takes: weights (random ones without `variables`), and noise on canvases of the
     training size."""
@@ -184,7 +193,7 @@ def report(programs: dict[str, Program]) -> dict[str, dict[str, Any]]:
     one = statistics.median(programs["unit"].seconds)
     table: dict[str, dict[str, Any]] = {}
     header = ("", "ms", "spread", "images/s", "units", "GFLOP", "TFLOP/s", "compile s", "MiB")
-    print(f"{header[0]:10}" + "".join(f"{h:>11}" for h in header[1:]))
+    print(f"{header[0]:12}" + "".join(f"{h:>11}" for h in header[1:]))
     for name, program in programs.items():
         seconds = statistics.median(program.seconds)
         row: dict[str, Any] = {
@@ -208,7 +217,7 @@ def report(programs: dict[str, Program]) -> dict[str, dict[str, Any]]:
             f"{program.compile_s:.1f}",
             f"{program.memory / 2**20:.0f}" if program.memory else "-",
         )
-        print(f"{name:10}" + "".join(f"{c:>11}" for c in cells))
+        print(f"{name:12}" + "".join(f"{c:>11}" for c in cells))
         table[name] = row
     return table
 
@@ -248,6 +257,7 @@ def main() -> int:
     programs = {"unit": unit()}
     if not args.inference:
         programs["training"] = training(detector, config, mesh)
+        programs["preparation"] = preparation(detector, config, mesh)
     programs["inference"] = inference(detector, config, mesh)
     measure(programs, args.steps, args.rounds)
     table = report(programs)
