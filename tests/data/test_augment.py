@@ -15,7 +15,7 @@ from kpjax.config import AugmentConfig
 from kpjax.data.augment import augment, cut_boxes, jitter_color
 from kpjax.images.geometry import draw_crop, shrink_border, square_crop
 from kpjax.images.preprocess import COCO_BGR, Preprocess
-from kpjax.images.resample import resample
+from kpjax.images.resample import _products, resample
 from tests.records import objects_of
 
 PLAIN = Preprocess(order="RGB", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -64,12 +64,13 @@ def test_resample_is_opencvs_warp() -> None:
     assert worst <= 1
 
 
-def test_samples_at_borders_and_far_away() -> None:
+@pytest.mark.parametrize("sample", [resample, _products])  # a CPU's form, and that of other devices
+def test_samples_at_borders_and_far_away(sample: Any) -> None:
     """Against a sum over the four neighbours in NumPy; beyond the image, pixels have the border's colour."""
     rng = np.random.default_rng(1)
     canvas = rng.integers(0, 256, (40, 40, 3), np.uint8)
     border = np.array([10.0, 200.0, 90.0], np.float32)
-    run = jax.jit(resample)
+    run = jax.jit(sample)
     for size in ((40, 40), (17, 33), (1, 1)):
         ys, xs = (rng.uniform(-5, 45, n).astype(np.float32) for n in (21, 30))
         ys[:4], xs[:2] = (-1e7, -1.0, 1e7, size[0] - 1), (-0.5, size[1] - 0.5)
