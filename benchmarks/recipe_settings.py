@@ -25,7 +25,6 @@ def settings(steps: int) -> dict[str, list[str]]:
         "own_adam": [*own, *adam],
         "own_adam_cosine": [*own, *adam, "--config.optim.schedule=cosine", "--config.optim.hold=0"],
         "own_mosaic": [*own, "--config.augment.mosaic=0.5", "--config.augment.mosaic_until=0.85"],
-        "own_scale": [*own, "--config.augment.kind=scale", "--config.augment.scale_range=(0.5, 2.0)"],
         "own_hsv": [
             *own,
             "--config.augment.color=0.0",
@@ -36,7 +35,6 @@ def settings(steps: int) -> dict[str, list[str]]:
         ],
         "own_grey": [*own, "--config.augment.grey=0.1"],
         "own_copy_paste": [*own, "--config.augment.copy_paste=0.5", "--config.augment.mosaic_until=0.85"],
-        "own_erase": [*own, "--config.augment.erase=0.5"],
         "own_decay": [*own, "--config.optim.weight_decay=0.05"],
         "own_ema_tau": [*own, f"--config.optim.ema_tau={max(1, steps // 20)}"],
         "own_final_lr": [*own, "--config.optim.final_lr=0.05"],

@@ -135,9 +135,8 @@ class AugmentConfig:
 
     # "crop": random centre and scale of the image's longer side, as CenterNet; "window": the same of the input's own
     # size, as CornerNet; "shift": centre and scale jittered; "patch": a window of any shape in which all boxes keep a
-    # part of themselves, of an image that may be shrunk first, as SSD; "scale": large-scale jitter, a random size and
-    # place; "object": a window around an object, of an image resized so that the object gets a random size, as
-    # CornerNet-Saccade; "none": whole image
+    # part of themselves, of an image that may be shrunk first, as SSD; "object": a window around an object, of an image
+    # resized so that the object gets a random size, as CornerNet-Saccade; "none": whole image
     kind: str = "crop"
     height: int = 512
     width: int = 512
@@ -151,8 +150,6 @@ class AugmentConfig:
     shift_probability: float = 1.0  # shift: how often an image is moved and scaled; else it is seen whole
     scale: float = 0.4  # shift: standard deviation of the scale
     expand: float = 4.0  # patch: half of the images are first put on a canvas up to this many times as large
-    # scale: least and greatest size, log-uniform; at 1 the whole image fills the input, above it a part of it does
-    scale_range: tuple = (0.1, 2.0)
     clip_boxes: bool = False  # cut boxes to the crop and drop those whose centre is outside, as mmdetection does
     flip: float = 0.5
     color: float = 0.4  # brightness, contrast and saturation by 1 + uniform(-color, color), in random order
@@ -165,11 +162,11 @@ class AugmentConfig:
     grey: float = 0.0  # how often an input is made grey
     # How often an input is a mosaic: four images of the batch, each in a tile of it; see kpjax.data.mosaic
     mosaic: float = 0.0
-    mosaic_scale_range: tuple = (0.5, 1.5)  # as scale_range, of the images in a mosaic
+    # Least and greatest size of the images in a mosaic, log-uniform; at 1 an image would fill the whole input
+    mosaic_scale_range: tuple = (0.5, 1.5)
     # How often objects of another image of the batch are put over an input, as boxes; see kpjax.data.occlusion
     copy_paste: float = 0.0
     mosaic_until: float = 1.0  # the fraction of the run after which mosaic and copy_paste are off
-    erase: float = 0.0  # how often a rectangle of the input is erased, 2% to 20% of its area
 
 
 @_only_its_fields
@@ -316,9 +313,11 @@ def coco2017(config: Config, root: str = "data/coco", *, keypoints: bool = False
 
 # Keys that a config.json of an older version may hold -> what they are called now, both by their full names, e.g.
 # {"config.eval.canvases": "config.eval.max_canvases"}.  A key that is new since has its default when an older file is
-# read; one that is gone is an error.  Applied to every config.json: of a work directory, a training
-# checkpoint, an inference checkpoint.
+# read; one that is gone is an error, but for those of GONE.  Applied to every config.json: of a work directory, a
+# training checkpoint, an inference checkpoint.
 RENAMED: dict[str, str] = {}
+# Keys that are gone -> the value with which they had no effect.  An older file may hold them with this value.
+GONE: dict[str, Any] = {"config.augment.erase": 0.0, "config.augment.scale_range": [0.1, 2.0]}
 
 
 def to_json(config: Config) -> str:
@@ -327,13 +326,15 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Read what `to_json` of this version or an older one wrote (see RENAMED).
+    """Read what `to_json` of this version or an older one wrote (see RENAMED and GONE).
 
     Raises ConfigError where a key is unknown or a value of another type.
     """
     values = json.loads(text)
     for old, new in RENAMED.items():
         _rename(values, old.split(".")[1:], new.split(".")[1:])
+    for old, value in GONE.items():
+        _drop(values, old.split(".")[1:], value)
     config = _build(Config, values, "config")
     check_types(config, "config")
     return config
@@ -395,6 +396,15 @@ def _rename(values: dict[str, Any], old: list[str], new: list[str]) -> None:
     for name in new[:-1]:
         node = node.setdefault(name, {})
     node.setdefault(new[-1], value)
+
+
+def _drop(values: dict[str, Any], key: list[str], value: Any) -> None:
+    """Remove a key of nested groups if it has this value."""
+    node: Any = values
+    for name in key[:-1]:
+        node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict) and node.get(key[-1]) == value:
+        del node[key[-1]]
 
 
 def _build(kind: type, values: dict[str, Any], path: str) -> Any:

@@ -28,7 +28,7 @@ def _check_choices(config: Any) -> None:
         ("data.empty_images", config.data.empty_images, ("keep", "drop")),
         ("data.exif", config.data.exif, ("size", "apply", "ignore")),
         ("data.bad_images", config.data.bad_images, ("stop", "skip")),
-        ("augment.kind", config.augment.kind, ("crop", "window", "shift", "patch", "scale", "object", "none")),
+        ("augment.kind", config.augment.kind, ("crop", "window", "shift", "patch", "object", "none")),
         ("augment.shift_unit", config.augment.shift_unit, ("longer", "side")),
         ("model.freeze_bn", config.model.freeze_bn, ("none", "trunk", "all")),
         ("optim.name", config.optim.name, ("adam", "adamw", "muon", "sgd")),
@@ -88,7 +88,6 @@ def _check_numbers(config: Any) -> None:
         ("augment.grey", config.augment.grey, 0.0, 1.0),
         ("augment.mosaic", config.augment.mosaic, 0.0, 1.0),
         ("augment.copy_paste", config.augment.copy_paste, 0.0, 1.0),
-        ("augment.erase", config.augment.erase, 0.0, 1.0),
         ("augment.shift", config.augment.shift, 0.0, 10.0),
         ("augment.shift_probability", config.augment.shift_probability, 0.0, 1.0),
         ("eval.score_threshold", config.eval.score_threshold, 0.0, 1.0),
@@ -148,14 +147,11 @@ def _check_together(config: Any) -> None:
         raise ConfigError(f"config.augment.scales is {config.augment.scales}; give scales above 0, at least one")
     if not all(isinstance(side, int) and side >= 32 for side in config.augment.sizes):
         raise ConfigError(f"config.augment.sizes is {config.augment.sizes}; give widths in whole pixels, at least 32")
-    for name, values in (
-        ("scale_range", config.augment.scale_range),
-        ("mosaic_scale_range", config.augment.mosaic_scale_range),
-    ):
-        if len(values) != 2 or not 0.01 <= values[0] <= values[1] <= 100.0:
-            raise ConfigError(
-                f"config.augment.{name} is {values}; give the least and the greatest size, from 0.01 to 100"
-            )
+    sizes = config.augment.mosaic_scale_range
+    if len(sizes) != 2 or not 0.01 <= sizes[0] <= sizes[1] <= 100.0:
+        raise ConfigError(
+            f"config.augment.mosaic_scale_range is {sizes}; give the least and the greatest size, from 0.01 to 100"
+        )
     if config.batch % config.optim.accumulate:
         raise ConfigError(
             f"config.batch is {config.batch}, which config.optim.accumulate = {config.optim.accumulate} does not divide"

@@ -83,10 +83,9 @@ def test_json_of_something_else_is_refused(text: str) -> None:
         ("augment.mosaic", 1.5),
         ("augment.mosaic_until", 0.0),
         ("augment.mosaic_scale_range", (0.5,)),
-        ("augment.scale_range", (2.0, 1.0)),
-        ("augment.scale_range", (0.0, 1.0)),
+        ("augment.mosaic_scale_range", (2.0, 1.0)),
+        ("augment.mosaic_scale_range", (0.0, 1.0)),
         ("augment.copy_paste", -0.1),
-        ("augment.erase", 2.0),
         ("augment.hue", 0.6),
         ("augment.grey", float("nan")),
         ("augment.sizes", (256, 16)),
@@ -132,6 +131,18 @@ def test_renamed_keys_lead_to_keys_that_exist() -> None:
     keys = configs.flat(Config())
     assert not [new for new in configs.RENAMED.values() if new not in keys]
     assert not [old for old in configs.RENAMED if old in keys]
+
+
+def test_a_key_that_is_gone_is_read_where_it_had_no_effect() -> None:
+    assert not [key for key in configs.GONE if key in configs.flat(Config())]
+    for key, value in configs.GONE.items():
+        old = json.loads(configs.to_json(Config()))
+        _, group, name = key.split(".")
+        old[group][name] = value
+        assert configs.from_json(json.dumps(old)) == Config()
+        old[group][name] = 0.5
+        with pytest.raises(ConfigError, match=f"{key} is not a setting of this version"):
+            configs.from_json(json.dumps(old))
 
 
 @pytest.mark.parametrize(

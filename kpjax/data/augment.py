@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kpjax.config import AugmentConfig
 from kpjax.data.mosaic import TILES, draw_tiles, moved
-from kpjax.data.occlusion import draw_erased, hide, paste
+from kpjax.data.occlusion import paste
 from kpjax.data.photometric import change_hsv, distort, draw_distortion, draw_hsv
 from kpjax.images.geometry import draw_crop
 from kpjax.images.preprocess import Preprocess
@@ -169,7 +169,7 @@ def _finished(
     preprocess: Preprocess,
     inclusive: bool,
 ) -> tuple[Array, Objects, Placed]:
-    """Colours, normalisation and erasing of an input (H, W, 3) float32 RGB, 0..255, and the cut of its boxes.
+    """Colours and normalisation of an input (H, W, 3) float32 RGB, 0..255, and the cut of its boxes.
 
     key: the example's.
     """
@@ -186,8 +186,4 @@ def _finished(
     image = (image - jnp.asarray(preprocess.mean, jnp.float32)) / jnp.asarray(preprocess.std, jnp.float32)
     if config.clip_boxes:
         objects = cut_boxes(objects, placed.size, float(inclusive))
-    if config.erase:
-        erased = draw_erased(jax.random.fold_in(key, 6), config.erase, placed.size)
-        image = jnp.where(erased[..., None], 0.0, image)  # the mean colour
-        objects = hide(objects, erased, float(inclusive))
     return image, objects, placed

@@ -1,8 +1,5 @@
-"""Occlusion on the device: what is put over an input, and which objects that hides.
-
-Copy-paste (arXiv 2012.07177), of boxes rather than masks: some objects of another image of the batch, each with the
-pixels of its box, at the place where that image's own crop has them.  Random erasing (arXiv 1708.04896): a rectangle
-without content.
+"""Copy-paste on the device (arXiv 2012.07177), of boxes rather than masks: some objects of another image of the batch,
+each with the pixels of its box, at the place where that image's own crop has them; and which objects that hides.
 """
 
 from __future__ import annotations
@@ -22,8 +19,6 @@ Size = tuple[int, int]  # (height, width)
 # An object stays while half of its box is to be seen: both of what is covered, and of what is pasted with another.
 SEEN = 0.5
 _CHOSEN = 0.5  # how often an object is pasted where an input gets any
-_ERASED_AREA = (0.02, 0.2)  # of the input
-_ERASED_SHAPE = (0.3, 1 / 0.3)  # height / width
 
 
 def pixels_of(boxes: Array, output: Size, last: float) -> tuple[Array, Array]:
@@ -90,21 +85,3 @@ def paste(
         other = dataclasses.replace(other, seen=seen)
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), hide(objects, mask, last), other)
     return mask, largest(both, len(objects), output, last)
-
-
-def draw_erased(key: Array, probability: float, output: Size) -> Array:
-    """(H, W) bool, the rectangle of the input that is erased; empty with 1 - probability."""
-    coin, area, shape, *places = jax.random.split(key, 5)
-    height, width = output
-    pixels = jax.random.uniform(area, (), minval=_ERASED_AREA[0], maxval=_ERASED_AREA[1]) * (height * width)
-    low, high = jnp.log(jnp.asarray(_ERASED_SHAPE))
-    ratio = jnp.exp(jax.random.uniform(shape, (), minval=low, maxval=high))
-    erased = jax.random.uniform(coin, ()) < probability
-
-    def covered(place: Array, length: Array, side: int) -> Array:
-        length = jnp.clip(jnp.round(length), 1, side)
-        first = jnp.floor(jax.random.uniform(place, ()) * (side - length + 1))
-        return (jnp.arange(side) >= first) & (jnp.arange(side) < first + length)
-
-    rows = covered(places[0], jnp.sqrt(pixels * ratio), height)
-    return rows[:, None] & covered(places[1], jnp.sqrt(pixels / ratio), width) & erased

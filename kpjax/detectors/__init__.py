@@ -227,7 +227,7 @@ def _check_combining(augment: AugmentConfig, detector: Detector) -> None:
 def _check_3d(config: Config, detector: Detector) -> None:
     """Raise ConfigError for settings with which a model of 3D boxes learns no metres, or sees other images at test."""
     augment = config.augment
-    if augment.kind in ("crop", "window", "patch", "scale", "object") or (
+    if augment.kind in ("crop", "window", "patch", "object") or (
         augment.kind == "shift" and augment.shift_probability == 1
     ):
         raise ConfigError(

@@ -72,9 +72,6 @@ def draw_crop(
         assert objects is not None
         start, sides = draw_patch(keys[0], extent, objects.boxes, objects.valid, config.expand)
         return stretched_crop(start, sides, flip, size, output)
-    if config.kind == "scale":
-        whole = jnp.asarray([0, 0, config.width, config.height], jnp.float32)
-        return scaled_crop(keys[0], size, config.scale_range, flip, whole, output, fills)
     if config.kind == "object":
         assert objects is not None
         return draw_object_window(keys[0], extent, objects, config.scales, flip, output)
@@ -171,7 +168,7 @@ def scaled_crop(
     output: Size,
     fills: str = "longer",
 ) -> Crop:
-    """The image at a random size and place: large-scale jitter (arXiv 2012.07177, section 3), or a part of a mosaic.
+    """The image at a random size and place, as a part of a mosaic.
 
     size: (2,) int32 h w of the image.  scale_range: least and greatest size, log-uniform; at 1 the whole image fills
     the input, see `whole_crop`.  flip: () bool.  tile: (4,) float32 x1 y1 x2 y2, the part of the input to fill.

@@ -32,7 +32,6 @@ def unused(config: Config, largest: int = 0) -> list[str]:
         "border": kind in ("crop", "window"),
         **dict.fromkeys(("shift", "shift_unit", "shift_probability", "scale"), kind == "shift"),
         "expand": kind == "patch",
-        "scale_range": kind == "scale",
     }
     combines = config.augment.mosaic > 0 or config.augment.copy_paste > 0
     of_mosaic = {"mosaic_scale_range": config.augment.mosaic > 0, "mosaic_until": combines}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from kpjax.config import AugmentConfig
-from kpjax.data.augment import augment, augment_several, images_of
-from kpjax.data.occlusion import draw_erased, hide, paste
+from kpjax.data.augment import augment_several, images_of
+from kpjax.data.occlusion import hide, paste
 from kpjax.errors import ConfigError
 from kpjax.images.geometry import whole_crop
 from kpjax.images.preprocess import Preprocess
@@ -118,30 +118,6 @@ def test_hidden_objects_are_dropped_and_hidden_points_are_said_to_be() -> None:
     assert found.seen.tolist() == [[HIDDEN, 2], [HIDDEN, 2], [1, 1], [0, 0]]
     wider = hide(objects_of(boxes.at[0, 2].set(29), jnp.arange(4)), jnp.asarray(mask), 0.0)
     assert wider.role.tolist()[0] == OBJECT  # 8 of 17
-
-
-def test_erased_rectangles() -> None:
-    masks = np.asarray(jax.jit(jax.vmap(lambda key: draw_erased(key, 0.5, (60, 80))))(keys(200)))
-    drawn = masks[masks.any((1, 2))]
-    assert 70 < len(drawn) < 130
-    area = drawn.mean((1, 2))
-    assert area.min() > 0.015 and area.max() < 0.21 and area.max() - area.min() > 0.12
-    for mask in drawn:
-        x1, y1, x2, y2 = extents(mask)
-        assert mask[y1 : y2 + 1, x1 : x2 + 1].all()
-        assert 0.25 < (y2 - y1 + 1) / (x2 - x1 + 1) < 4
-
-    config = AugmentConfig(kind="none", height=64, width=64, **QUIET, flip=0.0, erase=1.0)
-    objects = objects_of(jnp.asarray([[8, 8, 16, 16], [40, 30, 60, 50]], jnp.float32), jnp.arange(2))
-    white = jnp.full((64, 64, 3), 255, jnp.uint8)
-    run = jax.vmap(lambda key: augment(key, white, jnp.asarray([64, 64]), objects, config, PLAIN)[:2])
-    inputs, found = jax.device_get(jax.jit(run)(keys(40)))
-    for image, role in zip(inputs, found.role, strict=True):
-        erased = image[..., 0] < 0.5
-        assert 0.01 < erased.mean() < 0.22
-        for (x1, y1, x2, y2), value in zip(((8, 8, 16, 16), (40, 30, 60, 50)), role, strict=True):
-            assert (value == NONE) == (erased[y1:y2, x1:x2].mean() > 0.5)
-    assert 0 < (found.role == NONE).sum() < 40
 
 
 def test_copy_paste_needs_another_image() -> None:

@@ -29,7 +29,6 @@ def test_recipes_set_nothing_in_vain(path: pathlib.Path) -> None:
         ("optim.warmup_start", 0.1, "optim.warmup_steps", 10),
         ("augment.shift", 0.3, "augment.kind", "shift"),
         ("augment.expand", 2.0, "augment.kind", "patch"),
-        ("augment.scale_range", (0.5, 1.5), "augment.kind", "scale"),
         ("augment.mosaic_scale_range", (0.4, 1.0), "augment.mosaic", 0.5),
         ("augment.mosaic_until", 0.9, "augment.copy_paste", 0.5),
         ("optim.bias_decay", False, "optim.weight_decay", 0.1),
