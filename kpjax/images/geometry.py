@@ -5,11 +5,10 @@ Kinds of crop, all in OpenCV's pixel-index convention, (x, y), the image in the 
     crop, shift   CenterNet's: a square of side s around a centre c of the image, by x' = (x - c) W / s + W / 2
     window        CornerNet's: a window of pixels, of the input's own size times a scale, resized to the input
     patch         SSD's: a window of any shape whose boxes all keep a part of themselves, resized to the input
-    scale         large-scale jitter: the image at a random size and place of the input
     object        CornerNet-Saccade's: the image resized so that an object gets a random size, then a window around it
     none          the whole image: the square of its longer side
 
-Where images are stretched to the input (`kpjax.images.preprocess.Preprocess.fills`), crop, shift, scale and none show
+Where images are stretched to the input (`kpjax.images.preprocess.Preprocess.fills`), crop, shift and none show
 the window of the image's own shape in place of the square.
 
 A `Crop` says where the input's pixels are read (`kpjax.images.resample`); its `Geometry` moves the annotations.

@@ -24,7 +24,7 @@ def resample(canvas: Array, size: Array, ys: Array, xs: Array, border: Array) ->
             covered += weight
         return image + (1 - covered)[..., None] * border
 
-    # Reading a pixel's neighbours takes a CPU a twentieth of the products' time.
+    # Reading a pixel's neighbours takes a CPU a tenth of the products' time.
     return jax.lax.platform_dependent(canvas, size, ys, xs, border, cpu=gather, default=_products)
 
 
